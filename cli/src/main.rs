@@ -1,0 +1,3 @@
+//! The program `ballast`.
+
+fn main() {}

@@ -1,0 +1,54 @@
+//! A host as the planner sees it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{BytesPerSec, HostId, Resources};
+
+/// One host of the snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// The host's name.
+    pub id: HostId,
+    /// What it offers to VMs.
+    pub capacity: Resources,
+    /// What an operator lets it do.
+    pub state: HostState,
+    /// Whether its load is known.
+    pub telemetry: Telemetry,
+    /// The rate at which it can send or receive a migration.
+    #[serde(rename = "link_bytes_per_sec")]
+    pub link: BytesPerSec,
+    /// Free-form labels, e.g. `rack`.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What an operator lets a host do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostState {
+    /// Runs VMs and takes new ones.
+    #[default]
+    Active,
+    /// Being emptied, or empty, for maintenance: takes no VM and gives all away.
+    Draining,
+}
+
+/// Whether a host's load is known. A host whose load is unknown is neither source nor target.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "status", deny_unknown_fields)]
+pub enum Telemetry {
+    /// The samples passed the telemetry gate.
+    Known {
+        /// What the host uses besides its VMs.
+        overhead: Resources,
+    },
+    /// They did not.
+    Unknown {
+        /// Why, in words.
+        why: String,
+    },
+}

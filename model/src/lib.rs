@@ -1,0 +1,47 @@
+//! The words of Ballast as types.
+//!
+//! Everything here is a plain value: no IO (reading and writing a snapshot
+//! file excepted, and kept in one function each), no clock, no async. Other
+//! crates agree on these types and on nothing else.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`id`] | one type per kind of identifier |
+//! | [`unit`] | quantities that carry their unit |
+//! | [`time`] | wall-clock instants |
+//! | [`revision`] | store revisions and ownership epochs |
+//! | [`refusal`] | a "no" with its reason and its remedy |
+//! | [`reason`] | the trail of who, why and when behind an operation |
+//! | [`vm`], [`host`], [`rule`] | what a pool is made of |
+//! | [`snapshot`] | the whole cluster as one value |
+//! | [`plan`] | what the planner answers |
+//! | [`migration`] | one VM's move: phases, progress, outcome |
+//! | [`audit`] | audit entries and their hash chain |
+
+pub mod audit;
+pub mod host;
+pub mod id;
+pub mod migration;
+pub mod plan;
+pub mod reason;
+pub mod refusal;
+pub mod revision;
+pub mod rule;
+pub mod snapshot;
+pub mod time;
+pub mod unit;
+pub mod vm;
+
+pub use audit::{AuditEntry, AuditHash};
+pub use host::{Host, HostState, Telemetry};
+pub use id::{HostId, MigrationId, PlanId, RuleId, VmId};
+pub use migration::{Migration, MigrationOutcome, MigrationPhase};
+pub use plan::{Plan, Planning, Step, Verdict};
+pub use reason::{Reason, ReasonTrail};
+pub use refusal::{Refusal, RefusalCode};
+pub use revision::{Epoch, Revision};
+pub use rule::{Rule, RuleKind};
+pub use snapshot::ClusterSnapshot;
+pub use time::Timestamp;
+pub use unit::{Bytes, BytesPerSec, Millicores, Ratio, Resources};
+pub use vm::{Owner, VmSpec};

@@ -1,0 +1,183 @@
+//! One VM's move: its phases, its progress, its outcome.
+//!
+//! The record lives in the store under `migrations/<id>` and is written by the
+//! controller alone, each phase before what it announces happens:
+//!
+//! ```text
+//!  Preparing ──▶ Transferring ──▶ Committed ──▶ Ended(Completed)
+//!      │              │                              the source is discarded between the two
+//!      └──────┬───────┘
+//!             ▼
+//!          Aborting ──▶ Ended(Aborted | Failed)      the destination is discarded between the two
+//! ```
+//!
+//! The step to `Committed` is one store transaction that also hands the owner
+//! record over; it and the step to `Aborting` compare the record's revision, so
+//! exactly one of them happens.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Bytes, Epoch, HostId, MigrationId, ReasonTrail, Timestamp, VmId};
+
+/// The record of one migration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migration {
+    /// Its id.
+    pub id: MigrationId,
+    /// The VM that moves.
+    pub vm: VmId,
+    /// The source host.
+    pub from: HostId,
+    /// The destination host.
+    pub to: HostId,
+    /// The epoch under which the source owns the VM; a commit makes it the next one.
+    pub source_epoch: Epoch,
+    /// Why it moves.
+    pub reasons: ReasonTrail,
+    /// When the record was written first.
+    pub created_at: Timestamp,
+    /// When the record was written last.
+    pub updated_at: Timestamp,
+    /// Where it stands.
+    pub phase: MigrationPhase,
+    /// The last figures heard from source and destination.
+    pub progress: Progress,
+}
+
+/// Where a migration stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "phase", deny_unknown_fields)]
+pub enum MigrationPhase {
+    /// The destination reserves room and gets ready to listen.
+    Preparing,
+    /// The source sends to the destination.
+    Transferring {
+        /// `ip:port` the destination listens on.
+        address: String,
+    },
+    /// The owner record names the destination. The point of no return is behind.
+    Committed {
+        /// The destination's epoch.
+        epoch: Epoch,
+    },
+    /// It is being undone: the source goes on, the destination is discarded.
+    Aborting {
+        /// Why.
+        why: String,
+        /// Whether somebody asked for it.
+        cancelled: bool,
+    },
+    /// It is over.
+    Ended {
+        /// How.
+        outcome: MigrationOutcome,
+    },
+}
+
+/// How a migration ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "outcome", deny_unknown_fields)]
+pub enum MigrationOutcome {
+    /// The VM runs on the destination.
+    Completed,
+    /// Somebody cancelled it; the VM runs on the source.
+    Cancelled {
+        /// Why.
+        why: String,
+    },
+    /// It went wrong; the VM runs on the source.
+    Failed {
+        /// Why.
+        why: String,
+    },
+}
+
+impl MigrationPhase {
+    /// The phase's name: a closed set, fit for a metric label.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Transferring { .. } => "transferring",
+            Self::Committed { .. } => "committed",
+            Self::Aborting { .. } => "aborting",
+            Self::Ended { outcome } => outcome.name(),
+        }
+    }
+
+    /// Whether nothing is left to do.
+    pub const fn is_ended(&self) -> bool {
+        matches!(self, Self::Ended { .. })
+    }
+
+    /// Whether it can still be undone.
+    pub const fn is_before_commit(&self) -> bool {
+        matches!(self, Self::Preparing | Self::Transferring { .. })
+    }
+}
+
+impl MigrationOutcome {
+    /// The outcome's name: a closed set, fit for a metric label.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Cancelled { .. } => "cancelled",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+impl fmt::Display for MigrationPhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What the two sides said last of a migration.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Progress {
+    /// Pre-copy rounds begun, the stop-and-copy pass included.
+    pub rounds: u32,
+    /// Bytes on the wire so far.
+    pub bytes_sent: Bytes,
+    /// Memory still to be sent, as known at the last look at the dirty log.
+    pub bytes_remaining: Bytes,
+    /// Guest memory in all.
+    pub bytes_total: Bytes,
+    /// Pages that held only zeroes and went as a mark.
+    pub pages_zero: u64,
+    /// Since the source began to send.
+    pub elapsed: Duration,
+    /// The parts of the switchover; zero until known.
+    pub downtime: Downtime,
+}
+
+/// The switchover, from the source's pause to the destination's resume, in its parts.
+/// This is the only definition of downtime in Ballast.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Downtime {
+    /// Source: pause the vCPUs and send the last dirty pages.
+    pub last_pass: Duration,
+    /// Source: save vCPU, interrupt controller and device state.
+    pub state_save: Duration,
+    /// Source: send that state, until the destination said READY, its load time taken off.
+    pub send: Duration,
+    /// Destination: load the state and, in verify mode, compare page hashes.
+    pub load: Duration,
+    /// Destination: from READY until the commit was granted.
+    pub commit: Duration,
+    /// Destination: from the grant until the vCPUs ran.
+    pub resume: Duration,
+}
+
+impl Downtime {
+    /// All parts together.
+    pub fn total(&self) -> Duration {
+        self.last_pass + self.state_save + self.send + self.load + self.commit + self.resume
+    }
+}

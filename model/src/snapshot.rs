@@ -1,0 +1,353 @@
+//! The whole cluster as one value, in memory and in a file.
+//!
+//! The file is JSON: the serde form of [`ClusterSnapshot`], `format` first.
+//! Reading checks the format, every name and quantity, and that whatever is
+//! referred to exists.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufReader, Read, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::refusal::{Refusal, RefusalCode};
+use crate::rule::RuleKind;
+use crate::vm::Automation;
+use crate::{
+    BytesPerSec, Host, HostId, MigrationId, Resources, Revision, Rule, RuleId, Timestamp, VmId,
+};
+
+/// The snapshot format this build reads and writes.
+pub const SNAPSHOT_FORMAT: u32 = 1;
+/// The largest snapshot file that is read, in bytes.
+pub const SNAPSHOT_BYTES_MAX: u64 = 256 << 20;
+
+/// The cluster at one revision. The planner's only input.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSnapshot {
+    /// Always [`SNAPSHOT_FORMAT`].
+    pub format: u32,
+    /// The store revision the inventory was read at.
+    pub revision: Revision,
+    /// When it was taken.
+    pub taken_at: Timestamp,
+    /// Hosts by name.
+    #[serde(with = "hosts_as_list")]
+    pub hosts: BTreeMap<HostId, Host>,
+    /// VMs by name.
+    #[serde(with = "vms_as_list")]
+    pub vms: BTreeMap<VmId, PlacedVm>,
+    /// Rules by name.
+    #[serde(with = "rules_as_list", default)]
+    pub rules: BTreeMap<RuleId, Rule>,
+    /// Migrations under way: their memory counts on both hosts.
+    #[serde(default)]
+    pub migrations: Vec<MoveInFlight>,
+}
+
+/// A VM, where it is, and what it needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlacedVm {
+    /// The VM's name.
+    pub id: VmId,
+    /// The host that owns it.
+    pub host: HostId,
+    /// The CPU it can use at most and the memory it has; the memory is what a host must have room for.
+    pub size: Resources,
+    /// What it would use if nothing held it back.
+    pub demand: Resources,
+    /// How fast it dirties memory.
+    #[serde(rename = "dirty_bytes_per_sec", default)]
+    pub dirty_rate: BytesPerSec,
+    /// What the balancer may do with it.
+    #[serde(default)]
+    pub automation: Automation,
+    /// Whether it can move at all.
+    #[serde(default)]
+    pub mobility: Mobility,
+}
+
+/// Whether a VM can move at all: one value for every workflow.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "status", deny_unknown_fields)]
+pub enum Mobility {
+    /// It can.
+    #[default]
+    Movable,
+    /// It cannot for now.
+    Fixed {
+        /// Why, e.g. a cooldown after a move or missing samples.
+        reason: String,
+        /// What would change that.
+        remedy: String,
+    },
+}
+
+/// A migration that has begun and not ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoveInFlight {
+    /// The migration.
+    pub id: MigrationId,
+    /// The VM that moves.
+    pub vm: VmId,
+    /// From this host,
+    pub from: HostId,
+    /// to this one.
+    pub to: HostId,
+}
+
+impl ClusterSnapshot {
+    /// A cluster without anything in it.
+    pub fn empty(revision: Revision, taken_at: Timestamp) -> Self {
+        Self {
+            format: SNAPSHOT_FORMAT,
+            revision,
+            taken_at,
+            hosts: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            migrations: Vec::new(),
+        }
+    }
+
+    /// Reads and validates a snapshot file.
+    ///
+    /// # Errors
+    /// `NotFound`, `HostFailure` or `InvalidArgument`, each naming the file and, for malformed content, the place.
+    pub fn read_file(path: &Path) -> Result<Self, Refusal> {
+        let shown = path.display();
+        let unreadable = |error: &std::io::Error| {
+            let code = match error.kind() {
+                std::io::ErrorKind::NotFound => RefusalCode::NotFound,
+                _ => RefusalCode::HostFailure,
+            };
+            Refusal::new(
+                code,
+                format!("cannot read snapshot {shown}: {error}"),
+                "check the path, or write one with 'ballast plan show --save'",
+            )
+        };
+        let file = File::open(path).map_err(|e| unreadable(&e))?;
+        let size = file.metadata().map_err(|e| unreadable(&e))?.len();
+        if size > SNAPSHOT_BYTES_MAX {
+            return Err(Refusal::new(
+                RefusalCode::InvalidArgument,
+                format!(
+                    "snapshot {shown} is {size} bytes long, over the limit of {SNAPSHOT_BYTES_MAX}"
+                ),
+                "check that this is a snapshot file",
+            ));
+        }
+        let mut text = String::new();
+        BufReader::new(file).read_to_string(&mut text).map_err(|e| unreadable(&e))?;
+        Self::from_json(&text).map_err(|mut refusal| {
+            refusal.reason = format!("snapshot {shown}: {}", refusal.reason);
+            refusal
+        })
+    }
+
+    /// Writes the snapshot to `path` through a temporary file, so that a crash leaves the old file or the new one.
+    ///
+    /// # Errors
+    /// `HostFailure` naming the file.
+    pub fn write_file(&self, path: &Path) -> Result<(), Refusal> {
+        let write = || -> std::io::Result<()> {
+            let mut partial = path.as_os_str().to_owned();
+            partial.push(".partial");
+            let mut file = File::create(&partial)?;
+            serde_json::to_writer_pretty(&mut file, self)?;
+            file.write_all(b"\n")?;
+            file.sync_all()?;
+            std::fs::rename(&partial, path)
+        };
+        write().map_err(|error| {
+            Refusal::new(
+                RefusalCode::HostFailure,
+                format!("cannot write snapshot {}: {error}", path.display()),
+                "check that the directory exists, is writable and has room",
+            )
+        })
+    }
+
+    /// Parses and validates a snapshot.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming line and column, or what does not fit together.
+    pub fn from_json(text: &str) -> Result<Self, Refusal> {
+        let snapshot: Self = serde_json::from_str(text).map_err(|error| {
+            Refusal::new(
+                RefusalCode::InvalidArgument,
+                format!("not a valid snapshot: {error}"),
+                "correct that place; docs/snapshot.md describes the format",
+            )
+        })?;
+        snapshot.validate()?;
+        Ok(snapshot)
+    }
+
+    /// Checks the format number and that every host, VM and rule referred to exists.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming the first thing that does not fit.
+    pub fn validate(&self) -> Result<(), Refusal> {
+        let invalid = |reason: String| {
+            Err(Refusal::new(
+                RefusalCode::InvalidArgument,
+                reason,
+                "correct that place; docs/snapshot.md describes the format",
+            ))
+        };
+        if self.format != SNAPSHOT_FORMAT {
+            return invalid(format!("snapshot format {} is not {SNAPSHOT_FORMAT}", self.format));
+        }
+        let host_exists = |host: &HostId| self.hosts.contains_key(host);
+        let vm_exists = |vm: &VmId| self.vms.contains_key(vm);
+        if let Some(vm) = self.vms.values().find(|vm| !host_exists(&vm.host)) {
+            return invalid(format!("VM {} is on host {}, which does not exist", vm.id, vm.host));
+        }
+        for rule in self.rules.values() {
+            let (vms, hosts) = match &rule.kind {
+                RuleKind::AntiAffinity { vms } => (vms, &BTreeSet::new()),
+                RuleKind::VmHost { vms, hosts, .. } => (vms, hosts),
+            };
+            if let Some(vm) = vms.iter().find(|vm| !vm_exists(vm)) {
+                return invalid(format!("rule {} names VM {vm}, which does not exist", rule.id));
+            }
+            if let Some(host) = hosts.iter().find(|host| !host_exists(host)) {
+                return invalid(format!(
+                    "rule {} names host {host}, which does not exist",
+                    rule.id
+                ));
+            }
+        }
+        let mut moving = BTreeSet::new();
+        for flight in &self.migrations {
+            if !vm_exists(&flight.vm) || !host_exists(&flight.from) || !host_exists(&flight.to) {
+                return invalid(format!(
+                    "migration {} names a VM or host that does not exist",
+                    flight.id
+                ));
+            }
+            if flight.from == flight.to || !moving.insert(&flight.vm) {
+                return invalid(format!(
+                    "VM {} of migration {} moves twice or to itself",
+                    flight.vm, flight.id
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Serialises a map whose values carry their key as a list; refuses a key that stands twice.
+macro_rules! as_list {
+    ($module:ident, $key:ty, $value:ty, $what:literal) => {
+        mod $module {
+            use super::*;
+            use serde::{Deserializer, Serializer, de};
+
+            pub(super) fn serialize<S: Serializer>(
+                map: &BTreeMap<$key, $value>,
+                s: S,
+            ) -> Result<S::Ok, S::Error> {
+                s.collect_seq(map.values())
+            }
+
+            pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+                d: D,
+            ) -> Result<BTreeMap<$key, $value>, D::Error> {
+                let mut map = BTreeMap::new();
+                for value in Vec::<$value>::deserialize(d)? {
+                    if let Some(twice) = map.insert(value.id.clone(), value) {
+                        return Err(de::Error::custom(format!(
+                            concat!($what, " {} stands there twice"),
+                            twice.id
+                        )));
+                    }
+                }
+                Ok(map)
+            }
+        }
+    };
+}
+as_list!(hosts_as_list, HostId, Host, "host");
+as_list!(vms_as_list, VmId, PlacedVm, "VM");
+as_list!(rules_as_list, RuleId, Rule, "rule");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Bytes, HostState, Millicores, Telemetry};
+
+    fn small() -> ClusterSnapshot {
+        let mut snapshot = ClusterSnapshot::empty(Revision(7), Timestamp(1_000));
+        for name in ["a", "b"] {
+            let id: HostId = name.parse().unwrap();
+            snapshot.hosts.insert(
+                id.clone(),
+                Host {
+                    id,
+                    capacity: Resources::new(Millicores::cores(4), Bytes::gib(16)),
+                    state: HostState::Active,
+                    telemetry: Telemetry::Known { overhead: Resources::default() },
+                    link: BytesPerSec(125_000_000),
+                    labels: BTreeMap::new(),
+                },
+            );
+        }
+        let id: VmId = "vm-1".parse().unwrap();
+        let size = Resources::new(Millicores::cores(1), Bytes::gib(1));
+        snapshot.vms.insert(
+            id.clone(),
+            PlacedVm {
+                id,
+                host: "a".parse().unwrap(),
+                size,
+                demand: size,
+                dirty_rate: BytesPerSec::ZERO,
+                automation: Automation::Full,
+                mobility: Mobility::Movable,
+            },
+        );
+        snapshot
+    }
+
+    #[test]
+    fn a_file_gives_back_what_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshot.json");
+        small().write_file(&path).unwrap();
+        assert_eq!(ClusterSnapshot::read_file(&path).unwrap(), small());
+    }
+
+    #[test]
+    fn a_missing_file_names_itself_and_the_remedy() {
+        let refusal = ClusterSnapshot::read_file(Path::new("/nonexistent/s.json")).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::NotFound);
+        assert!(refusal.to_string().contains("/nonexistent/s.json"), "{refusal}");
+    }
+
+    fn check_refused(spoil: impl Fn(&mut serde_json::Value), expected: &str) {
+        let mut json = serde_json::to_value(small()).unwrap();
+        spoil(&mut json);
+        let refusal = ClusterSnapshot::from_json(&json.to_string()).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::InvalidArgument);
+        assert!(refusal.reason.contains(expected), "{refusal}");
+    }
+
+    #[test]
+    fn malformed_content_is_named() {
+        check_refused(|j| j["format"] = 99.into(), "format 99");
+        check_refused(|j| j["vms"][0]["host"] = "z".into(), "host z, which does not exist");
+        check_refused(|j| j["surprise"] = 1.into(), "unknown field `surprise`");
+        check_refused(|j| j["hosts"][1]["id"] = "a".into(), "host a stands there twice");
+        check_refused(
+            |j| j["vms"][0]["size"]["memory_bytes"] = (-1).into(),
+            "must not be negative",
+        );
+    }
+}

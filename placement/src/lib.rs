@@ -1,0 +1,1 @@
+//! The planner: snapshot in, plan and report out.

@@ -1,0 +1,1 @@
+//! Messages to model values, checked, and back.
