@@ -1,5 +1,7 @@
 //! One process per VM: machine, devices, state and the pre-copy engine.
 
+pub mod boot;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 

@@ -1,0 +1,237 @@
+//! A bounded reader of x86-64 ELF programs that puts them into guest memory.
+//!
+//! Only what a fixed-address program needs: the header, loadable segments and
+//! notes. Every count and size in the file has a bound, and a segment must lie
+//! in guest memory at or above [`IMAGE_START`]: below it are the boot
+//! information and the command line.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use ballast_model::{Refusal, RefusalCode};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+/// The lowest address of an image: 1 MiB.
+pub(super) const IMAGE_START: u64 = 0x10_0000;
+
+const HEADER_BYTES: usize = 64;
+const PROGRAM_HEADER_BYTES: usize = 56;
+const PROGRAM_HEADERS_MAX: u16 = 64;
+const NOTES_BYTES_MAX: u64 = 64 << 10;
+const ZERO_CHUNK: [u8; 4096] = [0; 4096];
+
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+const ET_EXEC: u16 = 2;
+const EM_X86_64: u16 = 62;
+
+/// What is left of an image once it is loaded: its notes.
+#[derive(Debug, Default)]
+pub(super) struct Image {
+    notes: Vec<Note>,
+}
+
+#[derive(Debug)]
+struct Note {
+    owner: Vec<u8>,
+    kind: u32,
+    description: Vec<u8>,
+}
+
+impl Image {
+    /// The description of the first note of this owner and type.
+    pub(super) fn note(&self, owner: &[u8], kind: u32) -> Option<&[u8]> {
+        let note = self.notes.iter().find(|note| note.owner == owner && note.kind == kind)?;
+        Some(&note.description)
+    }
+}
+
+/// Why a file cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("it cannot be read: {0}")]
+    Read(#[from] std::io::Error),
+    #[error("it is not a 64-bit little-endian ELF file")]
+    NotElf,
+    #[error("it is not a program for x86-64 with fixed addresses")]
+    NotForThisMachine,
+    #[error("its {0} is malformed or cut short")]
+    Malformed(&'static str),
+    #[error("nothing in it is to be loaded")]
+    Empty,
+    #[error("its segment at {start:#x}, {bytes} bytes, lies below 1 MiB or outside guest memory")]
+    OutsideMemory { start: u64, bytes: u64 },
+}
+
+impl Fault {
+    fn into_refusal(self, path: &Path) -> Refusal {
+        let (code, remedy) = match &self {
+            Self::Read(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                (RefusalCode::NotFound, "check the VM's kernel path; it must exist on every host")
+            }
+            Self::Read(_) => (RefusalCode::HostFailure, "check the file and its permissions"),
+            Self::OutsideMemory { .. } => (
+                RefusalCode::CapacityExceeded,
+                "give the VM more memory, or link the kernel lower, but not below 1 MiB",
+            ),
+            Self::NotElf | Self::NotForThisMachine | Self::Malformed(_) | Self::Empty => (
+                RefusalCode::InvalidArgument,
+                "use an uncompressed x86-64 ELF image; Linux kernels are not supported by this version",
+            ),
+        };
+        Refusal::new(code, format!("cannot load kernel {}: {self}", path.display()), remedy)
+    }
+}
+
+/// Loads every segment of the file and reads its notes.
+pub(super) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Image, Refusal> {
+    let load = || -> Result<Image, Fault> {
+        let mut file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(Fault::NotElf);
+        }
+        let headers = program_headers(&file)?;
+        let mut image = Image::default();
+        let mut loaded = false;
+        for header in &headers {
+            match header.kind {
+                PT_LOAD if header.memory_bytes > 0 => {
+                    load_segment(memory, &mut file, header)?;
+                    loaded = true;
+                }
+                PT_NOTE => read_notes(&file, header, &mut image)?,
+                _ => {}
+            }
+        }
+        if loaded { Ok(image) } else { Err(Fault::Empty) }
+    };
+    load().map_err(|fault| fault.into_refusal(path))
+}
+
+struct ProgramHeader {
+    kind: u32,
+    offset: u64,
+    address: u64,
+    file_bytes: u64,
+    memory_bytes: u64,
+    align: u64,
+}
+
+fn program_headers(file: &File) -> Result<Vec<ProgramHeader>, Fault> {
+    let mut header = [0; HEADER_BYTES];
+    read_at(file, &mut header, 0, "header").map_err(|fault| match fault {
+        Fault::Malformed(_) => Fault::NotElf,
+        other => other,
+    })?;
+    if header[..6] != *b"\x7fELF\x02\x01" {
+        return Err(Fault::NotElf);
+    }
+    if u16_at(&header, 16) != ET_EXEC || u16_at(&header, 18) != EM_X86_64 {
+        return Err(Fault::NotForThisMachine);
+    }
+    let table = u64_at(&header, 32);
+    let count = u16_at(&header, 56);
+    if usize::from(u16_at(&header, 54)) != PROGRAM_HEADER_BYTES || count > PROGRAM_HEADERS_MAX {
+        return Err(Fault::Malformed("program header table"));
+    }
+    let mut bytes = vec![0; usize::from(count) * PROGRAM_HEADER_BYTES];
+    read_at(file, &mut bytes, table, "program header table")?;
+    let parse = |entry: &[u8]| ProgramHeader {
+        kind: u32_at(entry, 0),
+        offset: u64_at(entry, 8),
+        address: u64_at(entry, 24),
+        file_bytes: u64_at(entry, 32),
+        memory_bytes: u64_at(entry, 40),
+        align: u64_at(entry, 48),
+    };
+    Ok(bytes.chunks_exact(PROGRAM_HEADER_BYTES).map(parse).collect())
+}
+
+fn load_segment(
+    memory: &GuestMemoryMmap,
+    file: &mut File,
+    header: &ProgramHeader,
+) -> Result<(), Fault> {
+    let outside = || Fault::OutsideMemory { start: header.address, bytes: header.memory_bytes };
+    if header.file_bytes > header.memory_bytes {
+        return Err(Fault::Malformed("program header table"));
+    }
+    let bytes = usize::try_from(header.memory_bytes).map_err(|_| outside())?;
+    let file_bytes = usize::try_from(header.file_bytes).map_err(|_| outside())?;
+    let start = GuestAddress(header.address);
+    let ends = header.address.checked_add(header.memory_bytes).is_some();
+    if header.address < IMAGE_START || !ends || !memory.check_range(start, bytes) {
+        return Err(outside());
+    }
+    let in_file = header.offset.checked_add(header.file_bytes);
+    if in_file.is_none_or(|end| file.metadata().is_ok_and(|data| data.len() < end)) {
+        return Err(Fault::Malformed("segment"));
+    }
+    file.seek(SeekFrom::Start(header.offset))?;
+    memory
+        .read_exact_volatile_from(start, file, file_bytes)
+        .map_err(|_| Fault::Malformed("segment"))?;
+    // Guest memory starts out as zeroes; this holds also when it does not.
+    let mut at = header.address + header.file_bytes;
+    let end = header.address + header.memory_bytes;
+    while at < end {
+        let chunk = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZERO_CHUNK.len());
+        memory.write_slice(&ZERO_CHUNK[..chunk], GuestAddress(at)).map_err(|_| outside())?;
+        at += chunk as u64;
+    }
+    Ok(())
+}
+
+fn read_notes(file: &File, header: &ProgramHeader, image: &mut Image) -> Result<(), Fault> {
+    if header.file_bytes > NOTES_BYTES_MAX {
+        return Err(Fault::Malformed("note segment"));
+    }
+    let align = if header.align == 8 { 8 } else { 4 };
+    let size = usize::try_from(header.file_bytes).map_err(|_| Fault::Malformed("note segment"))?;
+    let mut bytes = vec![0; size];
+    read_at(file, &mut bytes, header.offset, "note segment")?;
+    let mut rest = bytes.as_slice();
+    while rest.len() >= 12 {
+        let sizes = (u32_at(rest, 0) as usize, u32_at(rest, 4) as usize);
+        let kind = u32_at(rest, 8);
+        let name_end = 12 + sizes.0;
+        let start = name_end.next_multiple_of(align);
+        let end = start + sizes.1;
+        let (Some(name), Some(description)) = (rest.get(12..name_end), rest.get(start..end)) else {
+            return Err(Fault::Malformed("note segment"));
+        };
+        let owner = name.strip_suffix(b"\0").unwrap_or(name).to_vec();
+        image.notes.push(Note { owner, kind, description: description.to_vec() });
+        rest = rest.get(end.next_multiple_of(align)..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+fn read_at(file: &File, bytes: &mut [u8], at: u64, what: &'static str) -> Result<(), Fault> {
+    file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::InvalidInput => {
+            Fault::Malformed(what)
+        }
+        _ => Fault::Read(error),
+    })
+}
+
+fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut field = [0; N];
+    field.copy_from_slice(&bytes[at..at + N]);
+    field
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(field(bytes, at))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(field(bytes, at))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(field(bytes, at))
+}
