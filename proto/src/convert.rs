@@ -1,1 +1,0 @@
-//! Messages to model values, checked, and back.
