@@ -40,7 +40,6 @@ impl Clock {
         Self { khz: 1, start: counter(), last: 0, stall_max: 0, ran: 0 }
     }
 
-    #[allow(dead_code)]
     pub fn khz(&self) -> u64 {
         self.khz
     }
@@ -58,13 +57,11 @@ impl Clock {
         now
     }
 
-    #[allow(dead_code)]
     /// Time the guest was seen running, which leaves out stalls and sleep.
     pub fn ran(&self) -> Nanos {
         self.ran
     }
 
-    #[allow(dead_code)]
     /// The longest stall since the previous call.
     pub fn take_stall_max(&mut self) -> Nanos {
         core::mem::take(&mut self.stall_max)

@@ -9,6 +9,10 @@
 //! | `params` | the command line as a value |
 //! | `clock` | time by the TSC, and the time that went missing |
 //! | `console` | lines on COM1 |
+//! | `layout` | where the memory is that it checks |
+//! | `pattern` | what a page holds |
+//! | `memory` | writes and checks the pages |
+//! | `work` | heartbeats, load and sleep |
 //! | `rt` | memory routines and the panic handler |
 //!
 //! One thread, no interrupts but the timer that ends a sleep.
@@ -20,15 +24,25 @@ mod boot_info;
 mod clock;
 mod console;
 mod hypercall;
+mod layout;
+mod memory;
 mod params;
+mod pattern;
 mod rt;
+mod work;
 
 use core::arch::global_asm;
 use core::fmt::Write;
 
 use clock::Clock;
 use console::Line;
+use layout::Layout;
+use memory::Memory;
 use params::Params;
+use work::Worker;
+
+/// Above it, guest memory may have a hole for devices.
+const MEMORY_END_MAX: u64 = 3 << 30;
 
 global_asm!(include_str!("entry.s"), options(att_syntax));
 
@@ -37,28 +51,39 @@ global_asm!(include_str!("entry.s"), options(att_syntax));
 extern "C" fn guest_main(start_info: u64) -> ! {
     console::init();
     hypercall::start_timer();
-    let info = match boot_info::read(start_info) {
-        Ok(info) => info,
-        Err(why) => fatal(format_args!("{why}")),
-    };
-    let params = match Params::parse(info.cmdline()) {
-        Ok(params) => params,
-        Err(why) => fatal(format_args!("{why}")),
-    };
+    let info = boot_info::read(start_info).unwrap_or_else(|why| fatal(format_args!("{why}")));
+    let params = Params::parse(info.cmdline()).unwrap_or_else(|why| fatal(format_args!("{why}")));
     let Some(mut clock) = Clock::start(params.tsc_khz) else {
-        fatal(format_args!("TSC frequency unknown: give tsc_khz="))
+        fatal(format_args!("TSC frequency unknown or not plausible: give tsc_khz="))
     };
-    let mut next = 0;
-    let mut number = 0u64;
-    loop {
-        clock.sleep_until(next);
-        let now = clock.tick();
-        let mut line = Line::new();
-        let _ = write!(line, "H {number} {} p0 e0", now / 1_000_000);
-        line.send(&mut clock);
-        number += 1;
-        next += params.heartbeat_nanos;
+    let layout = Layout::new(params.working_set_mib, params.static_mib, params.zero_mib);
+    let room = info.memory_end.min(MEMORY_END_MAX);
+    if layout.end() > room {
+        let (needs, has) = (layout.end() >> 20, room >> 20);
+        fatal(format_args!("memory parameters need {needs} MiB, the VM has {has}"));
     }
+    greet(&params, &mut clock);
+    Worker::new(clock, Memory::new(&layout, params.seed), &params).run()
+}
+
+/// The first line: the protocol's version, and what the guest was told to do.
+fn greet(params: &Params<'_>, clock: &mut Clock) {
+    let mut line = Line::new();
+    // A line takes what fits and never fails.
+    let _ = write!(
+        line,
+        "B 1 {} hb={} duty={} ws={} static={} zero={} dirty={} check={} khz={}",
+        params.name,
+        params.heartbeat_ms,
+        params.duty_percent,
+        params.working_set_mib,
+        params.static_mib,
+        params.zero_mib,
+        params.dirty_mib_per_sec,
+        params.check_mib_per_sec,
+        clock.khz()
+    );
+    line.send(clock);
 }
 
 /// An exception that was no request, from ring 0 by way of `entry.s`.

@@ -1,0 +1,226 @@
+//! Tests of both sides of the protocol, as far as they need no machine.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use crate::bare_params::Params as BareParams;
+use crate::bare_pattern::{Content, Fault, Page, is_zero};
+use crate::{Console, ConsoleReport, Params};
+
+const TEXT: &str = "B 1 web-1 hb=200 khz=2600000\n\
+    H 0 1 p0 e0\n\
+    H 1 201 p0 e0\n\
+    H 2 655 p1 e0 s254\n\
+    H 3 855 p1 e0\n";
+
+fn read(text: &str) -> ConsoleReport {
+    let mut console = Console::new();
+    console.push(0, text.as_bytes());
+    console.report().clone()
+}
+
+fn check_faults(text: &str, expected: &[&str]) {
+    assert_eq!(read(text).faults(), expected, "{text:?}");
+}
+
+#[test]
+fn a_good_console_has_no_faults() {
+    let report = read(TEXT);
+    assert_eq!(report.faults(), Vec::<String>::new());
+    assert_eq!((report.boots, report.heartbeats, report.last_number), (1, 4, Some(3)));
+    assert_eq!(report.guest_time, Duration::from_millis(855));
+    assert_eq!(report.heartbeat_gap_max, Duration::from_millis(454));
+    assert_eq!(report.stall_max, Duration::from_millis(254));
+    assert_eq!(report.check_passes, 1);
+}
+
+#[test]
+fn every_fault_is_found() {
+    check_faults("H 0 1 p0 e0\nH 2 401 p0 e0\n", &["1 heartbeats were lost"]);
+    check_faults("H 0 1 p0 e0\nH 0 1 p0 e0\n", &["1 heartbeats were repeated"]);
+    check_faults("H 5 1 p0 e0\nH 4 2 p0 e0\n", &["1 heartbeats were repeated"]);
+    check_faults("H 0 9 p0 e0\nH 1 8 p0 e0\n", &["1 times the guest's clock went backwards"]);
+    check_faults("B 1 a\nH 0 1 p0 e0\nB 1 a\n", &["1 times the guest was started again"]);
+    check_faults("FATAL duty: use 0 to 100\n", &["the guest gave up: duty: use 0 to 100"]);
+    check_faults("H 0 1 p0\n", &["1 lines were damaged"]);
+    check_faults("H 0 1 p0 e0 sx\n", &["1 lines were damaged"]);
+    check_faults("?\n", &["1 lines were damaged"]);
+    check_faults(
+        "H 0 1 p0 e0\nE page 17 gen 4 holds gen 3\nH 1 201 p0 e1\n",
+        &[
+            "1 pages did not hold what the guest wrote",
+            "the guest found: page 17 gen 4 holds gen 3",
+        ],
+    );
+}
+
+#[test]
+fn fields_of_later_versions_are_passed_over() {
+    check_faults("H 0 1 p0 e0 n12 s3\n", &[]);
+    assert_eq!(read("H 0 1 p0 e0 n12 s3\n").stall_max, Duration::from_millis(3));
+}
+
+#[test]
+fn text_nobody_showed_is_no_loss_of_the_guest() {
+    let mut console = Console::new();
+    let (early, late) =
+        ("9 p0 e0\nH 7 1401 p0 e0\nH 8 16", " e0\nH 20 4001 p0 e0\nH 21 4201 p0 e0\n");
+    console.push(1000, early.as_bytes());
+    console.push(2000, late.as_bytes());
+    let report = console.report();
+    assert_eq!(report.faults(), Vec::<String>::new());
+    assert_eq!(report.heartbeats, 3);
+    assert_eq!(report.heartbeat_gap_max, Duration::from_millis(200));
+    assert_eq!(report.bytes_missed, 2000 - 1000 - early.len() as u64);
+    assert_eq!(console.next_offset(), 2000 + late.len() as u64);
+}
+
+#[test]
+fn endless_lines_are_bounded() {
+    let report = read(&("x".repeat(100_000) + "\nH 0 1 p0 e0\n"));
+    assert_eq!((report.unknown_lines, report.heartbeats), (1, 1));
+    let report = read(&"E a\n".repeat(1000));
+    assert_eq!(report.error_lines.len(), 16);
+}
+
+proptest! {
+    #[test]
+    fn pieces_say_the_same_as_the_whole(cuts in prop::collection::vec(0..TEXT.len(), 0..8)) {
+        let mut cuts = cuts;
+        cuts.extend([0, TEXT.len()]);
+        cuts.sort_unstable();
+        let mut console = Console::new();
+        for piece in cuts.windows(2) {
+            console.push(piece[0] as u64, &TEXT.as_bytes()[piece[0]..piece[1]]);
+        }
+        prop_assert_eq!(console.report(), &read(TEXT));
+    }
+
+    #[test]
+    fn what_was_seen_already_changes_nothing(
+        pieces in prop::collection::vec((0..TEXT.len(), 0..40usize), 0..20),
+    ) {
+        let mut console = Console::new();
+        for (start, length) in pieces {
+            let start = start.min(usize::try_from(console.next_offset()).unwrap());
+            let end = (start + length).min(TEXT.len());
+            console.push(start as u64, &TEXT.as_bytes()[start..end]);
+        }
+        console.push(0, TEXT.as_bytes());
+        prop_assert_eq!(console.report(), &read(TEXT));
+    }
+
+    #[test]
+    fn a_window_on_the_text_has_no_faults(start in 0..TEXT.len(), length in 0..TEXT.len()) {
+        let end = (start + length).min(TEXT.len());
+        let mut console = Console::new();
+        console.push(start as u64, &TEXT.as_bytes()[start..end]);
+        prop_assert_eq!(console.report().faults(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn any_bytes_can_be_read(
+        pieces in prop::collection::vec((any::<u64>(), prop::collection::vec(any::<u8>(), 0..50)), 0..20),
+    ) {
+        let mut console = Console::new();
+        for (offset, bytes) in pieces {
+            console.push(offset >> 1, &bytes);
+        }
+        console.report().faults();
+    }
+
+    #[test]
+    fn the_guest_understands_every_command_line(
+        name in proptest::option::of("[a-z][a-z0-9-]{0,20}"),
+        heartbeat_ms in 1..=60_000u32,
+        duty_percent in 0..=100u32,
+        sizes in prop::array::uniform3(0..1000u32),
+        rates in prop::array::uniform2(0..1000u32),
+        seed in any::<u64>(),
+        tsc_khz in proptest::option::of(1..10_000_000u32),
+    ) {
+        let [working_set_mib, static_mib, zero_mib] = sizes;
+        let [dirty_mib_per_sec, check_mib_per_sec] = rates;
+        let params = Params {
+            name: name.clone(), heartbeat_ms, duty_percent, working_set_mib, static_mib, zero_mib,
+            dirty_mib_per_sec, check_mib_per_sec, seed, tsc_khz, ..Params::default()
+        };
+        let cmdline = params.to_cmdline();
+        let expected = BareParams {
+            name: name.as_deref().unwrap_or("-"),
+            heartbeat_ms: heartbeat_ms.into(),
+            period_ms: 20,
+            duty_percent: duty_percent.into(),
+            working_set_mib, static_mib, zero_mib,
+            dirty_mib_per_sec: dirty_mib_per_sec.into(),
+            check_mib_per_sec: check_mib_per_sec.into(),
+            seed,
+            tsc_khz: tsc_khz.map(u64::from),
+        };
+        prop_assert_eq!(BareParams::parse(cmdline.as_bytes()), Ok(expected));
+    }
+
+    #[test]
+    fn a_page_holds_its_own_content_only(page in 0..1000u32, generation in any::<u32>(), seed in any::<u64>()) {
+        let content = Content { page, generation };
+        let mut memory = [0; 512];
+        prop_assert_eq!(content.fault_in(&memory, seed, 1000), Fault::Zeroed);
+        content.fill(&mut memory, seed);
+        prop_assert!(content.is_in(&memory, seed) && !is_zero(&memory));
+        let newer = Content { page, generation: generation.wrapping_add(1) };
+        prop_assert!(!newer.is_in(&memory, seed));
+        prop_assert_eq!(newer.fault_in(&memory, seed, 1000), Fault::Stale { generation });
+        let other = Content { page: page + 1, generation };
+        prop_assert!(!other.is_in(&memory, seed));
+        prop_assert_eq!(other.fault_in(&memory, seed, 1000), Fault::Moved { page, generation });
+    }
+
+    #[test]
+    fn one_wrong_word_is_found(seed in any::<u64>(), at in 0..512usize, bits in 1..u64::MAX) {
+        let content = Content { page: 7, generation: 9 };
+        let mut memory: Page = [0; 512];
+        content.fill(&mut memory, seed);
+        memory[at] ^= bits;
+        prop_assert!(!content.is_in(&memory, seed));
+        prop_assert_eq!(content.fault_in(&memory, seed, 1000), Fault::Torn);
+    }
+}
+
+#[test]
+fn the_defaults_of_both_sides_agree() {
+    let params = BareParams::parse(b"").unwrap();
+    let default = Params::default();
+    assert_eq!(Params::default().to_cmdline(), "");
+    assert_eq!(params.heartbeat_ms, u64::from(default.heartbeat_ms));
+    assert_eq!(params.period_ms, u64::from(default.period_ms));
+    assert_eq!(params.working_set_mib, default.working_set_mib);
+    assert_eq!(params.static_mib, default.static_mib);
+    assert_eq!(params.zero_mib, default.zero_mib);
+    assert_eq!(params.check_mib_per_sec, u64::from(default.check_mib_per_sec));
+}
+
+#[test]
+fn wrong_parameters_are_named() {
+    for (cmdline, expected) in [
+        ("duty=101", "duty: use 0 to 100"),
+        ("duty=", "duty: use 0 to 100"),
+        ("hb_ms=0", "hb_ms: use 1 to 60000"),
+        ("ws_mib=-1", "ws_mib: use 0 to 1048576"),
+        ("console=ttyS0", "unknown parameter: see docs/probe-guest.md"),
+        ("quiet", "parameter is not key=value"),
+    ] {
+        assert_eq!(BareParams::parse(cmdline.as_bytes()), Err(expected), "{cmdline}");
+    }
+}
+
+#[test]
+fn memory_parts_follow_each_other() {
+    let params = Params { working_set_mib: 3, static_mib: 2, zero_mib: 1, ..Params::default() };
+    let layout = params.layout();
+    assert_eq!(layout.generations, 0x20_0000..0x20_1000);
+    assert_eq!(layout.working_set, 0x20_1000..0x50_1000);
+    assert_eq!(layout.unchanging, 0x50_1000..0x70_1000);
+    assert_eq!(layout.zero, 0x70_1000..0x80_1000);
+    assert_eq!(params.memory_mib_min(), 9);
+}
