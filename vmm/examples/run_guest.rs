@@ -1,61 +1,54 @@
-//! Runs one guest on a bare KVM machine with a serial port, prints its console,
-//! and ends after a number of seconds. For work on guests and on `boot`; the
-//! real machine is `ballast-vmm`.
+//! Runs a guest on the least machine it boots on, prints its console, and ends
+//! after a number of seconds with the CPU time used. For work on guests and on
+//! `boot`, and to measure what an idle guest costs; the real machine is `ballast-vmm`.
 //!
-//! `run_guest <kernel> <memory MiB> <seconds> [command line]`
+//! `run_guest <kernel, or - for the probe guest> <memory MiB> <seconds> [command line]`
+
+#[path = "../tests/support/mini.rs"]
+#[allow(dead_code)]
+mod mini;
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ballast_vmm::boot;
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_pit_config, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuExit};
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use rustix::time::{ClockId, clock_gettime};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
     let [_, kernel, mib, seconds, cmdline @ ..] = args.as_slice() else {
-        return Err("usage: run_guest <kernel> <memory MiB> <seconds> [command line]".into());
+        return Err("usage: run_guest <kernel|-> <memory MiB> <seconds> [command line]".into());
     };
-    let bytes = mib.parse::<usize>()? << 20;
-    let end = Instant::now() + Duration::from_secs(seconds.parse()?);
+    let seconds = Duration::from_secs(seconds.parse()?);
+    let probe = tempfile::NamedTempFile::new()?;
+    std::fs::write(probe.path(), ballast_guest::IMAGE)?;
+    let kernel = if kernel == "-" { probe.path().to_owned() } else { PathBuf::from(kernel) };
 
-    let kvm = Kvm::new()?;
-    let vm = kvm.create_vm()?;
-    vm.set_tss_address(0xfffb_d000)?;
-    vm.create_irq_chip()?;
-    vm.create_pit2(kvm_pit_config::default())?;
-    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), bytes)])?;
-    for (slot, region) in memory.iter().enumerate() {
-        let region = kvm_userspace_memory_region {
-            slot: u32::try_from(slot)?,
-            flags: 0,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: memory.get_host_address(region.start_addr())? as u64,
-        };
-        // SAFETY: the mapping outlives the VM: `memory` is dropped after it.
-        unsafe { vm.set_user_memory_region(region)? };
-    }
-    let mut vcpu = vm.create_vcpu(0)?;
-    vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
-    let tsc_khz = vcpu.get_tsc_khz()?;
-    boot::load(&memory, Path::new(kernel), &cmdline.join(" "), tsc_khz)?.apply(&vcpu, 0)?;
-
+    let machine = mini::Mini::new(mib.parse()?)?;
+    let khz = machine.vcpu().get_tsc_khz()?;
+    boot(&machine, &kernel, &cmdline.join(" "), khz)?;
+    let running = machine.start()?;
+    let end = Instant::now() + seconds;
     let mut out = std::io::stdout();
-    while Instant::now() < end {
-        match vcpu.run() {
-            Ok(VcpuExit::IoOut(0x3f8, data)) => {
-                out.write_all(data)?;
-                out.flush()?;
-            }
-            Ok(VcpuExit::IoIn(0x3fd, data)) => data.fill(0x60),
-            Ok(VcpuExit::IoIn(_, data)) => data.fill(0xff),
-            Ok(VcpuExit::IoOut(..)) => {}
-            Ok(exit) => return Err(format!("unexpected exit {exit:?}").into()),
-            Err(error) => return Err(error.into()),
-        }
+    while let Ok(bytes) =
+        running.console.recv_timeout(end.saturating_duration_since(Instant::now()))
+    {
+        out.write_all(&bytes)?;
+        out.flush()?;
     }
+    running.stop()?;
+    let cpu = clock_gettime(ClockId::ProcessCPUTime);
+    let millis = cpu.tv_sec * 1000 + cpu.tv_nsec / 1_000_000;
+    eprintln!("{millis} ms of CPU time in {} s", seconds.as_secs());
     Ok(())
+}
+
+fn boot(
+    machine: &mini::Mini,
+    kernel: &Path,
+    cmdline: &str,
+    khz: u32,
+) -> Result<(), ballast_model::Refusal> {
+    boot::load(machine.memory(), kernel, cmdline, khz)?.apply(machine.vcpu(), 0)
 }

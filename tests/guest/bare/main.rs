@@ -59,8 +59,8 @@ extern "C" fn guest_main(start_info: u64) -> ! {
     let layout = Layout::new(params.working_set_mib, params.static_mib, params.zero_mib);
     let room = info.memory_end.min(MEMORY_END_MAX);
     if layout.end() > room {
-        let (needs, has) = (layout.end() >> 20, room >> 20);
-        fatal(format_args!("memory parameters need {needs} MiB, the VM has {has}"));
+        let (needs, has) = (layout.end().div_ceil(1 << 20), room >> 20);
+        fatal(format_args!("memory parameters need {needs} MiB, the VM has {has} MiB"));
     }
     greet(&params, &mut clock);
     Worker::new(clock, Memory::new(&layout, params.seed), &params).run()

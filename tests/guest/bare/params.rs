@@ -2,6 +2,8 @@
 //! key counts. An unknown key or a value out of range is an error that says
 //! what would be right.
 
+use core::fmt;
+
 /// A heart beats at least once a minute.
 const HEARTBEAT_MS_MAX: u64 = 60_000;
 const PERIOD_MS_MAX: u64 = 1_000;
@@ -36,6 +38,13 @@ pub struct Params<'a> {
     pub tsc_khz: Option<u64>,
 }
 
+/// A word of the command line that is wrong, and what would be right.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fault<'a> {
+    word: &'a str,
+    advice: &'static str,
+}
+
 impl<'a> Params<'a> {
     const DEFAULT: Self = Self {
         name: "-",
@@ -52,47 +61,47 @@ impl<'a> Params<'a> {
     };
 
     /// Reads a command line.
-    pub fn parse(cmdline: &'a [u8]) -> Result<Self, &'static str> {
-        let text = core::str::from_utf8(cmdline).map_err(|_| "command line is not UTF-8")?;
+    pub fn parse(cmdline: &'a [u8]) -> Result<Self, Fault<'a>> {
+        let text = core::str::from_utf8(cmdline)
+            .map_err(|_| Fault { word: "command line", advice: "use UTF-8" })?;
         let mut params = Self::DEFAULT;
         for word in text.split_ascii_whitespace() {
-            let (key, value) = word.split_once('=').ok_or("parameter is not key=value")?;
-            params.set(key, value)?;
+            params.set(word).map_err(|advice| Fault { word, advice })?;
         }
         Ok(params)
     }
 
-    fn set(&mut self, key: &str, value: &'a str) -> Result<(), &'static str> {
+    fn set(&mut self, word: &'a str) -> Result<(), &'static str> {
+        let (key, value) = word.split_once('=').unwrap_or((word, ""));
         let number = value.parse::<u64>().ok();
         let within = |min, max| number.filter(|number| (min..=max).contains(number));
-        let mib = || within(0, MIB_MAX).and_then(|mib| u32::try_from(mib).ok());
+        let rate = || within(0, MIB_MAX).ok_or("use 0 to 1048576");
+        let size = || rate().and_then(|mib| u32::try_from(mib).map_err(|_| "use 0 to 1048576"));
         match key {
             "name" => {
                 let fits = (1..=NAME_BYTES_MAX).contains(&value.len());
-                self.name = Some(value).filter(|_| fits).ok_or("name: use 1 to 63 bytes")?;
+                self.name = Some(value).filter(|_| fits).ok_or("use 1 to 63 bytes")?;
             }
             "hb_ms" => {
-                self.heartbeat_ms = within(1, HEARTBEAT_MS_MAX).ok_or("hb_ms: use 1 to 60000")?;
+                self.heartbeat_ms = within(1, HEARTBEAT_MS_MAX).ok_or("use 1 to 60000")?;
             }
-            "period_ms" => {
-                self.period_ms = within(1, PERIOD_MS_MAX).ok_or("period_ms: use 1 to 1000")?;
-            }
-            "duty" => self.duty_percent = within(0, 100).ok_or("duty: use 0 to 100")?,
-            "ws_mib" => self.working_set_mib = mib().ok_or("ws_mib: use 0 to 1048576")?,
-            "static_mib" => self.static_mib = mib().ok_or("static_mib: use 0 to 1048576")?,
-            "zero_mib" => self.zero_mib = mib().ok_or("zero_mib: use 0 to 1048576")?,
-            "dirty_mib_s" => {
-                self.dirty_mib_per_sec =
-                    within(0, MIB_MAX).ok_or("dirty_mib_s: use 0 to 1048576")?;
-            }
-            "check_mib_s" => {
-                self.check_mib_per_sec =
-                    within(0, MIB_MAX).ok_or("check_mib_s: use 0 to 1048576")?;
-            }
-            "seed" => self.seed = number.ok_or("seed: use a number")?,
-            "tsc_khz" => self.tsc_khz = Some(number.ok_or("tsc_khz: use a number")?),
-            _ => return Err("unknown parameter: see docs/probe-guest.md"),
+            "period_ms" => self.period_ms = within(1, PERIOD_MS_MAX).ok_or("use 1 to 1000")?,
+            "duty" => self.duty_percent = within(0, 100).ok_or("use 0 to 100")?,
+            "ws_mib" => self.working_set_mib = size()?,
+            "static_mib" => self.static_mib = size()?,
+            "zero_mib" => self.zero_mib = size()?,
+            "dirty_mib_s" => self.dirty_mib_per_sec = rate()?,
+            "check_mib_s" => self.check_mib_per_sec = rate()?,
+            "seed" => self.seed = number.ok_or("use a number")?,
+            "tsc_khz" => self.tsc_khz = Some(number.ok_or("use a number")?),
+            _ => return Err("unknown parameter, see docs/probe-guest.md"),
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Fault<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.word, self.advice)
     }
 }

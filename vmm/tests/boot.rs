@@ -1,0 +1,252 @@
+//! The probe guest on the least machine: it boots, it goes on, and it finds
+//! memory that is not as it should be.
+
+#![allow(clippy::unwrap_used)] // a test ends where its machine does
+
+#[path = "support/mini.rs"]
+mod mini;
+
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use ballast_guest::{Console, ConsoleReport, IMAGE, PAGE_BYTES, Params};
+use ballast_vmm::boot;
+use mini::{Mini, Running};
+use vm_memory::{Bytes, GuestAddress};
+
+/// Far more than anything here takes, on a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_secs(60);
+const MEMORY_MIB: usize = 32;
+
+/// Small, and checked all over several times a second.
+fn quick() -> Params {
+    Params {
+        heartbeat_ms: 20,
+        working_set_mib: 2,
+        static_mib: 2,
+        zero_mib: 2,
+        check_mib_per_sec: 64,
+        ..Params::default()
+    }
+}
+
+/// A machine about to run the probe guest; `None`, said aloud, where there is no KVM.
+fn machine(cmdline: &str) -> Option<Mini> {
+    if !std::path::Path::new("/dev/kvm").exists() {
+        eprintln!("SKIPPED: this machine has no /dev/kvm");
+        return None;
+    }
+    let machine = Mini::new(MEMORY_MIB).unwrap();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(image.path(), IMAGE).unwrap();
+    let khz = machine.vcpu().get_tsc_khz().unwrap();
+    let state = boot::load(machine.memory(), image.path(), cmdline, khz).unwrap();
+    state.apply(machine.vcpu(), 0).unwrap();
+    Some(machine)
+}
+
+/// A running guest and what it has said.
+struct Guest {
+    running: Running,
+    console: Console,
+}
+
+impl Guest {
+    fn boot(params: &Params) -> Option<Self> {
+        Some(Self::start(machine(&params.to_cmdline())?, Console::new()))
+    }
+
+    fn start(machine: Mini, console: Console) -> Self {
+        Self { running: machine.start().unwrap(), console }
+    }
+
+    fn listen_until(&mut self, what: &str, done: impl Fn(&ConsoleReport) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !done(self.console.report()) {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            match self.running.console.recv_timeout(patience) {
+                Ok(bytes) => self.console.push(self.console.next_offset(), &bytes),
+                Err(RecvTimeoutError::Timeout) => panic!("{what}: {:#?}", self.console.report()),
+                Err(RecvTimeoutError::Disconnected) => panic!("{what}: the vCPU ended"),
+            }
+        }
+    }
+
+    fn listen_for_passes(&mut self, passes: u64) {
+        let goal = self.console.report().check_passes + passes;
+        self.listen_until("check passes", |report| report.check_passes >= goal);
+    }
+
+    fn stop(mut self) -> (Mini, Console) {
+        let (machine, unread) = self.running.stop().unwrap();
+        for bytes in unread.try_iter() {
+            self.console.push(self.console.next_offset(), &bytes);
+        }
+        (machine, self.console)
+    }
+}
+
+#[test]
+fn the_guest_boots_and_checks_its_memory() {
+    for params in [
+        quick(),
+        Params { dirty_mib_per_sec: 8, ..quick() },
+        Params { duty_percent: 50, dirty_mib_per_sec: 1, ..quick() },
+    ] {
+        let Some(mut guest) = Guest::boot(&params) else { return };
+        guest.listen_until("heartbeats", |report| report.heartbeats >= 5);
+        guest.listen_for_passes(2);
+        let (_, console) = guest.stop();
+        let report = console.report();
+        assert_eq!(report.faults(), Vec::<String>::new(), "{params:?}");
+        assert_eq!(report.boots, 1);
+        assert!(report.guest_time >= Duration::from_millis(80));
+    }
+}
+
+#[test]
+fn the_working_set_is_rewritten_at_the_rate_asked_for() {
+    let params = Params { dirty_mib_per_sec: 4, ..quick() };
+    let Some(mut guest) = Guest::boot(&params) else { return };
+    guest.listen_until("a second", |report| report.guest_time >= Duration::from_secs(1));
+    let (machine, console) = guest.stop();
+    let table = params.layout().generations;
+    let mut rewrites = 0u64;
+    for entry in table.step_by(4) {
+        rewrites += u64::from(machine.memory().read_obj::<u32>(GuestAddress(entry)).unwrap());
+    }
+    // A guest that gets no CPU rewrites less, and none rewrites more than it was told.
+    let most = 4 * 256 * (console.report().guest_time.as_secs() + 1);
+    assert!((1..=most).contains(&rewrites), "{rewrites} pages rewritten");
+}
+
+/// Boots the guest, has something done to its memory from outside, and waits for its verdict.
+fn check_found(params: &Params, damage: impl Fn(&Guest), errors: u64, expected: &str) {
+    let Some(mut guest) = Guest::boot(params) else { return };
+    guest.listen_for_passes(1);
+    assert_eq!(guest.console.report().faults(), Vec::<String>::new());
+    damage(&guest);
+    guest.listen_until(expected, |report| report.memory_errors >= errors);
+    guest.listen_for_passes(2);
+    let report = guest.console.report();
+    assert_eq!(report.memory_errors, errors, "counted once each: {report:#?}");
+    assert_eq!(report.error_lines.len() as u64, errors);
+    assert!(report.error_lines.iter().any(|line| line == expected), "{report:#?}");
+    guest.stop();
+}
+
+fn page(guest: &Guest, address: u64) -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    guest.running.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+    bytes
+}
+
+fn write(guest: &Guest, address: u64, bytes: &[u8]) {
+    guest.running.memory.write_slice(bytes, GuestAddress(address)).unwrap();
+}
+
+#[test]
+fn a_changed_byte_is_found_in_every_kind_of_page() {
+    let layout = quick().layout();
+    let flip = |guest: &Guest, address: u64| write(guest, address, &[page(guest, address)[0] ^ 1]);
+    let pages = (layout.working_set.end - layout.working_set.start) / PAGE_BYTES;
+    let [working, unchanging, zero] =
+        [layout.working_set.start, layout.unchanging.start, layout.zero.start].map(|a| a + 4095);
+    check_found(&quick(), |guest| flip(guest, working), 1, "page 0 gen 0 is torn");
+    let expected = format!("page {pages} gen 0 is torn");
+    check_found(&quick(), |guest| flip(guest, unchanging), 1, &expected);
+    let expected = format!("page {} zero holds data", 2 * pages);
+    check_found(&quick(), |guest| flip(guest, zero), 1, &expected);
+}
+
+#[test]
+fn pages_that_took_each_others_place_are_found() {
+    let start = quick().layout().working_set.start;
+    let swap = |guest: &Guest| {
+        let (first, third) = (page(guest, start), page(guest, start + 2 * PAGE_BYTES));
+        write(guest, start, &third);
+        write(guest, start + 2 * PAGE_BYTES, &first);
+    };
+    check_found(&quick(), swap, 2, "page 2 gen 0 holds page 0 gen 0");
+    let lose = |guest: &Guest| write(guest, start + PAGE_BYTES, &[0; 4096]);
+    check_found(&quick(), lose, 1, "page 1 gen 0 holds zeroes");
+}
+
+#[test]
+fn a_write_that_was_lost_is_found() {
+    // The guest's books say that it wrote generation 1; the page never got it.
+    let generations = quick().layout().generations.start;
+    let lose = |guest: &Guest| write(guest, generations + 4 * 5, &1u32.to_le_bytes());
+    check_found(&quick(), lose, 1, "page 5 gen 1 holds gen 0");
+}
+
+#[test]
+fn changed_code_is_found() {
+    let name = b"Xen\0"; // in a note: read at boot only, and part of the program's image
+    let change = |guest: &Guest| {
+        let mut image = vec![0; 1 << 16];
+        guest.running.memory.read_slice(&mut image, GuestAddress(1 << 20)).unwrap();
+        let at = image.windows(name.len()).position(|window| window == name).unwrap();
+        write(guest, (1 << 20) + at as u64, b"Zen\0");
+    };
+    check_found(&quick(), change, 1, "code changed");
+}
+
+#[test]
+fn wrong_parameters_end_in_a_clear_line() {
+    for (cmdline, expected) in [
+        ("duty=101", "duty=101: use 0 to 100"),
+        ("quiet", "quiet: unknown parameter, see docs/probe-guest.md"),
+        ("ws_mib=100", "memory parameters need 111 MiB, the VM has 32 MiB"),
+    ] {
+        let Some(machine) = machine(cmdline) else { return };
+        let mut guest = Guest::start(machine, Console::new());
+        guest.listen_until(expected, |report| !report.fatal_lines.is_empty());
+        assert_eq!(guest.console.report().fatal_lines, [expected]);
+        guest.stop();
+    }
+}
+
+/// Moves the guest to another machine after a pause. `lose` may spoil the APIC's state.
+fn check_moved(
+    params: &Params,
+    pause: Duration,
+    lose: impl Fn(&mut kvm_bindings::kvm_lapic_state),
+) {
+    let Some(mut guest) = Guest::boot(params) else { return };
+    guest.listen_for_passes(1);
+    for _ in 0..3 {
+        let (old, console) = guest.stop();
+        std::thread::sleep(pause);
+        let mut state = old.save().unwrap();
+        lose(&mut state.lapic);
+        let new = Mini::new(MEMORY_MIB).unwrap();
+        let mut memory = vec![0; MEMORY_MIB << 20];
+        old.memory().read_slice(&mut memory, GuestAddress(0)).unwrap();
+        new.memory().write_slice(&memory, GuestAddress(0)).unwrap();
+        drop(old);
+        new.restore(&state).unwrap();
+        guest = Guest::start(new, console);
+        let heartbeats = guest.console.report().heartbeats + 3;
+        guest.listen_until("heartbeats", |report| report.heartbeats >= heartbeats);
+        guest.listen_for_passes(1);
+    }
+    let (_, console) = guest.stop();
+    assert_eq!(console.report().faults(), Vec::<String>::new());
+    assert_eq!(console.report().boots, 1);
+}
+
+#[test]
+fn the_guest_goes_on_in_another_machine() {
+    let busy = Params { duty_percent: 30, dirty_mib_per_sec: 8, ..quick() };
+    check_moved(&quick(), Duration::ZERO, |_| ());
+    check_moved(&busy, Duration::ZERO, |_| ());
+}
+
+#[test]
+fn the_guest_survives_the_loss_of_a_timer_interrupt() {
+    const REQUESTED: std::ops::Range<usize> = 0x200..0x280;
+    // The timer runs out while the guest stands still, and its interrupt goes nowhere.
+    let pause = Duration::from_millis(3 * u64::from(quick().heartbeat_ms));
+    check_moved(&quick(), pause, |lapic| lapic.regs[REQUESTED].fill(0));
+}
