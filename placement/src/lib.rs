@@ -1,1 +1,48 @@
 //! The planner: snapshot in, plan and report out.
+//!
+//! Pure: no IO, no clock, no async, no thread. The same snapshot, options and
+//! seed give the same plan, however the snapshot came about.
+//!
+//! ```text
+//!  ClusterSnapshot ──▶ problem ──▶ solve ──▶ schedule ──▶ check ──▶ Planning
+//!                      names to    moves     order and    every      steps, and for each VM
+//!                      numbers               what waits   legal      why it moves or stays
+//!                                            for what     order
+//! ```
+//!
+//! | call | for |
+//! | --- | --- |
+//! | [`plan`] | a plan for the whole cluster |
+//! | [`check_step`] | whether one VM may go to one host: the same answer for every workflow |
+//! | [`place`] | where a new VM starts |
+//! | [`imbalance`] | how unequal the load is; formula in [`score`] |
+//! | [`usage`] | what each host has, holds and has left |
+//!
+//! What always holds:
+//! - **Hard**: memory (size, not demand, counted on both hosts while a VM moves), anti-affinity, VM-host `must` rules.
+//!   A plan may mend what is broken already, and never breaks or worsens anything, at any moment.
+//! - **Soft**: VM-host `should` rules. A forced move may give one up when nothing else fits; a balance move never does.
+//! - A host whose load is unknown is neither source nor target. A draining host is a source only. A VM in flight stays.
+//! - Automation `full` moves for every cause, `partial` for drains only (balance moves are recommended in the verdict),
+//!   `manual` never.
+
+mod check;
+mod cost;
+mod eligibility;
+mod options;
+mod planner;
+mod problem;
+mod schedule;
+pub mod score;
+mod solve;
+mod state;
+#[cfg(test)]
+mod testing;
+mod usage;
+mod verdict;
+
+pub use cost::LINK_ASSUMED;
+pub use eligibility::{check_step, place};
+pub use options::{Causes, PlanOptions, STEPS_MAX};
+pub use planner::{imbalance, plan};
+pub use usage::{Usage, usage};

@@ -1,0 +1,233 @@
+//! The check on the way out: a finished plan against the snapshot it is for.
+//!
+//! Written against the snapshot and the plan's names, sharing nothing with the
+//! solver but the numbering, so that a slip there is found here. It checks that
+//! every order and concurrency the dependencies allow is safe: for each step,
+//! what is on the target with every earlier arrival there, and only those
+//! departures gone that the step (through its dependencies) waits for. See
+//! [`crate::schedule`] for why that covers every interleaving.
+
+use std::collections::HashMap;
+
+use ballast_model::plan::StepCause;
+use ballast_model::{Plan, Refusal, RefusalCode, Step};
+
+use crate::options::PlanOptions;
+use crate::problem::{HostIx, Problem, RuleBody, VmIx};
+
+/// Refuses (`Internal`) a plan that would break something if executed.
+pub(crate) fn check(
+    problem: &Problem<'_>,
+    plan: &Plan,
+    options: &PlanOptions,
+) -> Result<(), Refusal> {
+    let mut checker = Checker::new(problem, plan, options)?;
+    for n in 0..plan.steps.len() {
+        checker.check_step(n).map_err(|what| {
+            let step = &plan.steps[n];
+            Refusal::new(
+                RefusalCode::Internal,
+                format!(
+                    "the planner made a plan that fails its own check: step {n}, VM {} from {} to {}: {what}",
+                    step.vm, step.from, step.to
+                ),
+                "nothing was changed; save the snapshot and report the defect with it",
+            )
+        })?;
+    }
+    Ok(())
+}
+
+struct Checker<'c, 'a> {
+    problem: &'c Problem<'a>,
+    steps: &'c [Step],
+    options: &'c PlanOptions,
+    moves: Vec<(VmIx, HostIx, HostIx)>,
+    /// For each step, the steps that have ended whenever it starts.
+    ancestors: Vec<Bits>,
+    arrivals: HashMap<HostIx, Vec<usize>>,
+    departures: HashMap<HostIx, Vec<usize>>,
+    last_of: HashMap<VmIx, usize>,
+    /// Memory and CPU on each host before the first step, migrations under way counted on both hosts.
+    memory: Vec<u64>,
+    cpu: Vec<u64>,
+}
+
+impl<'c, 'a> Checker<'c, 'a> {
+    fn new(
+        problem: &'c Problem<'a>,
+        plan: &'c Plan,
+        options: &'c PlanOptions,
+    ) -> Result<Self, Refusal> {
+        let unknown = || {
+            Refusal::new(
+                RefusalCode::Internal,
+                "the planner made a plan for a VM or host that is not in the snapshot",
+                "nothing was changed; save the snapshot and report the defect with it",
+            )
+        };
+        let mut moves = Vec::with_capacity(plan.steps.len());
+        for step in &plan.steps {
+            let vm = problem.find_vm(&step.vm).ok_or_else(unknown)?;
+            let from = problem.find_host(&step.from).ok_or_else(unknown)?;
+            moves.push((vm, from, problem.find_host(&step.to).ok_or_else(unknown)?));
+        }
+        let mut memory: Vec<u64> = problem.hosts.iter().map(|host| host.overhead[1]).collect();
+        let mut cpu: Vec<u64> = problem.hosts.iter().map(|host| host.overhead[0]).collect();
+        for vm in &problem.vms {
+            for host in [Some(vm.host), vm.bound_for].into_iter().flatten() {
+                memory[host.0] = memory[host.0].saturating_add(vm.memory);
+            }
+            let runs_on = vm.bound_for.unwrap_or(vm.host);
+            cpu[runs_on.0] = cpu[runs_on.0].saturating_add(vm.cpu);
+        }
+        let (steps, none) = (&plan.steps, HashMap::new());
+        let (arrivals, departures) = (none.clone(), none);
+        let (ancestors, last_of) = (Vec::new(), HashMap::new());
+        Ok(Self {
+            problem,
+            steps,
+            options,
+            moves,
+            ancestors,
+            arrivals,
+            departures,
+            last_of,
+            memory,
+            cpu,
+        })
+    }
+
+    fn check_step(&mut self, n: usize) -> Result<(), String> {
+        let (vm, from, to) = self.moves[n];
+        self.note_ancestors(n)?;
+        self.check_vm(n)?;
+        self.check_target(n)?;
+        self.check_apart(n)?;
+        self.last_of.insert(vm, n);
+        self.arrivals.entry(to).or_default().push(n);
+        self.departures.entry(from).or_default().push(n);
+        Ok(())
+    }
+
+    fn note_ancestors(&mut self, n: usize) -> Result<(), String> {
+        let mut ancestors = Bits::new(n);
+        for &earlier in &self.steps[n].after {
+            if earlier >= n {
+                return Err(format!("it waits for step {earlier}, which is not before it"));
+            }
+            ancestors.insert(earlier);
+            ancestors.extend(&self.ancestors[earlier]);
+        }
+        self.ancestors.push(ancestors);
+        Ok(())
+    }
+
+    /// The VM can move and is where the step says, in every order.
+    fn check_vm(&self, n: usize) -> Result<(), String> {
+        let (vm, from, to) = self.moves[n];
+        let info = self.problem.vm(vm);
+        if !self.problem.can_leave(vm) {
+            return Err("the VM cannot leave its host".into());
+        }
+        let at = match self.last_of.get(&vm) {
+            Some(last) if !self.ancestors[n].contains(*last) => {
+                return Err(format!("it does not wait for the same VM's step {last}"));
+            }
+            Some(last) => self.moves[*last].2,
+            None => info.host,
+        };
+        if at != from || from == to {
+            return Err(format!("the VM is on {} then", self.problem.host(at).id));
+        }
+        Ok(())
+    }
+
+    fn check_target(&self, n: usize) -> Result<(), String> {
+        let (vm, _, to) = self.moves[n];
+        let (info, host) = (self.problem.vm(vm), self.problem.host(to));
+        if !host.counts() {
+            return Err("the target takes no VMs".into());
+        }
+        if let Some(rule) = info.must.iter().find(|rule| !self.problem.rule_allows(**rule, to)) {
+            return Err(format!("rule {} forbids it", self.problem.rules[rule.0].id));
+        }
+        let at = |map: &HashMap<HostIx, Vec<usize>>| map.get(&to).cloned().unwrap_or_default();
+        let came = at(&self.arrivals);
+        let left: Vec<usize> =
+            at(&self.departures).into_iter().filter(|d| self.ancestors[n].contains(*d)).collect();
+        let total = |start: u64, own: u64, of: fn(&Checker<'c, 'a>, usize) -> u64| {
+            let sum =
+                |list: &[usize]| list.iter().fold(0_u64, |s, i| s.saturating_add(of(self, *i)));
+            start.saturating_add(own).saturating_add(sum(&came)).saturating_sub(sum(&left))
+        };
+        let memory =
+            total(self.memory[to.0], info.memory, |c, i| c.problem.vm(c.moves[i].0).memory);
+        if memory > host.memory {
+            return Err(format!(
+                "memory on the target may reach {memory} of {} bytes",
+                host.memory
+            ));
+        }
+        let cpu = total(self.cpu[to.0], info.cpu, |c, i| c.problem.vm(c.moves[i].0).cpu);
+        let limited = self.steps[n].cause == StepCause::Balance;
+        if limited && cpu as f64 > self.options.cpu_ceiling.get() * host.cpu as f64 {
+            return Err(format!("CPU on the target may reach {cpu} of {} millicores", host.cpu));
+        }
+        Ok(())
+    }
+
+    /// Every VM to be kept apart from this one that is or was on the target has left before it starts.
+    fn check_apart(&self, n: usize) -> Result<(), String> {
+        let (vm, _, to) = self.moves[n];
+        for rule in &self.problem.vm(vm).anti {
+            let RuleBody::Apart { vms } = &self.problem.rules[rule.0].body else { continue };
+            for &other in vms.iter().filter(|other| **other != vm) {
+                if let Some(how) = self.meets(n, other, to) {
+                    let (rule, other) = (self.problem.rules[rule.0].id, self.problem.vm(other).id);
+                    return Err(format!("rule {rule}: VM {other} {how}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How step `n` may find `other` on host `to`.
+    fn meets(&self, n: usize, other: VmIx, to: HostIx) -> Option<&'static str> {
+        let info = self.problem.vm(other);
+        if info.bound_for == Some(to) {
+            return Some("is on its way there");
+        }
+        let came = self.arrivals.get(&to).into_iter().flatten();
+        let left = self.departures.get(&to).into_iter().flatten();
+        let visits =
+            usize::from(info.host == to) + came.filter(|i| self.moves[**i].0 == other).count();
+        let ended =
+            left.filter(|i| self.moves[**i].0 == other && self.ancestors[n].contains(**i)).count();
+        (visits > ended).then_some("may still be there")
+    }
+}
+
+/// A set of step indices below a bound.
+#[derive(Debug, Clone)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn new(bound: usize) -> Self {
+        Self(vec![0; bound.div_ceil(64)])
+    }
+
+    fn insert(&mut self, n: usize) {
+        self.0[n / 64] |= 1 << (n % 64);
+    }
+
+    fn contains(&self, n: usize) -> bool {
+        self.0.get(n / 64).is_some_and(|word| word & (1 << (n % 64)) != 0)
+    }
+
+    fn extend(&mut self, other: &Self) {
+        for (word, more) in self.0.iter_mut().zip(&other.0) {
+            *word |= more;
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What a live migration is expected to cost.
+//!
+//! Pre-copy sends all memory, then what was dirtied meanwhile, and so on: with
+//! dirty rate `d` and link rate `r` each round is `d / r` of the one before, a
+//! geometric series that converges when `d < r`. A round never sends more than
+//! the whole memory, and the number of rounds is bounded, as in the engine.
+
+use std::time::Duration;
+
+use ballast_model::plan::StepCost;
+use ballast_model::snapshot::PlacedVm;
+use ballast_model::{Bytes, BytesPerSec, Host};
+
+/// The rate assumed for a host whose link rate is not known (zero): 1 Gbit/s.
+pub const LINK_ASSUMED: BytesPerSec = BytesPerSec(125_000_000);
+/// The most rounds that are counted before the last one.
+const ROUNDS_MAX: u32 = 30;
+/// A rest that takes no longer than this goes in the last, paused round.
+const LAST_ROUND: Duration = Duration::from_millis(300);
+
+/// Bytes and time to move `vm` from one host to the other, alone on the slower of the two links.
+pub(crate) fn of_move(vm: &PlacedVm, from: &Host, to: &Host) -> StepCost {
+    let rate = |host: &Host| if host.link == BytesPerSec::ZERO { LINK_ASSUMED } else { host.link };
+    let link = rate(from).min(rate(to)).get() as f64;
+    let memory = vm.size.memory.get() as f64;
+    let again = vm.dirty_rate.get() as f64 / link;
+    let (mut sent, mut rest) = (0.0, memory);
+    for _ in 0..ROUNDS_MAX {
+        if rest <= link * LAST_ROUND.as_secs_f64() {
+            break;
+        }
+        sent += rest;
+        rest = (rest * again).min(memory);
+    }
+    sent += rest;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    // float-to-int casts saturate
+    let bytes = Bytes(sent.round() as u64);
+    let millis = bytes.time_at(BytesPerSec(rate(from).min(rate(to)).get()));
+    // Whole milliseconds: more digits would be invented.
+    let millis = u64::try_from(millis.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
+    StepCost { bytes, duration: Duration::from_millis(millis) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Cluster, gib};
+
+    fn cost(memory_gib: u64, dirty: u64, link: u64) -> StepCost {
+        let mut cluster = Cluster::new(2, 4, 64).vm("v", "h0", 100, memory_gib).0;
+        for host in cluster.hosts.values_mut() {
+            host.link = BytesPerSec(link);
+        }
+        let vm = cluster.vms.values_mut().next().unwrap();
+        vm.dirty_rate = BytesPerSec(dirty);
+        let mut hosts = cluster.hosts.values();
+        of_move(
+            &cluster.vms.values().next().unwrap().clone(),
+            hosts.next().unwrap(),
+            hosts.next().unwrap(),
+        )
+    }
+
+    #[test]
+    fn an_idle_vm_is_sent_once() {
+        let cost = cost(1, 0, 1 << 30);
+        assert_eq!((cost.bytes, cost.duration), (gib(1), Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn dirty_pages_are_sent_again_as_a_geometric_series() {
+        let cost = cost(8, 1 << 29, 1 << 30);
+        let (least, limit) = (gib(15), gib(16));
+        assert!(cost.bytes > least && cost.bytes < limit, "{}", cost.bytes);
+    }
+
+    #[test]
+    fn a_vm_that_dirties_faster_than_the_link_has_a_bounded_cost() {
+        let cost = cost(1, 1 << 33, 1 << 30);
+        assert_eq!(cost.bytes, gib(u64::from(ROUNDS_MAX) + 1));
+    }
+
+    #[test]
+    fn an_unknown_link_is_taken_for_a_gigabit() {
+        assert_eq!(cost(1, 0, 0).duration, Duration::from_millis(8_589));
+    }
+}

@@ -1,0 +1,277 @@
+//! Whether one VM may go to one host: the same answer for every workflow.
+//!
+//! An operator's `migrate`, a drain and a balance step all ask [`check_step`],
+//! right before the step starts and of the state as it is then. What depends on
+//! the workflow (automation level, CPU ceiling, least gain) is not asked here.
+
+use ballast_model::snapshot::Mobility;
+use ballast_model::{
+    Bytes, ClusterSnapshot, HostId, Refusal, RefusalCode, Resources, Telemetry, VmId,
+};
+
+use crate::options::PlanOptions;
+use crate::problem::{HostIx, Problem, RuleBody, RuleIx, VmIx};
+use crate::state::{Obstacle, State};
+
+/// Whether `vm` may be migrated to `to` now.
+///
+/// CPU is not a reason to refuse: too little of it slows guests, it does not
+/// stop them, and a drain may need it.
+///
+/// # Errors
+/// - `InvalidArgument`: the snapshot does not fit together
+/// - `NotFound`: no such VM or host
+/// - `WrongState`: it is there already, it migrates already, it cannot move now, or the target is draining
+/// - `Unavailable`: the load of the source or the target is unknown
+/// - `CapacityExceeded`: the target has not enough memory free
+/// - `RuleViolation`: a hard rule forbids it
+pub fn check_step(snapshot: &ClusterSnapshot, vm: &VmId, to: &HostId) -> Result<(), Refusal> {
+    let problem = Problem::new(snapshot)?;
+    let missing = |what: &str, id: &str, list: &str| {
+        Refusal::new(
+            RefusalCode::NotFound,
+            format!("there is no {what} {id}"),
+            format!("see '{list}' for what there is"),
+        )
+    };
+    let vm = problem.find_vm(vm).ok_or_else(|| missing("VM", vm.as_str(), "ballast vm ls"))?;
+    let to =
+        problem.find_host(to).ok_or_else(|| missing("host", to.as_str(), "ballast host ls"))?;
+    if let Some(refusal) = why_it_cannot_leave(&problem, vm) {
+        return Err(refusal);
+    }
+    let state = State::new(&problem);
+    match state.obstacle(vm, to) {
+        None => Ok(()),
+        Some(obstacle) => Err(explain(&state, vm, to, obstacle)),
+    }
+}
+
+/// Why the VM cannot leave its host, wherever to.
+pub(crate) fn why_it_cannot_leave(problem: &Problem<'_>, vm: VmIx) -> Option<Refusal> {
+    let info = problem.vm(vm);
+    if let Some(bound_for) = info.bound_for {
+        let flight = problem.snapshot.migrations.iter().find(|flight| flight.vm == *info.id);
+        let id = flight.map(|flight| flight.id.to_string()).unwrap_or_default();
+        let other = problem.host(bound_for).id;
+        return Some(Refusal::new(
+            RefusalCode::WrongState,
+            format!(
+                "VM {} is being migrated already, between {} and {other}",
+                info.id, info.vm.host
+            ),
+            format!("wait for migration {id} to end, or cancel it"),
+        ));
+    }
+    let host = problem.host(info.host);
+    if let Telemetry::Unknown { why } = &host.host.telemetry {
+        return Some(Refusal::new(
+            RefusalCode::Unavailable,
+            format!("the load of host {}, where VM {} is, is unknown: {why}", host.id, info.id),
+            format!("check that the agent on {} runs and reports", host.id),
+        ));
+    }
+    match &info.vm.mobility {
+        Mobility::Movable => None,
+        Mobility::Fixed { reason, remedy } => Some(Refusal::new(
+            RefusalCode::WrongState,
+            format!("VM {} cannot move for now: {reason}", info.id),
+            remedy.clone(),
+        )),
+    }
+}
+
+/// An obstacle in words.
+pub(crate) fn explain(state: &State<'_, '_>, vm: VmIx, to: HostIx, obstacle: Obstacle) -> Refusal {
+    let problem = state.problem;
+    let (info, host) = (problem.vm(vm), problem.host(to));
+    let (vm_id, to_id) = (info.id, host.id);
+    match obstacle {
+        Obstacle::Here => Refusal::new(
+            RefusalCode::WrongState,
+            format!("VM {vm_id} is on host {to_id} already"),
+            "name another host",
+        ),
+        Obstacle::Draining => Refusal::new(
+            RefusalCode::WrongState,
+            format!("host {to_id} is being emptied and takes no VMs"),
+            format!("choose another host, or run 'ballast host uncordon {to_id}'"),
+        ),
+        Obstacle::Unknown => {
+            let why = match &host.host.telemetry {
+                Telemetry::Unknown { why } => why.as_str(),
+                Telemetry::Known { .. } => "it reports no capacity",
+            };
+            Refusal::new(
+                RefusalCode::Unavailable,
+                format!("the load of host {to_id} is unknown: {why}"),
+                format!("choose another host, or check that the agent on {to_id} runs and reports"),
+            )
+        }
+        Obstacle::Memory { free } => Refusal::new(
+            RefusalCode::CapacityExceeded,
+            format!(
+                "VM {vm_id} needs {} of memory and host {to_id} has {free} free of {}",
+                Bytes(info.memory),
+                host.host.capacity.memory
+            ),
+            format!("choose another host, or move a VM off {to_id} first"),
+        ),
+        Obstacle::Apart { rule } => Refusal::new(
+            RefusalCode::RuleViolation,
+            format!(
+                "rule {} keeps VM {vm_id} apart from {} on host {to_id}",
+                problem.rules[rule.0].id,
+                neighbour(state, vm, rule, to)
+            ),
+            "choose another host, or change the rule",
+        ),
+        Obstacle::Forbidden { rule } => Refusal::new(
+            RefusalCode::RuleViolation,
+            format!(
+                "rule {} does not let VM {vm_id} run on host {to_id}",
+                problem.rules[rule.0].id
+            ),
+            format!("choose one of the rule's hosts: {}", allowed_hosts(problem, rule)),
+        ),
+    }
+}
+
+/// The VM that is in the way of an anti-affinity rule.
+fn neighbour(state: &State<'_, '_>, vm: VmIx, rule: RuleIx, host: HostIx) -> String {
+    let RuleBody::Apart { vms } = &state.problem.rules[rule.0].body else { return String::new() };
+    let there = |other: &&VmIx| {
+        let info = state.problem.vm(**other);
+        **other != vm
+            && (state.at(**other) == host || info.bound_for.is_some() && info.host == host)
+    };
+    vms.iter().find(there).map_or_else(String::new, |vm| format!("VM {}", state.problem.vm(*vm).id))
+}
+
+fn allowed_hosts(problem: &Problem<'_>, rule: RuleIx) -> String {
+    const SHOWN_MAX: usize = 8;
+    let mut names: Vec<String> = problem
+        .host_ixs()
+        .filter(|host| problem.rule_allows(rule, *host))
+        .map(|host| problem.host(host).id.to_string())
+        .collect();
+    if names.len() > SHOWN_MAX {
+        let more = names.len() - SHOWN_MAX;
+        names.truncate(SHOWN_MAX);
+        names.push(format!("{more} more"));
+    }
+    names.join(", ")
+}
+
+/// The host a new VM should start on.
+///
+/// Only memory is a hard bound. Among the hosts with room the new VM is taken
+/// to use all its CPU: a host that stays below `options.cpu_ceiling` beats one
+/// that does not, and among equals the one that leaves the load most level
+/// wins, then the first by name. Rules that name `vm` are kept when the
+/// snapshot has it already; a VM no rule can name yet has none.
+///
+/// # Errors
+/// - `InvalidArgument`: the snapshot does not fit together, or an option is out of range
+/// - `CapacityExceeded`: it is larger than any host, or no host has room now; the reason says which, with sizes
+/// - `RuleViolation`: hosts with room exist, but hard rules forbid them
+/// - `Unavailable`: no host takes VMs at all
+pub fn place(
+    snapshot: &ClusterSnapshot,
+    vm: &VmId,
+    size: Resources,
+    options: &PlanOptions,
+) -> Result<HostId, Refusal> {
+    options.validate()?;
+    let problem = Problem::new(snapshot)?;
+    let state = State::new(&problem);
+    let mut best: Option<(bool, f64, HostIx)> = None;
+    let mut forbidden = None;
+    for host in problem.host_ixs() {
+        let info = problem.host(host);
+        if !info.counts() || state.memory_free(host) < size.memory {
+            continue;
+        }
+        if let Some(rule) = rule_against(&state, vm, host) {
+            forbidden.get_or_insert((rule, host));
+            continue;
+        }
+        let cpu = state.cpu(host).saturating_add(size.cpu.get()) as f64 / info.cpu as f64;
+        let found = (cpu > options.cpu_ceiling.get(), state.rise(host, size), host);
+        let is_better = |old: &(bool, f64, HostIx)| {
+            found.0.cmp(&old.0).then(found.1.total_cmp(&old.1)).then(found.2.cmp(&old.2)).is_lt()
+        };
+        if best.as_ref().is_none_or(is_better) {
+            best = Some(found);
+        }
+    }
+    match (best, forbidden) {
+        (Some((_, _, host)), _) => Ok(problem.host(host).id.clone()),
+        (None, Some((rule, host))) => Err(Refusal::new(
+            RefusalCode::RuleViolation,
+            format!(
+                "host {} has room for VM {vm}, but rule {} forbids it, and so with every host that has room",
+                problem.host(host).id,
+                problem.rules[rule.0].id
+            ),
+            "change the rule, or make room on a host it allows",
+        )),
+        (None, None) => Err(no_room(&state, vm, size)),
+    }
+}
+
+/// The rule that keeps a VM of the snapshot, if it is one, from this host.
+fn rule_against(state: &State<'_, '_>, vm: &VmId, host: HostIx) -> Option<RuleIx> {
+    let problem = state.problem;
+    let ix = problem.find_vm(vm)?;
+    let info = problem.vm(ix);
+    let own = |rule: RuleIx| u32::from(state.at(ix) == host) < state.apart_on(rule, host);
+    let must = info.must.iter().find(|rule| !problem.rule_allows(**rule, host));
+    must.or_else(|| info.anti.iter().find(|rule| own(**rule))).copied()
+}
+
+fn no_room(state: &State<'_, '_>, vm: &VmId, size: Resources) -> Refusal {
+    let problem = state.problem;
+    let need = size.memory;
+    let largest = problem.hosts.iter().max_by_key(|host| host.memory);
+    let Some(largest) = largest else {
+        return Refusal::new(
+            RefusalCode::Unavailable,
+            format!("there is no host for VM {vm}"),
+            "start an agent on a host and let it register",
+        );
+    };
+    if need.get() > largest.memory {
+        return Refusal::new(
+            RefusalCode::CapacityExceeded,
+            format!(
+                "VM {vm} is larger than any host: it asks for {need} of memory, the largest host, {}, offers {}",
+                largest.id, largest.host.capacity.memory
+            ),
+            "ask for less memory, or add a larger host",
+        );
+    }
+    let usable = problem.host_ixs().filter(|host| problem.host(*host).counts());
+    let Some(freest) =
+        usable.max_by_key(|host| (state.memory_free(*host), std::cmp::Reverse(*host)))
+    else {
+        return Refusal::new(
+            RefusalCode::Unavailable,
+            format!(
+                "no host takes VM {vm} now: all {} are draining or their load is unknown",
+                problem.hosts.len()
+            ),
+            "uncordon a host, or check that the agents run and report; see 'ballast host ls'",
+        );
+    };
+    Refusal::new(
+        RefusalCode::CapacityExceeded,
+        format!(
+            "no host has room for VM {vm} now: it asks for {need} of memory, the freest host, {}, has {} free of {}",
+            problem.host(freest).id,
+            state.memory_free(freest),
+            problem.host(freest).host.capacity.memory
+        ),
+        "remove or shrink a VM, uncordon a host, or add one",
+    )
+}

@@ -1,0 +1,146 @@
+//! One planning run: number, solve, schedule, write down, check.
+
+use std::collections::BTreeMap;
+
+use ballast_model::plan::StepCause;
+use ballast_model::{ClusterSnapshot, Plan, Planning, Ratio, Refusal, Step, VmId};
+
+use crate::cost;
+use crate::options::PlanOptions;
+use crate::problem::Problem;
+use crate::state::{Cause, Move, State};
+use crate::{check, schedule, solve, verdict};
+
+/// Works out what to move, in which order and why; for every VM of the snapshot, why it moves or stays.
+///
+/// The plan is safe in every order and concurrency its dependencies allow, and
+/// settled: planning on the state it leads to, with the same options, yields no
+/// steps (unless `steps_max` cut it short). No hard rule and no memory capacity
+/// is broken that was not broken before, at any moment.
+///
+/// A VM has one step, or, where room is so tight that the way leads over a
+/// third host, several, each waiting for the one before; its verdict then names the last.
+///
+/// # Errors
+/// - `InvalidArgument`: the snapshot does not fit together, or an option is out of range
+/// - `Internal`: the plan failed the check on the way out; nothing is to be done then
+pub fn plan(snapshot: &ClusterSnapshot, options: &PlanOptions) -> Result<Planning, Refusal> {
+    options.validate()?;
+    let problem = Problem::new(snapshot)?;
+    let mut solved = State::new(&problem);
+    let moves = solve::solve(&mut solved, options);
+    let mut moves = schedule::collapse(&problem, moves, options);
+    let wanted = moves.clone();
+    cut(&problem, &mut moves, options.steps_max);
+    let (plan, mut verdicts, end) = write_down(&problem, &moves, options);
+    check::check(&problem, &plan, options)?;
+    verdict::of_the_rest(&end, &wanted[moves.len()..], options, &mut verdicts);
+    Ok(Planning { plan, verdicts })
+}
+
+/// Keeps the first `steps_max` moves, without a balance move at the end that only pays with one that is cut off.
+fn cut(problem: &Problem<'_>, moves: &mut Vec<Move>, steps_max: usize) {
+    if moves.len() <= steps_max {
+        return;
+    }
+    moves.truncate(steps_max);
+    let mut state = State::new(problem);
+    let gains: Vec<f64> = moves
+        .iter()
+        .map(|step| {
+            let gain = state.gain(step.vm, step.to);
+            state.shift(step.vm, step.to);
+            gain
+        })
+        .collect();
+    while let (Some(last), Some(gain)) = (moves.last(), gains.get(moves.len().wrapping_sub(1))) {
+        if last.cause != Cause::Balance || *gain > 0.0 {
+            break;
+        }
+        moves.pop();
+    }
+}
+
+fn write_down<'p, 'a>(
+    problem: &'p Problem<'a>,
+    moves: &[Move],
+    options: &PlanOptions,
+) -> (Plan, BTreeMap<VmId, ballast_model::Verdict>, State<'p, 'a>) {
+    let after = schedule::dependencies(problem, moves, options);
+    let mut state = State::new(problem);
+    let imbalance_before = state.sums().imbalance();
+    let (mut verdicts, mut steps) = (BTreeMap::new(), Vec::with_capacity(moves.len()));
+    for (n, (step, after)) in moves.iter().zip(after).enumerate() {
+        let (vm, from, to) = (problem.vm(step.vm), problem.host(step.from), problem.host(step.to));
+        let before = state.sums().imbalance();
+        let shares = verdict::Shares::new(&state, step);
+        state.shift(step.vm, step.to);
+        let gain = before.get() - state.sums().imbalance().get();
+        verdicts.insert(vm.id.clone(), verdict::of_move(&state, n, step, &shares, gain, options));
+        steps.push(Step {
+            vm: vm.id.clone(),
+            from: from.id.clone(),
+            to: to.id.clone(),
+            cause: step_cause(problem, step.cause),
+            after,
+            gain,
+            cost: cost::of_move(vm.vm, from.host, to.host),
+        });
+    }
+    let imbalance_after = state.sums().imbalance();
+    let snapshot = problem.snapshot.revision;
+    (Plan { snapshot, steps, imbalance_before, imbalance_after }, verdicts, state)
+}
+
+fn step_cause(problem: &Problem<'_>, cause: Cause) -> StepCause {
+    match cause {
+        Cause::Rule(rule) | Cause::Preference(rule) => {
+            StepCause::Rule { rule: problem.rules[rule.0].id.clone() }
+        }
+        Cause::Capacity => StepCause::Capacity,
+        Cause::Drain => StepCause::Drain,
+        Cause::Balance => StepCause::Balance,
+    }
+}
+
+/// How unequal the hosts' load is: see [`crate::score`] for the formula.
+///
+/// Hosts that drain or whose load is unknown do not count; a VM in flight counts as arrived. A snapshot that does not
+/// fit together has an imbalance of zero: [`plan`] says what is wrong with it.
+pub fn imbalance(snapshot: &ClusterSnapshot) -> Ratio {
+    Problem::new(snapshot).map_or(Ratio::ZERO, |problem| State::new(&problem).sums().imbalance())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Cluster;
+    use ballast_model::Verdict;
+
+    fn piled() -> Cluster {
+        (0..12).fold(Cluster::new(4, 8, 64), |cluster, n| {
+            cluster.vm(&format!("vm-{n:02}"), "h0", 200 + 50 * n, 2)
+        })
+    }
+
+    #[test]
+    fn twelve_vms_piled_on_one_host_of_four_are_levelled() {
+        let planning = plan(&piled().0, &PlanOptions::default()).unwrap();
+        let (before, after) =
+            (planning.plan.imbalance_before.get(), planning.plan.imbalance_after.get());
+        assert!(after < before / 3.0, "{before} -> {after}");
+        assert!((7..=10).contains(&planning.plan.steps.len()), "{:?}", planning.plan.steps);
+        assert_eq!(planning.verdicts.len(), 12);
+    }
+
+    #[test]
+    fn a_draining_host_is_emptied_and_does_not_count() {
+        let cluster = piled().draining("h0");
+        let planning = plan(&cluster.0, &PlanOptions::default()).unwrap();
+        assert_eq!(planning.plan.steps.len(), 12);
+        assert_eq!(planning.plan.imbalance_before, Ratio::ZERO);
+        assert!(planning.plan.imbalance_after.get() < 0.02, "{}", planning.plan.imbalance_after);
+        assert!(planning.plan.steps.iter().all(|step| step.cause == StepCause::Drain));
+        assert!(planning.verdicts.values().all(|v| matches!(v, Verdict::Moves { .. })));
+    }
+}

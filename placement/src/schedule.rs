@@ -1,0 +1,152 @@
+//! From the solver's moves to the order and dependencies they are executed in.
+//!
+//! 1. [`collapse`]: a VM that moved several times while solving moves once, if
+//!    the shorter list can still be made one after the other.
+//! 2. [`dependencies`]: steps without a dependency may run at the same time in
+//!    any order, so each step names the earlier ones it cannot go without.
+//!
+//! The rule behind the dependencies: on its target, a step counts the arrivals
+//! of *all* earlier steps, and of the departures only those it waits for. Take
+//! any set of steps that have started, in any legal order, and of their arrivals
+//! on one host the one with the highest index: that step counted all others,
+//! and what it waits for has left. So no host is ever over its limit.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::options::PlanOptions;
+use crate::problem::{Problem, VmIx};
+use crate::state::{Move, State};
+
+/// Merges the moves of each VM into one; returns the moves as they are when that leads into a dead end.
+pub(crate) fn collapse(
+    problem: &Problem<'_>,
+    moves: Vec<Move>,
+    options: &PlanOptions,
+) -> Vec<Move> {
+    let mut merged: BTreeMap<VmIx, Move> = BTreeMap::new();
+    let mut order = Vec::new();
+    for step in &moves {
+        merged
+            .entry(step.vm)
+            .and_modify(|first| {
+                first.to = step.to;
+                first.cause = first.cause.min(step.cause);
+            })
+            .or_insert_with(|| {
+                order.push(step.vm);
+                *step
+            });
+    }
+    if merged.len() == moves.len() {
+        return moves;
+    }
+    let mut pending: Vec<Move> =
+        order.iter().map(|vm| merged[vm]).filter(|step| step.from != step.to).collect();
+    let mut state = State::new(problem);
+    let mut made = Vec::with_capacity(pending.len());
+    loop {
+        let before = pending.len();
+        pending.retain(|step| {
+            let possible = state.obstacle(step.vm, step.to).is_none()
+                && state.cpu_allows(step.vm, step.to, step.cause, options);
+            if possible {
+                state.shift(step.vm, step.to);
+                made.push(*step);
+            }
+            !possible
+        });
+        if pending.is_empty() {
+            return made;
+        }
+        if pending.len() == before {
+            return moves;
+        }
+    }
+}
+
+/// For each move, the indices of the earlier ones it has to wait for.
+pub(crate) fn dependencies(
+    problem: &Problem<'_>,
+    moves: &[Move],
+    options: &PlanOptions,
+) -> Vec<Vec<usize>> {
+    let start = State::new(problem);
+    let mut books: Vec<Book> = problem
+        .host_ixs()
+        .map(|host| Book {
+            memory: start.memory_taken(host),
+            cpu: start.cpu(host),
+            gone: Vec::new(),
+        })
+        .collect();
+    let mut last_step: BTreeMap<VmIx, usize> = BTreeMap::new();
+    let mut all = Vec::with_capacity(moves.len());
+    for (n, step) in moves.iter().enumerate() {
+        let mut after: BTreeSet<usize> = last_step.insert(step.vm, n).into_iter().collect();
+        let book = &mut books[step.to.0];
+        let info = problem.vm(step.vm);
+        book.memory = book.memory.saturating_add(info.memory);
+        book.cpu = book.cpu.saturating_add(info.cpu);
+        after.extend(book.gone.iter().copied().filter(|g| conflict(problem, step, &moves[*g])));
+        let (memory_limit, cpu_limit) = limits(problem, step, options);
+        book.wait(problem, moves, &mut after, |m, c| m <= memory_limit && c <= cpu_limit);
+        books[step.from.0].gone.push(n);
+        all.push(after.into_iter().collect());
+    }
+    all
+}
+
+/// What may be in use on the target after the step: memory in bytes, CPU in millicores.
+pub(crate) fn limits(problem: &Problem<'_>, step: &Move, options: &PlanOptions) -> (u64, f64) {
+    let host = problem.host(step.to);
+    let cpu = if step.cause.is_forced() {
+        f64::INFINITY
+    } else {
+        options.cpu_ceiling.get() * host.cpu.max(1) as f64
+    };
+    (host.memory, cpu)
+}
+
+/// Whether the two VMs may not be on one host.
+fn conflict(problem: &Problem<'_>, step: &Move, gone: &Move) -> bool {
+    let anti = &problem.vm(step.vm).anti;
+    gone.vm != step.vm && problem.vm(gone.vm).anti.iter().any(|rule| anti.contains(rule))
+}
+
+/// A host's use if every earlier arrival has come and no departure has ended, and the steps that leave it.
+struct Book {
+    memory: u64,
+    cpu: u64,
+    gone: Vec<usize>,
+}
+
+impl Book {
+    /// Adds departures to `after`, the earliest first, until the use is within limits.
+    fn wait(
+        &self,
+        problem: &Problem<'_>,
+        moves: &[Move],
+        after: &mut BTreeSet<usize>,
+        within: impl Fn(u64, f64) -> bool,
+    ) {
+        let (mut memory, mut cpu) = (self.memory, self.cpu);
+        let mut free = |n: usize| {
+            let info = problem.vm(moves[n].vm);
+            memory = memory.saturating_sub(info.memory);
+            cpu = cpu.saturating_sub(info.cpu);
+            (memory, cpu)
+        };
+        let mut now = (self.memory, self.cpu);
+        for &gone in self.gone.iter().filter(|gone| after.contains(gone)) {
+            now = free(gone);
+        }
+        for &gone in &self.gone {
+            if within(now.0, now.1 as f64) {
+                return;
+            }
+            if after.insert(gone) {
+                now = free(gone);
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! How level a cluster is: one table of weighted metrics, one number.
+//!
+//! Over the hosts that count (active, telemetry known) and for each metric of
+//! [`METRICS`], a host's load is what it uses as a share of its capacity. With
+//! `n` such hosts, weights `w` and mean loads `m`:
+//!
+//! ```text
+//! spread    = Σ_metric w · Σ_host (load − m)²
+//! imbalance = sqrt(spread / (n · Σ_metric w))
+//! ```
+//!
+//! that is, the weighted standard deviation of the hosts' loads: 0 when every
+//! host is equally loaded, 0.1 when they are typically 10 % of a host off the
+//! mean. The idea of one table of weighted spreads is Ganeti's (hbal). Here
+//! variances are added before the root is taken, so that the change a move
+//! makes depends on its two hosts and two sums only and costs O(1).
+
+use ballast_model::Ratio;
+
+/// One thing that is levelled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Metric {
+    /// Its name in reports.
+    pub name: &'static str,
+    /// How much it counts against the others.
+    pub weight: f64,
+    /// The least its spread can be. A search may stop when the whole spread is
+    /// within the least gain of the sum of these: no move can be worth it.
+    pub spread_min: f64,
+}
+
+/// CPU: demand of the VMs and overhead against capacity.
+pub const CPU: usize = 0;
+/// Memory: size (not demand) of the VMs and overhead against capacity, because size is what a host must have room for.
+pub const MEMORY: usize = 1;
+
+/// Everything that is levelled. CPU counts most: it is what guests feel first;
+/// memory is levelled so that every host keeps room for VMs to come.
+pub const METRICS: [Metric; 2] = [
+    Metric { name: "cpu", weight: 1.0, spread_min: 0.0 },
+    Metric { name: "memory", weight: 0.5, spread_min: 0.0 },
+];
+
+/// The least any spread can be.
+pub(crate) fn spread_bound() -> f64 {
+    METRICS.iter().map(|metric| metric.weight * metric.spread_min).sum()
+}
+
+/// Sums over the hosts that count, from which the spread follows.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Sums {
+    hosts: usize,
+    sum: [f64; METRICS.len()],
+    squares: [f64; METRICS.len()],
+}
+
+impl Sums {
+    /// Always computed afresh from whole loads, in host order, so that equal
+    /// states have bit-equal sums however they were reached.
+    pub(crate) fn new(loads: impl Iterator<Item = [f64; METRICS.len()]>) -> Self {
+        let mut sums = Self::default();
+        for load in loads {
+            sums.hosts += 1;
+            for (metric, share) in load.into_iter().enumerate() {
+                sums.sum[metric] += share;
+                sums.squares[metric] += share * share;
+            }
+        }
+        sums
+    }
+
+    /// The weighted sum of squared deviations.
+    pub(crate) fn spread(&self) -> f64 {
+        if self.hosts == 0 {
+            return 0.0;
+        }
+        let n = self.hosts as f64;
+        (0..METRICS.len())
+            .map(|m| METRICS[m].weight * (self.squares[m] - self.sum[m] * self.sum[m] / n).max(0.0))
+            .sum()
+    }
+
+    /// By how much the spread falls when some hosts' loads change; each change is (load before, load after).
+    pub(crate) fn fall(&self, changes: &[([f64; METRICS.len()], [f64; METRICS.len()])]) -> f64 {
+        let n = self.hosts.max(1) as f64;
+        let mut fall = 0.0;
+        for m in 0..METRICS.len() {
+            let (mut sum, mut squares) = (0.0, 0.0);
+            for (before, after) in changes {
+                sum += after[m] - before[m];
+                squares += after[m] * after[m] - before[m] * before[m];
+            }
+            fall -= METRICS[m].weight * (squares - (2.0 * self.sum[m] * sum + sum * sum) / n);
+        }
+        fall
+    }
+
+    /// The mean load of one metric.
+    pub(crate) fn mean(&self, metric: usize) -> Ratio {
+        Ratio::new(self.sum[metric] / self.hosts.max(1) as f64)
+    }
+
+    /// The imbalance.
+    pub(crate) fn imbalance(&self) -> Ratio {
+        let weights: f64 = METRICS.iter().map(|metric| metric.weight).sum();
+        Ratio::new((self.spread() / (self.hosts.max(1) as f64 * weights)).sqrt())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_loads_are_level() {
+        assert!(Sums::new([[0.3, 0.6]; 5].into_iter()).imbalance().get() < 1e-6);
+        assert_eq!(Sums::new(std::iter::empty()).imbalance(), Ratio::ZERO);
+    }
+
+    #[test]
+    fn equal_deviation_in_every_metric_is_the_standard_deviation() {
+        let sums = Sums::new([[0.2, 0.2], [0.4, 0.4]].into_iter());
+        assert!((sums.imbalance().get() - 0.1).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_fall_of_a_change_is_the_difference_of_the_spreads() {
+        let loads = [[0.9, 0.5], [0.1, 0.3], [0.4, 0.2]];
+        let after = [[0.7, 0.4], [0.3, 0.35], [0.4, 0.2]];
+        let sums = Sums::new(loads.into_iter());
+        let fall = sums.fall(&[(loads[0], after[0]), (loads[1], after[1])]);
+        let expected = sums.spread() - Sums::new(after.into_iter()).spread();
+        assert!((fall - expected).abs() < 1e-12, "{fall} {expected}");
+        assert!(fall > 0.0);
+    }
+}

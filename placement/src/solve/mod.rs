@@ -1,0 +1,75 @@
+//! Solving: a few named steps, repeated until none finds anything more to do.
+//!
+//! Every step only makes moves that are allowed in the state they are made in,
+//! so the list of moves is executable one after the other. Each kind of move
+//! lowers something and raises nothing of greater weight:
+//!
+//! 1. [`forced::mend`]: broken hard rules, memory over capacity
+//! 2. [`forced::drain`]: VMs on hosts being emptied
+//! 3. [`forced::prefer`]: preferences not met
+//! 4. [`balance::level`]: the spread
+//!
+//! so the repetition ends, and where it ends no step of a new run finds
+//! anything: the plan is settled.
+
+mod balance;
+mod forced;
+
+pub(crate) use balance::Best;
+
+use crate::options::PlanOptions;
+use crate::problem::HostIx;
+use crate::problem::VmIx;
+use crate::state::{Cause, Move, State};
+
+/// The most repetitions; more than a handful has not been seen.
+const PASSES_MAX: usize = 16;
+
+/// A state and the moves that led to it.
+pub(crate) struct Solver<'s, 'p, 'a> {
+    pub(crate) state: &'s mut State<'p, 'a>,
+    pub(crate) options: &'s PlanOptions,
+    pub(crate) moves: Vec<Move>,
+}
+
+impl Solver<'_, '_, '_> {
+    fn make(&mut self, vm: VmIx, to: HostIx, cause: Cause) {
+        let from = self.state.at(vm);
+        self.moves.push(Move { vm, from, to, cause });
+        self.state.shift(vm, to);
+    }
+
+    /// Takes the last move back.
+    fn unmake(&mut self) {
+        if let Some(last) = self.moves.pop() {
+            self.state.shift(last.vm, last.from);
+        }
+    }
+}
+
+/// Improves the state until nothing improves it any more; returns the moves in order.
+pub(crate) fn solve(state: &mut State<'_, '_>, options: &PlanOptions) -> Vec<Move> {
+    let mut solver = Solver { state, options, moves: Vec::new() };
+    for _ in 0..PASSES_MAX {
+        let before = solver.moves.len();
+        forced::mend(&mut solver);
+        if options.causes.drain {
+            forced::drain(&mut solver);
+        }
+        if options.causes.rules {
+            forced::prefer(&mut solver);
+        }
+        if options.causes.balance {
+            balance::level(&mut solver);
+        }
+        if solver.moves.len() == before {
+            break;
+        }
+    }
+    solver.moves
+}
+
+/// The best move of the VM for balance if nothing but rules of thumb stood in its way: what a verdict explains.
+pub(crate) fn best_unhindered(state: &State<'_, '_>, vm: VmIx) -> Option<Best> {
+    balance::best_unhindered(state, vm)
+}

@@ -1,0 +1,54 @@
+//! Small clusters for unit tests.
+
+use ballast_model::snapshot::{Mobility, PlacedVm};
+use ballast_model::vm::Automation;
+use ballast_model::{
+    Bytes, BytesPerSec, ClusterSnapshot, Host, HostState, Millicores, Resources, Revision,
+    Telemetry, Timestamp,
+};
+
+pub(crate) fn gib(count: u64) -> Bytes {
+    Bytes::gib(count)
+}
+
+pub(crate) struct Cluster(pub(crate) ClusterSnapshot);
+
+impl Cluster {
+    /// Hosts `h0`, `h1`, … of equal capacity.
+    pub(crate) fn new(hosts: usize, cores: u64, memory_gib: u64) -> Self {
+        let mut snapshot = ClusterSnapshot::empty(Revision(1), Timestamp(0));
+        for n in 0..hosts {
+            let id: ballast_model::HostId = format!("h{n}").parse().unwrap();
+            let host = Host {
+                id: id.clone(),
+                capacity: Resources::new(Millicores::cores(cores), gib(memory_gib)),
+                state: HostState::Active,
+                telemetry: Telemetry::Known { overhead: Resources::default() },
+                link: BytesPerSec(125_000_000),
+                labels: Default::default(),
+            };
+            snapshot.hosts.insert(id, host);
+        }
+        Self(snapshot)
+    }
+
+    pub(crate) fn vm(mut self, id: &str, host: &str, millicores: u64, memory_gib: u64) -> Self {
+        let size = Resources::new(Millicores::cores(2), gib(memory_gib));
+        let vm = PlacedVm {
+            id: id.parse().unwrap(),
+            host: host.parse().unwrap(),
+            size,
+            demand: Resources::new(Millicores(millicores), gib(memory_gib)),
+            dirty_rate: BytesPerSec::ZERO,
+            automation: Automation::Full,
+            mobility: Mobility::Movable,
+        };
+        self.0.vms.insert(vm.id.clone(), vm);
+        self
+    }
+
+    pub(crate) fn draining(mut self, host: &str) -> Self {
+        self.0.hosts.get_mut(&host.parse().unwrap()).unwrap().state = HostState::Draining;
+        self
+    }
+}

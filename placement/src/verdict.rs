@@ -1,0 +1,324 @@
+//! Why each VM moves, stays or is stuck, in an operator's words.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ballast_model::vm::Automation;
+use ballast_model::{Bytes, Ratio, Refusal, Verdict, VmId};
+
+use crate::eligibility::{explain, why_it_cannot_leave};
+use crate::options::PlanOptions;
+use crate::problem::{HostIx, VmIx};
+use crate::score::{CPU, MEMORY};
+use crate::solve;
+use crate::state::{Cause, Move, Obstacle, State};
+
+/// The loads of a move's two hosts before it.
+pub(crate) struct Shares {
+    from: String,
+    to: String,
+}
+
+impl Shares {
+    pub(crate) fn new(state: &State<'_, '_>, step: &Move) -> Self {
+        Self { from: shares(state, step.from), to: shares(state, step.to) }
+    }
+}
+
+/// E.g. `43.0 % CPU and 61.5 % memory`.
+fn shares(state: &State<'_, '_>, host: HostIx) -> String {
+    format!("{} CPU and {} memory", state.share(host, CPU), state.share(host, MEMORY))
+}
+
+/// The verdict on a VM that moves; `state` is the one after the move.
+pub(crate) fn of_move(
+    state: &State<'_, '_>,
+    n: usize,
+    step: &Move,
+    before: &Shares,
+    gain: f64,
+    options: &PlanOptions,
+) -> Verdict {
+    let problem = state.problem;
+    let (from, to) = (problem.host(step.from).id, problem.host(step.to).id);
+    let why = match step.cause {
+        Cause::Rule(rule) => {
+            format!("on host {from} it breaks rule {}; {to} keeps it", problem.rules[rule.0].id)
+        }
+        Cause::Preference(rule) => {
+            format!("rule {} prefers it elsewhere than on {from}", problem.rules[rule.0].id)
+        }
+        Cause::Capacity => format!(
+            "host {from} holds more than its {} of memory; {to} has room",
+            problem.host(step.from).host.capacity.memory
+        ),
+        Cause::Drain => format!("host {from} is being emptied; {to} has room"),
+        Cause::Balance => format!(
+            "host {from} is at {} and {to} at {}: moving it lowers the imbalance by {}",
+            before.from,
+            before.to,
+            points(gain)
+        ),
+    };
+    let mut reason = format!("{why}; {to} is at {} then", shares(state, step.to));
+    if step.cause.is_forced() && state.share(step.to, CPU) > options.cpu_ceiling {
+        reason.push_str(&format!(
+            ", above the CPU ceiling of {}, because no better host can take it",
+            options.cpu_ceiling
+        ));
+    }
+    Verdict::Moves { step: n, reason }
+}
+
+fn points(gain: f64) -> String {
+    format!("{:.1} points", gain * 100.0)
+}
+
+/// Adds the verdicts on the VMs that do not move; `state` is the one after the plan, `cut_off` what came after its end.
+pub(crate) fn of_the_rest(
+    state: &State<'_, '_>,
+    cut_off: &[Move],
+    options: &PlanOptions,
+    verdicts: &mut BTreeMap<VmId, Verdict>,
+) {
+    let cut_off: BTreeMap<VmIx, &Move> = cut_off.iter().map(|step| (step.vm, step)).collect();
+    for vm in state.problem.vm_ixs() {
+        let id = state.problem.vm(vm).id;
+        if verdicts.contains_key(id) {
+            continue;
+        }
+        let verdict = match cut_off.get(&vm) {
+            Some(step) => Verdict::Stays {
+                reason: format!(
+                    "it would move to {}, but this plan ends after {} steps; a later one moves it",
+                    state.problem.host(step.to).id,
+                    options.steps_max
+                ),
+            },
+            None => of_unmoved(state, vm, options),
+        };
+        verdicts.insert(id.clone(), verdict);
+    }
+}
+
+fn of_unmoved(state: &State<'_, '_>, vm: VmIx, options: &PlanOptions) -> Verdict {
+    let problem = state.problem;
+    let info = problem.vm(vm);
+    if let Some(bound_for) = info.bound_for {
+        let reason = format!(
+            "it is being migrated already, between {} and {}",
+            info.vm.host,
+            problem.host(bound_for).id
+        );
+        return Verdict::Stays { reason };
+    }
+    let ought = ought_to_move(state, vm);
+    if let Some((cause, why)) = ought {
+        return of_stuck(state, vm, cause, &why, options);
+    }
+    if let Some(refusal) = why_it_cannot_leave(problem, vm) {
+        return Verdict::Stays { reason: refusal.reason };
+    }
+    if info.vm.automation == Automation::Manual {
+        return Verdict::Stays {
+            reason: "its automation is manual: only an operator moves it".to_owned(),
+        };
+    }
+    of_levelled(state, vm, options)
+}
+
+/// What is wrong with the VM where it is.
+fn ought_to_move(state: &State<'_, '_>, vm: VmIx) -> Option<(Cause, String)> {
+    let problem = state.problem;
+    let (info, at) = (problem.vm(vm), state.at(vm));
+    let host = problem.host(at);
+    let misses = |rules: &[crate::problem::RuleIx]| {
+        rules.iter().copied().find(|rule| !problem.rule_allows(*rule, at))
+    };
+    let id = |rule: crate::problem::RuleIx| problem.rules[rule.0].id;
+    if host.draining() {
+        return Some((Cause::Drain, format!("host {} is being emptied", host.id)));
+    }
+    if let Some(rule) = misses(&info.must) {
+        let why = format!("rule {} does not let it run on host {}", id(rule), host.id);
+        return Some((Cause::Rule(rule), why));
+    }
+    if let Some(rule) = info.anti.iter().copied().find(|rule| state.apart_on(*rule, at) > 1) {
+        let why =
+            format!("host {} has another VM that rule {} keeps it apart from", host.id, id(rule));
+        return Some((Cause::Rule(rule), why));
+    }
+    if state.memory_taken(at) > host.memory {
+        let why = format!(
+            "host {} holds {} of {} memory",
+            host.id,
+            Bytes(state.memory_taken(at)),
+            host.host.capacity.memory
+        );
+        return Some((Cause::Capacity, why));
+    }
+    let rule = misses(&info.should)?;
+    let why = format!("rule {} prefers it elsewhere than on host {}", id(rule), host.id);
+    Some((Cause::Preference(rule), why))
+}
+
+fn of_stuck(
+    state: &State<'_, '_>,
+    vm: VmIx,
+    cause: Cause,
+    why: &str,
+    options: &PlanOptions,
+) -> Verdict {
+    let stuck = |reason: String, remedy: String| Verdict::Stuck {
+        reason: format!("{why}, but {reason}"),
+        remedy,
+    };
+    let info = state.problem.vm(vm);
+    if let Some(Refusal { reason, remedy, .. }) = why_it_cannot_leave(state.problem, vm) {
+        return stuck(reason, remedy);
+    }
+    if !allowed_by_options(cause, options) {
+        return stuck(
+            "this plan was not asked to mend that".to_owned(),
+            "plan for all causes".to_owned(),
+        );
+    }
+    if !info.automation_allows(cause) {
+        let level = match info.vm.automation {
+            Automation::Partial => "partial, which covers maintenance only",
+            _ => "manual",
+        };
+        return stuck(
+            format!("its automation is {level}"),
+            format!("run 'ballast vm migrate {}', or raise its automation", info.id),
+        );
+    }
+    let (reason, remedy) = why_no_target(state, vm, cause, options);
+    stuck(reason, remedy)
+}
+
+fn allowed_by_options(cause: Cause, options: &PlanOptions) -> bool {
+    match cause {
+        Cause::Rule(_) | Cause::Preference(_) => options.causes.rules,
+        Cause::Capacity => options.causes.capacity,
+        Cause::Drain => options.causes.drain,
+        Cause::Balance => options.causes.balance,
+    }
+}
+
+/// Counts what stands between the VM and all hosts, and names the way out that is nearest.
+fn why_no_target(
+    state: &State<'_, '_>,
+    vm: VmIx,
+    cause: Cause,
+    options: &PlanOptions,
+) -> (String, String) {
+    let problem = state.problem;
+    let (mut full, mut closed, mut other, mut busy) = (0_usize, 0_usize, 0_usize, 0_usize);
+    let mut freest: Option<(Bytes, HostIx)> = None;
+    let mut rules = BTreeSet::new();
+    for host in problem.host_ixs() {
+        match state.obstacle(vm, host) {
+            Some(Obstacle::Here) => {}
+            Some(Obstacle::Draining | Obstacle::Unknown) => closed += 1,
+            Some(Obstacle::Memory { free }) => {
+                full += 1;
+                if freest.is_none_or(|(most, _)| free > most) {
+                    freest = Some((free, host));
+                }
+            }
+            Some(Obstacle::Apart { rule } | Obstacle::Forbidden { rule }) => {
+                other += 1;
+                rules.insert(problem.rules[rule.0].id.to_string());
+            }
+            None if !state.cpu_allows(vm, host, cause, options) => busy += 1,
+            None => other += 1,
+        }
+    }
+    let mut parts = Vec::new();
+    if let Some((free, host)) = freest {
+        parts.push(format!(
+            "{full} lack memory (it needs {}, the most free is {free} on {})",
+            Bytes(problem.vm(vm).memory),
+            problem.host(host).id
+        ));
+    }
+    if !rules.is_empty() {
+        let names: Vec<String> = rules.into_iter().take(4).collect();
+        parts.push(format!("{other} are ruled out by {}", names.join(", ")));
+    } else if other > 0 {
+        parts.push(format!("{other} would be no better"));
+    }
+    if busy > 0 {
+        parts.push(format!("{busy} would pass the CPU ceiling of {}", options.cpu_ceiling));
+    }
+    if closed > 0 {
+        parts.push(format!("{closed} drain or are unknown"));
+    }
+    let reason = match parts.is_empty() {
+        true => "there is no other host".to_owned(),
+        false => format!("no other host can take it: {}", parts.join(", ")),
+    };
+    let remedy = match freest {
+        Some((free, host)) => format!(
+            "free {} of memory on host {}, or add a host",
+            Bytes(problem.vm(vm).memory).saturating_sub(free),
+            problem.host(host).id
+        ),
+        None if closed > 0 => "uncordon a host or mend its agent, or add a host".to_owned(),
+        None => "change the rules, or add a host".to_owned(),
+    };
+    (reason, remedy)
+}
+
+/// A VM that is well where it is: why nothing better is done with it.
+fn of_levelled(state: &State<'_, '_>, vm: VmIx, options: &PlanOptions) -> Verdict {
+    let (problem, at) = (state.problem, state.at(vm));
+    if !options.causes.balance {
+        return Verdict::Stays { reason: "nothing is wrong with it where it is".to_owned() };
+    }
+    let best = solve::best_unhindered(state, vm).filter(|best| best.gain >= options.gain_floor());
+    let Some(best) = best else {
+        let sums = state.sums();
+        return Verdict::Stays {
+            reason: format!(
+                "no move of it would level the load enough to be worth it: host {} is at {}, the mean is {} and {}",
+                problem.host(at).id,
+                shares(state, at),
+                sums.mean(CPU),
+                sums.mean(MEMORY)
+            ),
+        };
+    };
+    let to = problem.host(best.to).id;
+    let would = format!("{to} would be better by {}", points(imbalance_fall(state, best.gain)));
+    let blocked = state.obstacle(vm, best.to).map(|o| explain(state, vm, best.to, o).reason);
+    let reason = if let Some(why) = blocked {
+        format!("{would}, but {why}, and no other host is worth the move")
+    } else if !state.cpu_allows(vm, best.to, Cause::Balance, options) {
+        let cpu = Ratio::new(state.cpu_share_after(vm, best.to));
+        format!(
+            "{would}, but would reach {cpu} CPU, above the ceiling of {}, and no other host is worth the move",
+            options.cpu_ceiling
+        )
+    } else if problem.vm(vm).vm.automation == Automation::Partial {
+        format!(
+            "{would}, but its automation is partial, which covers maintenance only; to move it, run \
+             'ballast vm migrate {} --to {to}'",
+            problem.vm(vm).id
+        )
+    } else if problem.preferences_missed(vm, best.to) > problem.preferences_missed(vm, at) {
+        format!("{would}, but a rule prefers it where it is, and no other host is worth the move")
+    } else {
+        format!("{would}, but the search ended before it; a later plan may move it")
+    };
+    Verdict::Stays { reason }
+}
+
+/// What a fall of the spread means for the imbalance.
+fn imbalance_fall(state: &State<'_, '_>, fall: f64) -> f64 {
+    let (spread, now) = (state.sums().spread(), state.sums().imbalance().get());
+    if spread <= 0.0 {
+        return 0.0;
+    }
+    now - now * ((spread - fall).max(0.0) / spread).sqrt()
+}
