@@ -207,6 +207,22 @@ fn wrong_parameters_end_in_a_clear_line() {
     }
 }
 
+#[test]
+fn an_exception_of_the_program_itself_ends_in_a_clear_line() {
+    let params = Params { duty_percent: 100, ..quick() };
+    let Some(mut guest) = Guest::boot(&params) else { return };
+    guest.listen_until("a heartbeat", |report| report.heartbeats >= 1);
+    let (machine, console) = guest.stop();
+    let next = machine.vcpu().get_regs().unwrap().rip;
+    let undefined = [0x0f, 0x0b];
+    machine.memory().write_slice(&undefined, GuestAddress(next)).unwrap();
+    let mut guest = Guest::start(machine, console);
+    guest.listen_until("its end", |report| !report.fatal_lines.is_empty());
+    let line = &guest.console.report().fatal_lines[0];
+    assert!(line.starts_with(&format!("exception 6 error 0x0 at {next:#x}")), "{line}");
+    guest.stop();
+}
+
 /// Moves the guest to another machine after a pause. `lose` may spoil the APIC's state.
 fn check_moved(
     params: &Params,

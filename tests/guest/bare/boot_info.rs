@@ -52,5 +52,5 @@ pub fn read(start_info: u64) -> Result<BootInfo, &'static str> {
 
 fn get<T: Copy>(address: u64) -> T {
     // SAFETY: the loader gives physical addresses below 4 GiB, which are all mapped one to one.
-    unsafe { ptr::without_provenance::<T>(address as usize).read_unaligned() }
+    unsafe { ptr::with_exposed_provenance::<T>(address as usize).read_unaligned() }
 }

@@ -7,22 +7,18 @@
 use core::arch::x86_64::{__cpuid, _rdtsc};
 
 use crate::hypercall;
+use crate::timeline::{Nanos, Timeline};
 
-/// Nanoseconds since the guest began.
-pub type Nanos = u64;
-
-/// The APIC timer under every KVM: 1 GHz, divided by 1.
-const TIMER_NANOS_MAX: Nanos = 3_000_000_000;
-const TIMER_NANOS_MIN: Nanos = 50_000;
+/// The APIC timer under every KVM: 1 GHz, divided by 1, and 32 bits wide.
+const SLEEP_MAX: Nanos = 3_000_000_000;
+const SLEEP_MIN: Nanos = 50_000;
 /// A frequency outside of this is a typing error.
 const PLAUSIBLE_KHZ: core::ops::RangeInclusive<u64> = 100_000..=20_000_000;
 /// A tick later than this was not late because of what the guest did.
 const RUNNING_GAP_MAX: Nanos = 250_000;
 
 pub struct Clock {
-    khz: u64,
-    start: u64,
-    last: Nanos,
+    timeline: Timeline,
     stall_max: Nanos,
     ran: Nanos,
 }
@@ -31,29 +27,33 @@ impl Clock {
     /// `None` when the frequency is neither given nor in CPUID, or not plausible.
     pub fn start(given_khz: Option<u64>) -> Option<Self> {
         let khz = given_khz.or_else(khz_from_cpuid)?;
-        let start = counter();
-        PLAUSIBLE_KHZ.contains(&khz).then_some(Self { khz, start, last: 0, stall_max: 0, ran: 0 })
+        PLAUSIBLE_KHZ.contains(&khz).then(|| Self::with_frequency(khz))
     }
 
-    /// A clock that shows no time, for before the frequency is known.
+    /// A clock that shows no real time, for before the frequency is known.
     pub fn unknown() -> Self {
-        Self { khz: 1, start: counter(), last: 0, stall_max: 0, ran: 0 }
+        Self::with_frequency(1_000_000)
     }
 
-    pub fn khz(&self) -> u64 {
-        self.khz
+    fn with_frequency(khz: u64) -> Self {
+        Self { timeline: Timeline::new(khz, counter()), stall_max: 0, ran: 0 }
+    }
+
+    /// In kHz.
+    pub fn frequency(&self) -> u64 {
+        self.timeline.frequency()
     }
 
     /// Now, and the end of a piece of work.
     pub fn tick(&mut self) -> Nanos {
-        let now = self.read();
-        let gap = now.saturating_sub(self.last);
+        let before = self.timeline.last();
+        let now = self.timeline.at(counter());
+        let gap = now - before;
         if gap > RUNNING_GAP_MAX {
             self.stall_max = self.stall_max.max(gap);
         } else {
             self.ran += gap;
         }
-        self.last = now;
         now
     }
 
@@ -67,23 +67,22 @@ impl Clock {
         core::mem::take(&mut self.stall_max)
     }
 
+    /// How often the counter went backwards (a move to a host that did not set it).
+    pub fn reversals(&self) -> u64 {
+        self.timeline.reversals()
+    }
+
     /// Sleeps until `wake`. Waking late is a stall; a timer that fires early or
     /// at another rate is set again.
     pub fn sleep_until(&mut self, wake: Nanos) {
         let mut now = self.tick();
         while now < wake {
-            let nanos = (wake - now).clamp(TIMER_NANOS_MIN, TIMER_NANOS_MAX);
+            let nanos = (wake - now).clamp(SLEEP_MIN, SLEEP_MAX);
             hypercall::sleep(nanos as u32);
             let asked = now + nanos;
-            now = self.read();
+            now = self.timeline.at(counter());
             self.stall_max = self.stall_max.max(now.saturating_sub(asked));
-            self.last = now;
         }
-    }
-
-    fn read(&self) -> Nanos {
-        let ticks = counter().wrapping_sub(self.start);
-        (u128::from(ticks) * 1_000_000 / u128::from(self.khz)) as Nanos
     }
 }
 

@@ -7,7 +7,8 @@
 //! | `hypercall` | asks ring 0 for a timer and for sleep |
 //! | `boot_info` | reads the command line and the size of memory |
 //! | `params` | the command line as a value |
-//! | `clock` | time by the TSC, and the time that went missing |
+//! | `timeline` | a counter's value as time |
+//! | `clock` | time by the TSC, sleep, and the time that went missing |
 //! | `console` | lines on COM1 |
 //! | `layout` | where the memory is that it checks |
 //! | `pattern` | what a page holds |
@@ -29,6 +30,7 @@ mod memory;
 mod params;
 mod pattern;
 mod rt;
+mod timeline;
 mod work;
 
 use core::arch::global_asm;
@@ -81,7 +83,7 @@ fn greet(params: &Params<'_>, clock: &mut Clock) {
         params.zero_mib,
         params.dirty_mib_per_sec,
         params.check_mib_per_sec,
-        clock.khz()
+        clock.frequency()
     );
     line.send(clock);
 }

@@ -7,10 +7,11 @@
 
 use core::fmt::Write;
 
-use crate::clock::{Clock, Nanos};
+use crate::clock::Clock;
 use crate::console::Line;
 use crate::memory::Memory;
 use crate::params::Params;
+use crate::timeline::Nanos;
 
 const NANOS_PER_MS: Nanos = 1_000_000;
 const PAGES_PER_MIB: u64 = 256;
@@ -75,7 +76,8 @@ impl Heartbeat {
         Self { number: 0, interval: params.heartbeat_ms * NANOS_PER_MS, due: 0 }
     }
 
-    /// `H <number> <ms> p<passes> e<errors>`, and ` s<ms>` after a stall of at least 1 ms.
+    /// `H <number> <ms> p<passes> e<errors>`, and ` s<ms>` after a stall of at least 1 ms,
+    /// ` t<count>` once time went backwards.
     /// Heartbeats that were missed are not made up for: the next one has the next number.
     fn beat_if_due(&mut self, now: Nanos, clock: &mut Clock, memory: &Memory) {
         if now < self.due {
@@ -88,6 +90,9 @@ impl Heartbeat {
         let stall_ms = clock.take_stall_max() / NANOS_PER_MS;
         if stall_ms > 0 {
             let _ = write!(line, " s{stall_ms}");
+        }
+        if clock.reversals() > 0 {
+            let _ = write!(line, " t{}", clock.reversals());
         }
         line.send(clock);
         self.number += 1;

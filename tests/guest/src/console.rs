@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! B 1 <name> key=value …              it starts; 1 is the protocol's version
-//! H <number> <ms> p<passes> e<errors> heartbeat; ` s<ms>`: longest stall since the last one
+//! H <number> <ms> p<passes> e<errors> heartbeat; ` s<ms>`: longest stall since the last one;
+//!                                     ` t<n>`: times its counter went backwards so far
 //! E page 17 gen 4 holds gen 3         a wrong page, described
 //! FATAL <why>                         it cannot go on
 //! ```
@@ -30,6 +31,8 @@ pub struct Console {
     /// The rest of this line is of no use: its beginning is missing, or it is too long.
     skipping: bool,
     last: Option<Heartbeat>,
+    /// Times a heartbeat was earlier than the one before it.
+    steps_back: u64,
     report: ConsoleReport,
 }
 
@@ -79,6 +82,7 @@ struct Heartbeat {
     passes: u64,
     errors: u64,
     stall_ms: u64,
+    reversals: u64,
 }
 
 impl Console {
@@ -165,7 +169,7 @@ impl Console {
                 Some(step) => report.heartbeats_lost += step - 1,
             }
             match heartbeat.ms.checked_sub(last.ms) {
-                None => report.time_reversals += 1,
+                None => self.steps_back += 1,
                 Some(gap_ms) => {
                     let gap = Duration::from_millis(gap_ms);
                     report.heartbeat_gap_max = report.heartbeat_gap_max.max(gap);
@@ -175,6 +179,7 @@ impl Console {
         report.last_number = Some(heartbeat.number);
         report.guest_time = Duration::from_millis(heartbeat.ms);
         report.stall_max = report.stall_max.max(Duration::from_millis(heartbeat.stall_ms));
+        report.time_reversals = self.steps_back + heartbeat.reversals;
         report.check_passes = heartbeat.passes;
         report.memory_errors = report.memory_errors.max(heartbeat.errors);
         self.last = Some(heartbeat);
@@ -190,10 +195,13 @@ impl Heartbeat {
             passes: fields.next()?.strip_prefix('p')?.parse().ok()?,
             errors: fields.next()?.strip_prefix('e')?.parse().ok()?,
             stall_ms: 0,
+            reversals: 0,
         };
         for field in fields {
             if let Some(ms) = field.strip_prefix('s') {
                 heartbeat.stall_ms = ms.parse().ok()?;
+            } else if let Some(count) = field.strip_prefix('t') {
+                heartbeat.reversals = count.parse().ok()?;
             }
         }
         Some(heartbeat)

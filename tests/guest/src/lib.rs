@@ -36,6 +36,10 @@ mod bare_params;
 #[allow(unreachable_pub, missing_docs, clippy::cast_possible_truncation)]
 mod bare_pattern;
 #[cfg(test)]
+#[path = "../bare/timeline.rs"]
+#[allow(unreachable_pub, missing_docs)]
+mod bare_timeline;
+#[cfg(test)]
 mod tests;
 
 pub use console::{Console, ConsoleReport};

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use crate::bare_params::Params as BareParams;
 use crate::bare_pattern::{Content, Fault, Page, is_zero};
+use crate::bare_timeline::Timeline;
 use crate::{Console, ConsoleReport, Params};
 
 const TEXT: &str = "B 1 web-1 hb=200 khz=2600000\n\
@@ -41,6 +42,7 @@ fn every_fault_is_found() {
     check_faults("H 0 1 p0 e0\nH 0 1 p0 e0\n", &["1 heartbeats were repeated"]);
     check_faults("H 5 1 p0 e0\nH 4 2 p0 e0\n", &["1 heartbeats were repeated"]);
     check_faults("H 0 9 p0 e0\nH 1 8 p0 e0\n", &["1 times the guest's clock went backwards"]);
+    check_faults("H 0 9 p0 e0 t1\n", &["1 times the guest's clock went backwards"]);
     check_faults("B 1 a\nH 0 1 p0 e0\nB 1 a\n", &["1 times the guest was started again"]);
     check_faults("FATAL duty: use 0 to 100\n", &["the guest gave up: duty: use 0 to 100"]);
     check_faults("H 0 1 p0\n", &["1 lines were damaged"]);
@@ -212,6 +214,35 @@ fn wrong_parameters_are_named() {
     ] {
         let fault = BareParams::parse(cmdline.as_bytes()).unwrap_err();
         assert_eq!(fault.to_string(), expected);
+    }
+}
+
+#[test]
+fn time_goes_on_when_the_counter_does_not() {
+    let mut timeline = Timeline::new(2_000_000, 1_000);
+    assert_eq!(timeline.at(3_000), 1_000);
+    // Below where it was, below where it began, and close to its end.
+    for counter in [2_000, 10, u64::MAX - 500] {
+        assert_eq!(timeline.at(counter), timeline.last());
+        let before = timeline.last();
+        assert_eq!(timeline.at(counter.wrapping_add(2_000)), before + 1_000);
+    }
+    assert_eq!((timeline.reversals(), timeline.frequency()), (3, 2_000_000));
+}
+
+proptest! {
+    #[test]
+    fn time_never_goes_backwards(
+        khz in 100_000..20_000_000u64,
+        counters in prop::collection::vec(any::<u64>(), 1..50),
+    ) {
+        let mut timeline = Timeline::new(khz, counters[0]);
+        let mut last = 0;
+        for counter in counters {
+            let now = timeline.at(counter);
+            prop_assert!(now >= last && timeline.last() == now);
+            last = now;
+        }
     }
 }
 
