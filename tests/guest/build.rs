@@ -30,6 +30,7 @@ fn compile(bare: &Path, image: &Path) -> Result<(), Box<dyn error::Error>> {
         .args(["-Cforce-unwind-tables=no", "-Coverflow-checks=off", "-Cstrip=debuginfo"])
         .args(["-Clink-arg=-nostdlib", "-Clink-arg=-static", "-Clink-arg=-no-pie"])
         .args(["-Clink-arg=-Wl,--build-id=none".to_owned(), format!("-Clink-arg=-Wl,-T,{script}")])
+        .arg(format!("--remap-path-prefix={}=guest", bare.display()))
         .arg("-o")
         .arg(image)
         .arg(bare.join("main.rs"));

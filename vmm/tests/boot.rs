@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ballast_guest::{Console, ConsoleReport, IMAGE, PAGE_BYTES, Params};
 use ballast_vmm::boot;
 use mini::{Mini, Running};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Far more than anything here takes, on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -120,12 +120,14 @@ fn the_working_set_is_rewritten_at_the_rate_asked_for() {
     assert!((1..=most).contains(&rewrites), "{rewrites} pages rewritten");
 }
 
-/// Boots the guest, has something done to its memory from outside, and waits for its verdict.
-fn check_found(params: &Params, damage: impl Fn(&Guest), errors: u64, expected: &str) {
+/// Boots the guest, has something done to its memory while it stands still, and waits for its verdict.
+fn check_found(params: &Params, damage: impl Fn(&GuestMemoryMmap), errors: u64, expected: &str) {
     let Some(mut guest) = Guest::boot(params) else { return };
     guest.listen_for_passes(1);
-    assert_eq!(guest.console.report().faults(), Vec::<String>::new());
-    damage(&guest);
+    let (machine, console) = guest.stop();
+    assert_eq!(console.report().faults(), Vec::<String>::new());
+    damage(machine.memory());
+    let mut guest = Guest::start(machine, console);
     guest.listen_until(expected, |report| report.memory_errors >= errors);
     guest.listen_for_passes(2);
     let report = guest.console.report();
@@ -135,61 +137,95 @@ fn check_found(params: &Params, damage: impl Fn(&Guest), errors: u64, expected: 
     guest.stop();
 }
 
-fn page(guest: &Guest, address: u64) -> Vec<u8> {
-    let mut bytes = vec![0; 4096];
-    guest.running.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+fn read(memory: &GuestMemoryMmap, address: u64, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
     bytes
 }
 
-fn write(guest: &Guest, address: u64, bytes: &[u8]) {
-    guest.running.memory.write_slice(bytes, GuestAddress(address)).unwrap();
+fn write(memory: &GuestMemoryMmap, address: u64, bytes: &[u8]) {
+    memory.write_slice(bytes, GuestAddress(address)).unwrap();
 }
 
 #[test]
 fn a_changed_byte_is_found_in_every_kind_of_page() {
     let layout = quick().layout();
-    let flip = |guest: &Guest, address: u64| write(guest, address, &[page(guest, address)[0] ^ 1]);
+    let check = |page_start: u64, expected: &str| {
+        let at = page_start + PAGE_BYTES - 1;
+        let flip = |memory: &GuestMemoryMmap| write(memory, at, &[read(memory, at, 1)[0] ^ 1]);
+        check_found(&quick(), flip, 1, expected);
+    };
     let pages = (layout.working_set.end - layout.working_set.start) / PAGE_BYTES;
-    let [working, unchanging, zero] =
-        [layout.working_set.start, layout.unchanging.start, layout.zero.start].map(|a| a + 4095);
-    check_found(&quick(), |guest| flip(guest, working), 1, "page 0 gen 0 is torn");
-    let expected = format!("page {pages} gen 0 is torn");
-    check_found(&quick(), |guest| flip(guest, unchanging), 1, &expected);
-    let expected = format!("page {} zero holds data", 2 * pages);
-    check_found(&quick(), |guest| flip(guest, zero), 1, &expected);
+    check(layout.working_set.start, "page 0 gen 0 is torn");
+    check(layout.unchanging.start, &format!("page {pages} gen 0 is torn"));
+    check(layout.zero.start, &format!("page {} zero holds data", 2 * pages));
 }
 
 #[test]
 fn pages_that_took_each_others_place_are_found() {
-    let start = quick().layout().working_set.start;
-    let swap = |guest: &Guest| {
-        let (first, third) = (page(guest, start), page(guest, start + 2 * PAGE_BYTES));
-        write(guest, start, &third);
-        write(guest, start + 2 * PAGE_BYTES, &first);
+    let first = quick().layout().working_set.start;
+    let (second, third) = (first + PAGE_BYTES, first + 2 * PAGE_BYTES);
+    let swap = |memory: &GuestMemoryMmap| {
+        let (one, other) = (read(memory, first, 4096), read(memory, third, 4096));
+        write(memory, first, &other);
+        write(memory, third, &one);
     };
     check_found(&quick(), swap, 2, "page 2 gen 0 holds page 0 gen 0");
-    let lose = |guest: &Guest| write(guest, start + PAGE_BYTES, &[0; 4096]);
+    let lose = |memory: &GuestMemoryMmap| write(memory, second, &[0; 4096]);
     check_found(&quick(), lose, 1, "page 1 gen 0 holds zeroes");
 }
 
 #[test]
 fn a_write_that_was_lost_is_found() {
-    // The guest's books say that it wrote generation 1; the page never got it.
-    let generations = quick().layout().generations.start;
-    let lose = |guest: &Guest| write(guest, generations + 4 * 5, &1u32.to_le_bytes());
-    check_found(&quick(), lose, 1, "page 5 gen 1 holds gen 0");
+    // The page as it was one generation ago, in a guest that rewrites it all the time.
+    let params = Params { dirty_mib_per_sec: 16, check_mib_per_sec: 0, ..quick() };
+    let Some(mut guest) = Guest::boot(&params) else { return };
+    guest.listen_until("heartbeats", |report| report.heartbeats >= 3);
+    let (machine, console) = guest.stop();
+    let (page, generation) = (params.layout().working_set.start, params.layout().generations.start);
+    let old = (read(machine.memory(), page, 4096), read(machine.memory(), generation, 4));
+    let (mut machine, mut console) = (machine, console);
+    // One round over 2 MiB takes an eighth of a second, and longer on a busy host.
+    while read(machine.memory(), generation, 4) == old.1 {
+        let mut guest = Guest::start(machine, console);
+        let later = guest.console.report().heartbeats + 5;
+        guest.listen_until("rewrites", |report| report.heartbeats >= later);
+        (machine, console) = guest.stop();
+        assert!(console.report().guest_time < PATIENCE, "the page is not rewritten");
+    }
+    write(machine.memory(), page, &old.0);
+    let mut guest = Guest::start(machine, console);
+    guest.listen_until("the verdict", |report| report.memory_errors > 0);
+    let old = u32::from_le_bytes(old.1.try_into().unwrap());
+    let line = &guest.console.report().error_lines[0];
+    assert!(
+        line.starts_with("page 0 gen ") && line.ends_with(&format!(" holds gen {old}")),
+        "{line}"
+    );
+    guest.stop();
 }
 
 #[test]
 fn changed_code_is_found() {
     let name = b"Xen\0"; // in a note: read at boot only, and part of the program's image
-    let change = |guest: &Guest| {
-        let mut image = vec![0; 1 << 16];
-        guest.running.memory.read_slice(&mut image, GuestAddress(1 << 20)).unwrap();
+    let change = |memory: &GuestMemoryMmap| {
+        let image = read(memory, 1 << 20, 1 << 16);
         let at = image.windows(name.len()).position(|window| window == name).unwrap();
-        write(guest, (1 << 20) + at as u64, b"Zen\0");
+        write(memory, (1 << 20) + at as u64, b"Zen\0");
     };
     check_found(&quick(), change, 1, "code changed");
+}
+
+#[test]
+fn further_vcpus_wait_for_a_start_up_ipi() {
+    let Some(machine) = machine("") else { return };
+    let image = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(image.path(), IMAGE).unwrap();
+    let state = boot::load(machine.memory(), image.path(), "", 2_600_000).unwrap();
+    let second = machine.add_vcpu(1).unwrap();
+    state.apply(&second, 1).unwrap();
+    let waiting = second.get_mp_state().unwrap().mp_state;
+    assert_eq!(waiting, kvm_bindings::KVM_MP_STATE_UNINITIALIZED);
 }
 
 #[test]

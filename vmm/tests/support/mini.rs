@@ -28,17 +28,15 @@ const MSR_TSC: u32 = 0x10;
 /// A machine that stands still.
 pub(crate) struct Mini {
     vcpu: VcpuFd,
-    _vm: VmFd,
+    vm: VmFd,
     /// Dropped last: KVM uses the mapping as long as the VM exists.
-    memory: Arc<GuestMemoryMmap>,
+    memory: GuestMemoryMmap,
 }
 
 /// A machine whose vCPU runs in a thread of its own.
 pub(crate) struct Running {
     /// What the guest sends, as it comes.
     pub(crate) console: Receiver<Vec<u8>>,
-    /// Shared with the guest, which runs meanwhile.
-    pub(crate) memory: Arc<GuestMemoryMmap>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<io::Result<Mini>>,
 }
@@ -79,7 +77,12 @@ impl Mini {
         }
         let vcpu = vm.create_vcpu(0)?;
         vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
-        Ok(Self { vcpu, _vm: vm, memory: Arc::new(memory) })
+        Ok(Self { vcpu, vm, memory })
+    }
+
+    /// A further vCPU, which nothing runs.
+    pub(crate) fn add_vcpu(&self, index: u64) -> io::Result<VcpuFd> {
+        Ok(self.vm.create_vcpu(index)?)
     }
 
     pub(crate) fn memory(&self) -> &GuestMemoryMmap {
@@ -123,13 +126,12 @@ impl Mini {
         extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
         register_signal_handler(SIGRTMIN(), nothing)?;
         let (sender, console) = channel();
-        let memory = Arc::clone(&self.memory);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new()
             .name("vcpu0".to_owned())
             .spawn(move || self.run(&sender, &stopped))?;
-        Ok(Running { console, memory, stop, thread })
+        Ok(Running { console, stop, thread })
     }
 
     /// Ends at an interruption only, when the I/O of the last exit is complete.
