@@ -1,3 +1,7 @@
-//! The program `ballast`.
+//! The program `ballast`; all of it is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ballast_cli::main(std::env::args_os())
+}

@@ -74,8 +74,8 @@ fn members<T: Ord>(
     if names.len() > RULE_MEMBERS_MAX || set.len() < least {
         return Err(invalid(
             field,
-            format!("names {} of them, {} different", names.len(), set.len()),
-            format!("name {least} to {RULE_MEMBERS_MAX}"),
+            format!("lists {} names, {} of them different", names.len(), set.len()),
+            format!("list {least} to {RULE_MEMBERS_MAX} different names"),
         ));
     }
     Ok(set)
@@ -122,7 +122,7 @@ mod tests {
         use v1::rule::Kind;
         check_refused(None, "field rule.kind: is missing");
         let twice = v1::AntiAffinity { vms: vec!["a".into(), "a".into()] };
-        check_refused(Some(Kind::AntiAffinity(twice)), "2 of them, 1 different");
+        check_refused(Some(Kind::AntiAffinity(twice)), "lists 2 names, 1 of them different");
         let nowhere = v1::VmHost { vms: vec!["a".into()], hosts: vec![], must: true };
         check_refused(Some(Kind::VmHost(nowhere)), "field rule.vm_host.hosts");
         let bad = v1::VmHost { vms: vec!["A".into()], hosts: vec!["h".into()], must: true };

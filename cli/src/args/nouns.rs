@@ -1,0 +1,287 @@
+//! The verbs of each noun.
+
+use std::path::PathBuf;
+
+use ballast_model::vm::Automation;
+use ballast_model::{Bytes, HostId, MigrationId, PlanId, RuleId, VmId};
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::value::{self, Duration};
+
+/// Whether and how long a command waits for the end of what it began.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct WaitArgs {
+    /// Wait for the end and tell how it goes
+    #[arg(long)]
+    pub wait: bool,
+    /// With --wait, the longest time to wait
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub wait_timeout: Duration,
+}
+
+/// `ballast host`.
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// List all hosts with their load
+    Ls,
+    /// Show one host and its VMs
+    Show {
+        /// The host
+        host: HostId,
+    },
+    /// Move every VM off a host, as for maintenance
+    Drain {
+        /// The host
+        host: HostId,
+        /// Whether to wait until it is empty.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Let a drained host take VMs again
+    Uncordon {
+        /// The host
+        host: HostId,
+    },
+}
+
+/// `ballast vm`.
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// Create a VM and start it
+    Create(CreateArgs),
+    /// List VMs with their load
+    Ls {
+        /// Only those of this host
+        #[arg(long)]
+        host: Option<HostId>,
+    },
+    /// Show one VM
+    Show {
+        /// The VM
+        vm: VmId,
+    },
+    /// End VMs and remove them
+    Rm {
+        /// The VMs
+        #[arg(required = true)]
+        vms: Vec<VmId>,
+    },
+    /// Move a VM to another host while it runs
+    Migrate {
+        /// The VM
+        vm: VmId,
+        /// The destination; the controller chooses when it is not given
+        #[arg(long, value_name = "HOST")]
+        to: Option<HostId>,
+        /// Whether to wait for its end.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// What happened to a VM, oldest first
+    History {
+        /// The VM
+        vm: VmId,
+    },
+    /// Print what the VM wrote to its serial port
+    Console {
+        /// The VM
+        vm: VmId,
+        /// Go on printing until interrupted
+        #[arg(short, long)]
+        follow: bool,
+        /// First byte wanted, counted from the VM's first byte ever
+        #[arg(long, value_name = "BYTES", default_value_t = 0)]
+        offset: u64,
+    },
+}
+
+/// `ballast vm create`.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// The VM's name
+    pub vm: VmId,
+    /// The kernel image, an absolute path that every host resolves to the same file
+    #[arg(long, value_name = "PATH")]
+    pub kernel: PathBuf,
+    /// Guest memory, e.g. 512MiB; a multiple of 4 KiB
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Bytes,
+    /// Virtual CPUs
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    pub vcpus: u32,
+    /// The kernel command line
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub cmdline: String,
+    /// A label; may be repeated
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = value::label)]
+    pub labels: Vec<(String, String)>,
+    /// What the balancer may do with it
+    #[arg(long, default_value = "full")]
+    pub automation: AutomationLevel,
+    /// The longest switchover to plan for when it migrates
+    #[arg(long, value_name = "TIME", default_value = "300ms")]
+    pub downtime_limit: Duration,
+    /// Compare a hash of every page on both sides when it migrates
+    #[arg(long)]
+    pub verify: bool,
+    /// Where to start it; the controller chooses when it is not given
+    #[arg(long)]
+    pub host: Option<HostId>,
+}
+
+/// What the balancer may do on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AutomationLevel {
+    /// Moves for balance and for maintenance.
+    Full,
+    /// Moves for maintenance; moves for balance are recommended only.
+    Partial,
+    /// No moves; all are recommended only.
+    Manual,
+}
+
+impl From<AutomationLevel> for Automation {
+    fn from(level: AutomationLevel) -> Self {
+        match level {
+            AutomationLevel::Full => Self::Full,
+            AutomationLevel::Partial => Self::Partial,
+            AutomationLevel::Manual => Self::Manual,
+        }
+    }
+}
+
+/// `ballast rule`.
+#[derive(Debug, Subcommand)]
+pub enum RuleCommand {
+    /// List all rules
+    Ls,
+    /// Write a rule, new or in place of the one of this name
+    Set(RuleSetArgs),
+    /// Remove a rule
+    Rm {
+        /// The rule
+        rule: RuleId,
+    },
+}
+
+/// `ballast rule set`.
+#[derive(Debug, Args)]
+pub struct RuleSetArgs {
+    /// The rule's name
+    pub rule: RuleId,
+    /// What it demands
+    #[arg(long)]
+    pub kind: RuleKindName,
+    /// The VMs it binds, separated by commas
+    #[arg(long, value_name = "VM,…", value_delimiter = ',', required = true)]
+    pub vms: Vec<VmId>,
+    /// With vm-host, the hosts they may use, separated by commas
+    #[arg(long, value_name = "HOST,…", value_delimiter = ',', required_if_eq("kind", "vm-host"))]
+    pub hosts: Vec<HostId>,
+    /// With vm-host, whether it may be broken when nothing else fits
+    #[arg(long, default_value = "must")]
+    pub strength: RuleStrength,
+}
+
+/// The kinds of rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RuleKindName {
+    /// No two of the VMs on one host.
+    AntiAffinity,
+    /// The VMs only on these hosts.
+    VmHost,
+}
+
+/// Whether a rule may be broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RuleStrength {
+    /// Never.
+    Must,
+    /// When nothing else fits.
+    Should,
+}
+
+/// `ballast plan`.
+#[derive(Debug, Subcommand)]
+pub enum PlanCommand {
+    /// Show what the balancer would do now; moves nothing
+    Show {
+        /// Write the snapshot the plan was made from to a file
+        #[arg(long, value_name = "FILE", conflicts_with = "snapshot")]
+        save: Option<PathBuf>,
+        /// Plan on a snapshot file, without a controller
+        #[arg(long, value_name = "FILE")]
+        snapshot: Option<PathBuf>,
+        /// Say for every VM why it moves or stays
+        #[arg(short, long)]
+        all: bool,
+    },
+    /// Carry out a plan
+    Apply {
+        /// A plan shown before; without it, plan now and carry that out
+        plan: Option<PlanId>,
+    },
+}
+
+/// `ballast migration`.
+#[derive(Debug, Subcommand)]
+pub enum MigrationCommand {
+    /// List migrations, newest first
+    Ls {
+        /// Only those of this VM
+        #[arg(long)]
+        vm: Option<VmId>,
+        /// Only those that have not ended
+        #[arg(long)]
+        running: bool,
+        /// At most this many
+        #[arg(long, value_name = "COUNT", default_value_t = 100,
+              value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Show one migration with the parts of its downtime
+    Show {
+        /// The migration
+        migration: MigrationId,
+    },
+    /// Cancel a migration; its VM goes on where it was
+    Cancel {
+        /// The migration
+        migration: MigrationId,
+    },
+}
+
+/// `ballast audit`.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// List entries, oldest first; with -o json one object a line
+    Ls {
+        /// First sequence number wanted
+        #[arg(long, value_name = "SEQUENCE", default_value_t = 1)]
+        from: u64,
+        /// At most this many
+        #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+        limit: Option<u64>,
+        /// Only entries about this VM, host, rule or migration
+        #[arg(long, value_name = "NAME")]
+        subject: Option<String>,
+    },
+    /// Check the whole chain here and name the first entry that breaks it
+    Verify {
+        /// Check a file written by `audit ls -o json` instead
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
+/// `ballast automation`.
+#[derive(Debug, Subcommand)]
+pub enum AutomationCommand {
+    /// Show the level
+    Show,
+    /// Set the level for the whole cluster
+    Set {
+        /// The level
+        level: AutomationLevel,
+    },
+}

@@ -1,0 +1,217 @@
+//! `ballast plan`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ballast_model::plan::StepCause;
+use ballast_model::{ClusterSnapshot, Planning, Refusal, RefusalCode, Step, Verdict, VmId};
+use ballast_proto::convert::migration::micros;
+use ballast_proto::v1;
+use serde::Serialize;
+
+use super::Context;
+use crate::args::PlanCommand;
+use crate::output::{self, Align, Table, units};
+
+/// A plan as it is printed in JSON.
+#[derive(Debug, Serialize)]
+struct View<'a> {
+    plan: Option<&'a str>,
+    at_unix_millis: Option<u64>,
+    snapshot_revision: u64,
+    imbalance_before: f64,
+    imbalance_after: f64,
+    steps: Vec<StepView<'a>>,
+    verdicts: &'a BTreeMap<VmId, Verdict>,
+}
+
+/// One step as it is printed in JSON.
+#[derive(Debug, Serialize)]
+struct StepView<'a> {
+    vm: &'a str,
+    from: &'a str,
+    to: &'a str,
+    cause: &'a StepCause,
+    after: &'a [usize],
+    gain: f64,
+    cost_bytes: u64,
+    cost_micros: u64,
+}
+
+pub(super) async fn run(context: &Context, command: PlanCommand) -> Result<(), Refusal> {
+    match command {
+        PlanCommand::Show { snapshot: Some(file), all, .. } => {
+            show_offline(&file, all, context.json)
+        }
+        PlanCommand::Show { save, all, .. } => {
+            let record = context.client.show_plan(v1::ShowPlanRequest {}).await?;
+            if let Some(file) = &save {
+                ClusterSnapshot::from_json(&record.snapshot_json)?.write_file(file)?;
+                eprintln!("snapshot written to {}", file.display());
+            }
+            let planning = parse(&record.planning_json)?;
+            print(&planning, Some(&record), all, context.json)
+        }
+        PlanCommand::Apply { plan } => apply(context, plan.map(|plan| plan.to_string())).await,
+    }
+}
+
+/// Plans on a snapshot file, without a controller.
+///
+/// # Errors
+/// What is wrong with the file.
+pub(super) fn show_offline(file: &Path, all: bool, json: bool) -> Result<(), Refusal> {
+    let snapshot = ClusterSnapshot::read_file(file)?;
+    let planning = ballast_placement::plan(&snapshot, &ballast_placement::PlanOptions::default())?;
+    print(&planning, None, all, json)
+}
+
+async fn apply(context: &Context, plan: Option<String>) -> Result<(), Refusal> {
+    let plan = match plan {
+        Some(plan) => plan,
+        None => {
+            let record = context.client.show_plan(v1::ShowPlanRequest {}).await?;
+            let planning = parse(&record.planning_json)?;
+            if !context.json {
+                print(&planning, Some(&record), false, false)?;
+            }
+            if planning.plan.steps.is_empty() {
+                return started(context, &record.id, &[]);
+            }
+            record.id
+        }
+    };
+    let actor = context.actor.because("plan applied by hand");
+    let request = v1::ApplyPlanRequest { plan: plan.clone(), actor };
+    let migrations = context.client.apply_plan(request).await?.migrations;
+    started(context, &plan, &migrations)
+}
+
+fn started(context: &Context, plan: &str, migrations: &[String]) -> Result<(), Refusal> {
+    if context.json {
+        let view = serde_json::json!({ "plan": plan, "migrations": migrations });
+        return output::print_json(&view);
+    }
+    let lines = migrations.iter().map(|id| format!("migration {id} begun\n"));
+    let text: String = lines.collect();
+    output::print(if text.is_empty() { "nothing to do\n" } else { &text })
+}
+
+fn parse(json: &str) -> Result<Planning, Refusal> {
+    serde_json::from_str(json).map_err(|error| {
+        Refusal::new(
+            RefusalCode::Unsupported,
+            format!("cannot read the controller's plan: {error}"),
+            "bring controller and command to the same version",
+        )
+    })
+}
+
+fn print(
+    planning: &Planning,
+    record: Option<&v1::PlanRecord>,
+    all: bool,
+    json: bool,
+) -> Result<(), Refusal> {
+    let plan = &planning.plan;
+    if json {
+        return output::print_json(&View {
+            plan: record.map(|record| record.id.as_str()),
+            at_unix_millis: record.map(|record| record.at_unix_millis),
+            snapshot_revision: plan.snapshot.0,
+            imbalance_before: plan.imbalance_before.get(),
+            imbalance_after: plan.imbalance_after.get(),
+            steps: plan.steps.iter().map(StepView::from).collect(),
+            verdicts: &planning.verdicts,
+        });
+    }
+    let mut text = String::new();
+    if let Some(record) = record {
+        text += &format!("plan {} on revision {}\n", record.id, plan.snapshot.0);
+    }
+    text += &format!(
+        "imbalance {:.3} → {:.3}\n\n",
+        plan.imbalance_before.get(),
+        plan.imbalance_after.get()
+    );
+    text += &steps(planning).render("no step: nothing to move");
+    text += &verdicts(planning, all);
+    output::print(&text)
+}
+
+fn steps(planning: &Planning) -> Table {
+    let mut table = Table::new(&[
+        ("STEP", Align::Right),
+        ("VM", Align::Left),
+        ("FROM", Align::Left),
+        ("TO", Align::Left),
+        ("CAUSE", Align::Left),
+        ("AFTER", Align::Left),
+        ("GAIN", Align::Right),
+        ("BYTES", Align::Right),
+        ("TIME", Align::Right),
+        ("REASON", Align::Left),
+    ]);
+    for (index, step) in planning.plan.steps.iter().enumerate() {
+        let after: Vec<String> = step.after.iter().map(usize::to_string).collect();
+        let reason = match planning.verdicts.get(&step.vm) {
+            Some(Verdict::Moves { reason, .. }) => reason.clone(),
+            _ => String::new(),
+        };
+        table.row([
+            index.to_string(),
+            step.vm.to_string(),
+            step.from.to_string(),
+            step.to.to_string(),
+            cause(&step.cause),
+            units::or_dash(&after.join(",")),
+            format!("{:+.3}", step.gain),
+            units::bytes(step.cost.bytes.get()),
+            units::time(step.cost.duration),
+            reason,
+        ]);
+    }
+    table
+}
+
+/// Those that ought to move and cannot; with `all`, every VM.
+fn verdicts(planning: &Planning, all: bool) -> String {
+    let mut table =
+        Table::new(&[("VM", Align::Left), ("VERDICT", Align::Left), ("WHY", Align::Left)]);
+    let mut shown = false;
+    for (vm, verdict) in &planning.verdicts {
+        let (name, why) = match verdict {
+            Verdict::Stuck { reason, remedy } => ("stuck", format!("{reason}; {remedy}")),
+            Verdict::Moves { reason, .. } if all => ("moves", reason.clone()),
+            Verdict::Stays { reason } if all => ("stays", reason.clone()),
+            Verdict::Moves { .. } | Verdict::Stays { .. } => continue,
+        };
+        shown = true;
+        table.row([vm.to_string(), name.to_owned(), why]);
+    }
+    if shown { format!("\n{}", table.render("")) } else { String::new() }
+}
+
+fn cause(cause: &StepCause) -> String {
+    match cause {
+        StepCause::Drain => "drain".to_owned(),
+        StepCause::Rule { rule } => format!("rule {rule}"),
+        StepCause::Capacity => "capacity".to_owned(),
+        StepCause::Balance => "balance".to_owned(),
+    }
+}
+
+impl<'a> From<&'a Step> for StepView<'a> {
+    fn from(step: &'a Step) -> Self {
+        Self {
+            vm: step.vm.as_str(),
+            from: step.from.as_str(),
+            to: step.to.as_str(),
+            cause: &step.cause,
+            after: &step.after,
+            gain: step.gain,
+            cost_bytes: step.cost.bytes.get(),
+            cost_micros: micros(step.cost.duration),
+        }
+    }
+}
