@@ -89,6 +89,9 @@ idt_pointer:
     .globl pvh_entry
 pvh_entry:
     cli
+    movb $0xff, %al                     # firmware leaves the old PICs with a ticking timer
+    outb %al, $0x21
+    outb %al, $0xa1
     lgdt gdt_pointer
     movl $0x620, %eax                   # OSXMMEXCPT, OSFXSR, PAE
     movl %eax, %cr4

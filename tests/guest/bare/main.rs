@@ -34,6 +34,7 @@ mod timeline;
 mod work;
 
 use core::arch::global_asm;
+use core::arch::x86_64::__cpuid;
 use core::fmt::Write;
 
 use clock::Clock;
@@ -46,12 +47,18 @@ use work::Worker;
 /// Above it, guest memory may have a hole for devices.
 const MEMORY_END_MAX: u64 = 3 << 30;
 
+const CPUID_X2APIC: u32 = 1 << 21;
+
 global_asm!(include_str!("entry.s"), options(att_syntax));
 
 /// The program, in ring 3, with the physical address of a `hvm_start_info`.
 #[unsafe(no_mangle)]
 extern "C" fn guest_main(start_info: u64) -> ! {
     console::init();
+    // In every KVM's own interrupt controller, whatever the CPU.
+    if __cpuid(1).ecx & CPUID_X2APIC == 0 {
+        fatal(format_args!("no x2APIC: use KVM with the in-kernel interrupt controller"));
+    }
     hypercall::start_timer();
     let info = boot_info::read(start_info).unwrap_or_else(|why| fatal(format_args!("{why}")));
     let params = Params::parse(info.cmdline()).unwrap_or_else(|why| fatal(format_args!("{why}")));
