@@ -28,37 +28,12 @@ pub fn plan(snapshot: &ClusterSnapshot, options: &PlanOptions) -> Result<Plannin
     options.validate()?;
     let problem = Problem::new(snapshot)?;
     let mut solved = State::new(&problem);
-    let moves = solve::solve(&mut solved, options);
-    let mut moves = schedule::collapse(&problem, moves, options);
-    let wanted = moves.clone();
-    cut(&problem, &mut moves, options.steps_max);
+    let found = solve::solve(&mut solved, options);
+    let moves = schedule::shorten(&problem, &found, options);
     let (plan, mut verdicts, end) = write_down(&problem, &moves, options);
     check::check(&problem, &plan, options)?;
-    verdict::of_the_rest(&end, &wanted[moves.len()..], options, &mut verdicts);
+    verdict::of_the_rest(&end, &found, options, &mut verdicts);
     Ok(Planning { plan, verdicts })
-}
-
-/// Keeps the first `steps_max` moves, without a balance move at the end that only pays with one that is cut off.
-fn cut(problem: &Problem<'_>, moves: &mut Vec<Move>, steps_max: usize) {
-    if moves.len() <= steps_max {
-        return;
-    }
-    moves.truncate(steps_max);
-    let mut state = State::new(problem);
-    let gains: Vec<f64> = moves
-        .iter()
-        .map(|step| {
-            let gain = state.gain(step.vm, step.to);
-            state.shift(step.vm, step.to);
-            gain
-        })
-        .collect();
-    while let (Some(last), Some(gain)) = (moves.last(), gains.get(moves.len().wrapping_sub(1))) {
-        if last.cause != Cause::Balance || *gain > 0.0 {
-            break;
-        }
-        moves.pop();
-    }
 }
 
 fn write_down<'p, 'a>(

@@ -1,8 +1,11 @@
 //! From the solver's moves to the order and dependencies they are executed in.
 //!
-//! 1. [`collapse`]: a VM that moved several times while solving moves once, if
+//! 1. [`shorten`]: what fits into one plan. Each of the solver's moves (a swap
+//!    being one) makes the cluster better, so any beginning of its list is worth
+//!    executing, and plans cut short come to an end.
+//! 2. [`collapse`]: a VM that moved several times while solving moves once, if
 //!    the shorter list can still be made one after the other.
-//! 2. [`dependencies`]: steps without a dependency may run at the same time in
+//! 3. [`dependencies`]: steps without a dependency may run at the same time in
 //!    any order, so each step names the earlier ones it cannot go without.
 //!
 //! The rule behind the dependencies: on its target, a step counts the arrivals
@@ -17,15 +20,29 @@ use crate::options::PlanOptions;
 use crate::problem::{Problem, VmIx};
 use crate::state::{Move, State};
 
+/// The longest beginning of the solver's moves that makes a plan of at most `options.steps_max` steps, as those steps.
+pub(crate) fn shorten(problem: &Problem<'_>, found: &[Move], options: &PlanOptions) -> Vec<Move> {
+    let mut vms = BTreeSet::new();
+    let few_vms = found.iter().take_while(|step| {
+        vms.insert(step.vm);
+        vms.len() <= options.steps_max
+    });
+    // The second length is for the rare list that cannot be collapsed.
+    for length in [few_vms.count(), found.len().min(options.steps_max)] {
+        let halved = length > 0 && found[length - 1].opens_swap;
+        let steps = collapse(problem, &found[..length - usize::from(halved)], options);
+        if steps.len() <= options.steps_max {
+            return steps;
+        }
+    }
+    Vec::new()
+}
+
 /// Merges the moves of each VM into one; returns the moves as they are when that leads into a dead end.
-pub(crate) fn collapse(
-    problem: &Problem<'_>,
-    moves: Vec<Move>,
-    options: &PlanOptions,
-) -> Vec<Move> {
+fn collapse(problem: &Problem<'_>, moves: &[Move], options: &PlanOptions) -> Vec<Move> {
     let mut merged: BTreeMap<VmIx, Move> = BTreeMap::new();
     let mut order = Vec::new();
-    for step in &moves {
+    for step in moves {
         merged
             .entry(step.vm)
             .and_modify(|first| {
@@ -38,7 +55,7 @@ pub(crate) fn collapse(
             });
     }
     if merged.len() == moves.len() {
-        return moves;
+        return moves.to_vec();
     }
     let mut pending: Vec<Move> =
         order.iter().map(|vm| merged[vm]).filter(|step| step.from != step.to).collect();
@@ -59,7 +76,7 @@ pub(crate) fn collapse(
             return made;
         }
         if pending.len() == before {
-            return moves;
+            return moves.to_vec();
         }
     }
 }

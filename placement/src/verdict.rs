@@ -73,20 +73,21 @@ fn points(gain: f64) -> String {
     format!("{:.1} points", gain * 100.0)
 }
 
-/// Adds the verdicts on the VMs that do not move; `state` is the one after the plan, `cut_off` what came after its end.
+/// Adds the verdicts on the VMs that do not move; `state` is the one after the plan, `found` what the solver
+/// found, of which the plan may be the beginning only.
 pub(crate) fn of_the_rest(
     state: &State<'_, '_>,
-    cut_off: &[Move],
+    found: &[Move],
     options: &PlanOptions,
     verdicts: &mut BTreeMap<VmId, Verdict>,
 ) {
-    let cut_off: BTreeMap<VmIx, &Move> = cut_off.iter().map(|step| (step.vm, step)).collect();
+    let last: BTreeMap<VmIx, &Move> = found.iter().map(|step| (step.vm, step)).collect();
     for vm in state.problem.vm_ixs() {
         let id = state.problem.vm(vm).id;
         if verdicts.contains_key(id) {
             continue;
         }
-        let verdict = match cut_off.get(&vm) {
+        let verdict = match last.get(&vm).filter(|step| step.to != state.at(vm)) {
             Some(step) => Verdict::Stays {
                 reason: format!(
                     "it would move to {}, but this plan ends after {} steps; a later one moves it",

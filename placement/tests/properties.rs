@@ -1,0 +1,253 @@
+//! Properties of plans for random clusters. The executor here is independent of
+//! the planner: it starts and ends steps in a random legal order and counts.
+//! `PROPTEST_CASES` sets how many clusters each property sees.
+
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ballast_model::rule::Strength;
+use ballast_model::snapshot::Mobility;
+use ballast_model::vm::Automation;
+use ballast_model::{
+    Bytes, ClusterSnapshot, HostId, HostState, Plan, RuleKind, Telemetry, Verdict, VmId,
+};
+use ballast_placement::{PlanOptions, check_step, imbalance, place, plan, usage};
+use common::{after, clusters};
+use proptest::prelude::*;
+
+/// Memory a host has in use or promised.
+fn memory(
+    snapshot: &ClusterSnapshot,
+    places: &BTreeMap<VmId, BTreeSet<HostId>>,
+) -> BTreeMap<HostId, u64> {
+    let mut used: BTreeMap<HostId, u64> = snapshot
+        .hosts
+        .values()
+        .map(|host| match &host.telemetry {
+            Telemetry::Known { overhead } => (host.id.clone(), overhead.memory.get()),
+            Telemetry::Unknown { .. } => (host.id.clone(), 0),
+        })
+        .collect();
+    for (vm, hosts) in places {
+        for host in hosts {
+            *used.get_mut(host).unwrap() += snapshot.vms[vm].size.memory.get();
+        }
+    }
+    used
+}
+
+/// Hard rules broken, as readable facts.
+fn broken(
+    snapshot: &ClusterSnapshot,
+    places: &BTreeMap<VmId, BTreeSet<HostId>>,
+) -> BTreeSet<String> {
+    let mut facts = BTreeSet::new();
+    for rule in snapshot.rules.values() {
+        match &rule.kind {
+            RuleKind::AntiAffinity { vms } => {
+                for a in vms {
+                    for b in vms.iter().filter(|b| *b > a) {
+                        for host in places[a].intersection(&places[b]) {
+                            facts.insert(format!("{}: {a} and {b} on {host}", rule.id));
+                        }
+                    }
+                }
+            }
+            RuleKind::VmHost { vms, hosts, strength: Strength::Must } => {
+                for vm in vms {
+                    for host in places[vm].difference(hosts) {
+                        facts.insert(format!("{}: {vm} on {host}", rule.id));
+                    }
+                }
+            }
+            RuleKind::VmHost { .. } => {}
+        }
+    }
+    facts
+}
+
+fn places(snapshot: &ClusterSnapshot) -> BTreeMap<VmId, BTreeSet<HostId>> {
+    let mut places: BTreeMap<VmId, BTreeSet<HostId>> =
+        snapshot.vms.values().map(|vm| (vm.id.clone(), [vm.host.clone()].into())).collect();
+    for flight in &snapshot.migrations {
+        places.get_mut(&flight.vm).unwrap().extend([flight.from.clone(), flight.to.clone()]);
+    }
+    places
+}
+
+/// Executes the plan with as much concurrency as `choices` picks, looking at the world after every start and end.
+fn execute(snapshot: &ClusterSnapshot, plan: &Plan, choices: &[u16]) -> Result<(), TestCaseError> {
+    let mut places = places(snapshot);
+    let (memory_before, broken_before) = (memory(snapshot, &places), broken(snapshot, &places));
+    let (mut running, mut done) = (BTreeSet::new(), BTreeSet::new());
+    let mut choices = choices.iter().copied().cycle();
+    while done.len() < plan.steps.len() {
+        let ready = (0..plan.steps.len()).filter(|n| {
+            !done.contains(n)
+                && !running.contains(n)
+                && plan.steps[*n].after.iter().all(|a| done.contains(a))
+        });
+        // Starts are +n, ends are -n, so that any mixture of both is picked.
+        let events: Vec<(usize, bool)> =
+            ready.map(|n| (n, true)).chain(running.iter().map(|n| (*n, false))).collect();
+        prop_assert!(!events.is_empty(), "dead end");
+        let (n, start) = events[usize::from(choices.next().unwrap()) % events.len()];
+        let step = &plan.steps[n];
+        let at = places.get_mut(&step.vm).unwrap();
+        if start {
+            prop_assert_eq!(&*at, &BTreeSet::from([step.from.clone()]), "step {} starts", n);
+            at.insert(step.to.clone());
+            running.insert(n);
+        } else {
+            at.remove(&step.from);
+            running.remove(&n);
+            done.insert(n);
+        }
+        for (host, used) in memory(snapshot, &places) {
+            let limit = snapshot.hosts[&host].capacity.memory.get().max(memory_before[&host]);
+            prop_assert!(
+                used <= limit,
+                "{} holds {} of {} after event {} of step {}",
+                host,
+                used,
+                limit,
+                start,
+                n
+            );
+        }
+        let new: Vec<String> =
+            broken(snapshot, &places).difference(&broken_before).cloned().collect();
+        prop_assert!(new.is_empty(), "{:?}", new);
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn no_interleaving_breaks_memory_or_a_hard_rule(
+        snapshot in clusters(),
+        choices in proptest::collection::vec(any::<u16>(), 1..64),
+    ) {
+        let planning = plan(&snapshot, &PlanOptions::default()).unwrap();
+        execute(&snapshot, &planning.plan, &choices)?;
+    }
+
+    #[test]
+    fn planning_on_the_state_a_plan_leads_to_yields_nothing(snapshot in clusters()) {
+        let options = PlanOptions::default();
+        let first = plan(&snapshot, &options).unwrap();
+        let second = plan(&after(&snapshot, &first.plan), &options).unwrap();
+        prop_assert_eq!(second.plan.steps, vec![]);
+        prop_assert_eq!(second.plan.imbalance_before, first.plan.imbalance_after);
+    }
+
+    #[test]
+    fn a_short_plan_is_a_legal_start_and_repeating_it_ends(
+        snapshot in clusters(),
+        steps_max in 1_usize..4,
+        choices in proptest::collection::vec(any::<u16>(), 1..16),
+    ) {
+        let options = PlanOptions { steps_max, ..PlanOptions::default() };
+        let mut now = snapshot;
+        for _ in 0..200 {
+            let planning = plan(&now, &options).unwrap();
+            prop_assert!(planning.plan.steps.len() <= steps_max);
+            execute(&now, &planning.plan, &choices)?;
+            if planning.plan.steps.is_empty() {
+                return Ok(());
+            }
+            now = after(&now, &planning.plan);
+        }
+        prop_assert!(false, "200 plans and no end");
+    }
+
+    #[test]
+    fn the_same_cluster_gives_the_same_plan(snapshot in clusters(), seed in any::<u64>()) {
+        let options = PlanOptions { seed, ..PlanOptions::default() };
+        let first = plan(&snapshot, &options).unwrap();
+        // The file lists everything in another order; migrations are the only list in memory.
+        let mut json = serde_json::to_value(&snapshot).unwrap();
+        for list in ["hosts", "vms", "rules", "migrations"] {
+            json[list].as_array_mut().unwrap().reverse();
+        }
+        let turned = ClusterSnapshot::from_json(&json.to_string()).unwrap();
+        prop_assert_eq!(plan(&turned, &options).unwrap(), first);
+    }
+
+    #[test]
+    fn every_vm_has_a_verdict_and_moves_only_if_it_may(snapshot in clusters()) {
+        let planning = plan(&snapshot, &PlanOptions::default()).unwrap();
+        prop_assert!(planning.verdicts.keys().eq(snapshot.vms.keys()));
+        let moved: BTreeSet<&VmId> = planning.plan.steps.iter().map(|step| &step.vm).collect();
+        for (id, verdict) in &planning.verdicts {
+            match verdict {
+                Verdict::Moves { step, reason } => {
+                    prop_assert_eq!(&planning.plan.steps[*step].vm, id);
+                    prop_assert!(!reason.is_empty());
+                }
+                Verdict::Stays { reason } => prop_assert!(!reason.is_empty() && !moved.contains(id)),
+                Verdict::Stuck { reason, remedy } => {
+                    prop_assert!(!reason.is_empty() && !remedy.is_empty() && !moved.contains(id));
+                }
+            }
+        }
+        for step in &planning.plan.steps {
+            let vm = &snapshot.vms[&step.vm];
+            let drain = snapshot.hosts[&vm.host].state == HostState::Draining;
+            prop_assert_eq!(&vm.mobility, &Mobility::Movable);
+            prop_assert!(vm.automation == Automation::Full || vm.automation == Automation::Partial && drain);
+            prop_assert!(snapshot.migrations.iter().all(|flight| flight.vm != step.vm));
+            for host in [&step.from, &step.to] {
+                let known = matches!(snapshot.hosts[host].telemetry, Telemetry::Known { .. });
+                prop_assert!(known, "{} is unknown", host);
+            }
+            prop_assert_eq!(snapshot.hosts[&step.to].state, HostState::Active);
+        }
+    }
+
+    #[test]
+    fn each_step_made_in_order_passes_the_eligibility_check(snapshot in clusters()) {
+        let planning = plan(&snapshot, &PlanOptions::default()).unwrap();
+        let mut now = snapshot;
+        for step in &planning.plan.steps {
+            check_step(&now, &step.vm, &step.to).unwrap();
+            let before = imbalance(&now);
+            now.vms.get_mut(&step.vm).unwrap().host = step.to.clone();
+            let fall = before.get() - imbalance(&now).get();
+            prop_assert!((fall - step.gain).abs() < 1e-9, "{} {}", fall, step.gain);
+        }
+        prop_assert_eq!(imbalance(&now), planning.plan.imbalance_after);
+    }
+
+    #[test]
+    fn nothing_is_lost_in_the_books(snapshot in clusters()) {
+        let check = |snapshot: &ClusterSnapshot| -> Result<Bytes, TestCaseError> {
+            let mut vms = Bytes::ZERO;
+            for (host, u) in usage(snapshot).unwrap() {
+                let parts = u.memory_overhead + u.memory_vms + u.memory_moving + u.memory_free;
+                prop_assert_eq!(parts, u.memory_capacity + u.memory_over, "{}", host);
+                prop_assert!(u.memory_free == Bytes::ZERO || u.memory_over == Bytes::ZERO);
+                vms += u.memory_vms;
+            }
+            Ok(vms)
+        };
+        let planning = plan(&snapshot, &PlanOptions::default()).unwrap();
+        let sizes = snapshot.vms.values().fold(Bytes::ZERO, |sum, vm| sum + vm.size.memory);
+        prop_assert_eq!(check(&snapshot)?, sizes);
+        prop_assert_eq!(check(&after(&snapshot, &planning.plan))?, sizes);
+    }
+
+    #[test]
+    fn a_new_vm_starts_where_it_fits_or_is_refused_for_memory(snapshot in clusters(), gib in 1_u64..80) {
+        let size = ballast_model::Resources::new(ballast_model::Millicores(500), Bytes::gib(gib));
+        let room = usage(&snapshot).unwrap();
+        let fits = |host: &HostId| room[host].takes_vms && room[host].memory_free >= size.memory;
+        match place(&snapshot, &"new".parse().unwrap(), size, &PlanOptions::default()) {
+            Ok(host) => prop_assert!(fits(&host)),
+            Err(refusal) => prop_assert!(!room.keys().any(fits), "{}", refusal),
+        }
+    }
+}
