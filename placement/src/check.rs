@@ -231,3 +231,98 @@ impl Bits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Cluster, keep_apart};
+    use ballast_model::ClusterSnapshot;
+
+    /// `a` leaves `h1`, which makes room there for `b`.
+    fn tight() -> ClusterSnapshot {
+        Cluster::new(3, 8, 16).vm("a", "h1", 100, 10).vm("b", "h0", 100, 10).draining("h0").0
+    }
+
+    fn step(vm: &str, from: &str, to: &str, after: &[usize]) -> Step {
+        Step {
+            vm: vm.parse().unwrap(),
+            from: from.parse().unwrap(),
+            to: to.parse().unwrap(),
+            cause: StepCause::Balance,
+            after: after.to_vec(),
+            gain: 0.0,
+            cost: ballast_model::plan::StepCost {
+                bytes: ballast_model::Bytes::ZERO,
+                duration: std::time::Duration::ZERO,
+            },
+        }
+    }
+
+    fn expect(snapshot: &ClusterSnapshot, steps: Vec<Step>, expected: Option<&str>) {
+        let problem = Problem::new(snapshot).unwrap();
+        let zero = ballast_model::Ratio::ZERO;
+        let plan = Plan {
+            snapshot: snapshot.revision,
+            steps,
+            imbalance_before: zero,
+            imbalance_after: zero,
+        };
+        let result = check(&problem, &plan, &PlanOptions::default());
+        match (result, expected) {
+            (Ok(()), None) => {}
+            (Err(refusal), Some(words)) => {
+                assert_eq!(refusal.code, RefusalCode::Internal);
+                assert!(refusal.reason.contains(words), "{refusal}");
+            }
+            (result, expected) => panic!("{result:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn a_step_that_waits_for_its_room_passes_and_one_that_does_not_fails() {
+        let a_leaves = || step("a", "h1", "h2", &[]);
+        expect(&tight(), vec![a_leaves(), step("b", "h0", "h1", &[0])], None);
+        expect(
+            &tight(),
+            vec![a_leaves(), step("b", "h0", "h1", &[])],
+            Some("memory on the target"),
+        );
+        expect(&tight(), vec![step("b", "h0", "h1", &[])], Some("memory on the target"));
+    }
+
+    #[test]
+    fn two_arrivals_that_fit_only_one_by_one_fail() {
+        let cluster = Cluster::new(3, 8, 16).vm("a", "h0", 100, 10).vm("b", "h1", 100, 10).0;
+        let steps = vec![step("a", "h0", "h2", &[]), step("b", "h1", "h2", &[])];
+        expect(&cluster, steps, Some("memory on the target"));
+    }
+
+    #[test]
+    fn vms_kept_apart_may_not_meet_even_in_passing() {
+        let cluster = Cluster::new(3, 8, 64).vm("a", "h1", 100, 1).vm("b", "h0", 100, 1).0;
+        let cluster = keep_apart(cluster, &["a", "b"]);
+        let a_leaves = || step("a", "h1", "h2", &[]);
+        expect(&cluster, vec![a_leaves(), step("b", "h0", "h1", &[0])], None);
+        expect(
+            &cluster,
+            vec![a_leaves(), step("b", "h0", "h1", &[])],
+            Some("VM a may still be there"),
+        );
+    }
+
+    #[test]
+    fn a_balance_step_over_the_cpu_ceiling_fails() {
+        let cluster = Cluster::new(2, 1, 64).vm("a", "h0", 900, 1).0;
+        expect(&cluster, vec![step("a", "h0", "h1", &[])], Some("CPU on the target"));
+    }
+
+    #[test]
+    fn what_cannot_be_executed_fails() {
+        let twice = vec![step("b", "h0", "h2", &[]), step("b", "h2", "h0", &[])];
+        expect(&tight(), twice, Some("does not wait for the same VM's step 0"));
+        expect(&tight(), vec![step("b", "h1", "h2", &[])], Some("the VM is on h0 then"));
+        expect(&tight(), vec![step("a", "h1", "h0", &[])], Some("takes no VMs"));
+        expect(&tight(), vec![step("b", "h0", "h2", &[0])], Some("which is not before it"));
+        expect(&tight(), vec![step("zz", "h0", "h2", &[])], Some("not in the snapshot"));
+    }
+}

@@ -46,6 +46,9 @@ pub(crate) fn spread_bound() -> f64 {
     METRICS.iter().map(|metric| metric.weight * metric.spread_min).sum()
 }
 
+/// A host's loads before and after.
+pub(crate) type Change = ([f64; METRICS.len()], [f64; METRICS.len()]);
+
 /// Sums over the hosts that count, from which the spread follows.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Sums {
@@ -80,8 +83,8 @@ impl Sums {
             .sum()
     }
 
-    /// By how much the spread falls when some hosts' loads change; each change is (load before, load after).
-    pub(crate) fn fall(&self, changes: &[([f64; METRICS.len()], [f64; METRICS.len()])]) -> f64 {
+    /// By how much the spread falls when some hosts' loads change.
+    pub(crate) fn fall(&self, changes: &[Change]) -> f64 {
         let n = self.hosts.max(1) as f64;
         let mut fall = 0.0;
         for m in 0..METRICS.len() {

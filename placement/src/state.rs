@@ -10,7 +10,7 @@ use ballast_model::{Bytes, Ratio, Resources};
 
 use crate::options::PlanOptions;
 use crate::problem::{HostIx, Problem, RuleIx, VmIx};
-use crate::score::{CPU, MEMORY, METRICS, Sums};
+use crate::score::{CPU, Change, MEMORY, METRICS, Sums};
 
 /// Why a move is made. The order is the order of urgency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +63,8 @@ pub(crate) struct State<'p, 'a> {
     on: Vec<BTreeSet<VmIx>>,
     /// Load by metric and host, in millicores and bytes.
     load: [Vec<u64>; METRICS.len()],
+    /// The same as shares of the capacity, by host.
+    shares: Vec<[f64; METRICS.len()]>,
     /// Memory held on the other end of migrations under way, in bytes.
     held: Vec<u64>,
     /// For each anti-affinity rule, how many of its VMs each host has, in-flight ones on both hosts.
@@ -78,6 +80,7 @@ impl<'p, 'a> State<'p, 'a> {
             at: Vec::with_capacity(problem.vms.len()),
             on: vec![BTreeSet::new(); hosts],
             load: [CPU, MEMORY].map(|m| problem.hosts.iter().map(|h| h.overhead[m]).collect()),
+            shares: vec![[0.0; METRICS.len()]; hosts],
             held: vec![0; hosts],
             apart: vec![BTreeMap::new(); problem.rules.len()],
             sums: Sums::default(),
@@ -94,6 +97,7 @@ impl<'p, 'a> State<'p, 'a> {
                 }
             }
         }
+        problem.host_ixs().for_each(|host| state.note_shares(host));
         state.sum_up();
         state
     }
@@ -184,16 +188,24 @@ impl<'p, 'a> State<'p, 'a> {
 
     /// By how much the spread falls when the VM goes to `to`.
     pub(crate) fn gain(&self, vm: VmIx, to: HostIx) -> f64 {
-        let info = self.problem.vm(vm);
-        let (cpu, memory) = (to_signed(info.cpu), to_signed(info.memory));
-        let arrival = (self.loads(to), self.loads_with(to, cpu, memory));
-        let from = self.at(vm);
-        if self.problem.host(from).counts() {
-            let departure = (self.loads(from), self.loads_with(from, -cpu, -memory));
-            self.sums.fall(&[departure, arrival])
-        } else {
-            self.sums.fall(&[arrival])
+        self.gain_after(self.departure(vm), vm, to)
+    }
+
+    /// What the VM's departure changes on its host; nothing that counts when the host does not count.
+    pub(crate) fn departure(&self, vm: VmIx) -> Change {
+        let (info, from) = (self.problem.vm(vm), self.at(vm));
+        if !self.problem.host(from).counts() {
+            return Change::default();
         }
+        let after = self.loads_with(from, -to_signed(info.cpu), -to_signed(info.memory));
+        (self.loads(from), after)
+    }
+
+    /// [`Self::gain`] with the departure worked out beforehand, for many targets.
+    pub(crate) fn gain_after(&self, departure: Change, vm: VmIx, to: HostIx) -> f64 {
+        let info = self.problem.vm(vm);
+        let after = self.loads_with(to, to_signed(info.cpu), to_signed(info.memory));
+        self.sums.fall(&[departure, (self.loads(to), after)])
     }
 
     /// By how much the spread rises when something of this size starts on a host that counts.
@@ -228,7 +240,13 @@ impl<'p, 'a> State<'p, 'a> {
         }
         self.at[vm.0] = to;
         self.enter(vm, to);
+        self.note_shares(from);
+        self.note_shares(to);
         self.sum_up();
+    }
+
+    fn note_shares(&mut self, host: HostIx) {
+        self.shares[host.0] = self.loads_with(host, 0, 0);
     }
 
     fn enter(&mut self, vm: VmIx, host: HostIx) {
@@ -247,7 +265,7 @@ impl<'p, 'a> State<'p, 'a> {
     }
 
     pub(crate) fn loads(&self, host: HostIx) -> [f64; METRICS.len()] {
-        self.loads_with(host, 0, 0)
+        self.shares[host.0]
     }
 
     fn loads_with(&self, host: HostIx, cpu: i64, memory: i64) -> [f64; METRICS.len()] {

@@ -3,8 +3,8 @@
 use ballast_model::snapshot::{Mobility, PlacedVm};
 use ballast_model::vm::Automation;
 use ballast_model::{
-    Bytes, BytesPerSec, ClusterSnapshot, Host, HostState, Millicores, Resources, Revision,
-    Telemetry, Timestamp,
+    Bytes, BytesPerSec, ClusterSnapshot, Host, HostState, Millicores, Resources, Revision, Rule,
+    RuleId, RuleKind, Telemetry, Timestamp,
 };
 
 pub(crate) fn gib(count: u64) -> Bytes {
@@ -51,4 +51,12 @@ impl Cluster {
         self.0.hosts.get_mut(&host.parse().unwrap()).unwrap().state = HostState::Draining;
         self
     }
+}
+
+pub(crate) fn keep_apart(mut snapshot: ClusterSnapshot, vms: &[&str]) -> ClusterSnapshot {
+    let id: RuleId = "apart".parse().unwrap();
+    let vms = vms.iter().map(|vm| vm.parse().unwrap()).collect();
+    let rule = Rule { id: id.clone(), revision: Revision(0), kind: RuleKind::AntiAffinity { vms } };
+    snapshot.rules.insert(id, rule);
+    snapshot
 }

@@ -89,11 +89,12 @@ fn best_from(solver: &Solver<'_, '_, '_>, host: HostIx, floor: f64) -> Option<Be
         if !problem.may_move(vm, Cause::Balance) {
             continue;
         }
+        let departure = state.departure(vm);
         for to in problem.host_ixs() {
             if !problem.host(to).counts() || to == host {
                 continue;
             }
-            let found = Best { gain: state.gain(vm, to), vm, to };
+            let found = Best { gain: state.gain_after(departure, vm, to), vm, to };
             if found.gain >= floor
                 && best.as_ref().is_none_or(|best| found.is_better_than(best, state))
                 && allowed(solver, vm, to)
@@ -157,12 +158,13 @@ fn exchange(solver: &mut Solver<'_, '_, '_>, first: VmIx, second: VmIx) -> bool 
 
 /// The best target of a VM for balance, obstacles or not.
 pub(super) fn best_unhindered(state: &State<'_, '_>, vm: VmIx) -> Option<Best> {
+    let departure = state.departure(vm);
     let mut best: Option<Best> = None;
     for to in state.problem.host_ixs() {
         if !state.problem.host(to).counts() || to == state.at(vm) {
             continue;
         }
-        let found = Best { gain: state.gain(vm, to), vm, to };
+        let found = Best { gain: state.gain_after(departure, vm, to), vm, to };
         if best.as_ref().is_none_or(|best| found.is_better_than(best, state)) {
             best = Some(found);
         }
