@@ -11,7 +11,9 @@ use ballast_model::{
 
 use crate::options::PlanOptions;
 use crate::problem::{HostIx, Problem, RuleBody, RuleIx, VmIx};
-use crate::state::{Obstacle, State};
+use crate::solve;
+use crate::state::{Cause, Obstacle, State};
+use crate::verdict::why_no_target;
 
 /// Whether `vm` may be migrated to `to` now.
 ///
@@ -27,16 +29,8 @@ use crate::state::{Obstacle, State};
 /// - `RuleViolation`: a hard rule forbids it
 pub fn check_step(snapshot: &ClusterSnapshot, vm: &VmId, to: &HostId) -> Result<(), Refusal> {
     let problem = Problem::new(snapshot)?;
-    let missing = |what: &str, id: &str, list: &str| {
-        Refusal::new(
-            RefusalCode::NotFound,
-            format!("there is no {what} {id}"),
-            format!("see '{list}' for what there is"),
-        )
-    };
-    let vm = problem.find_vm(vm).ok_or_else(|| missing("VM", vm.as_str(), "ballast vm ls"))?;
-    let to =
-        problem.find_host(to).ok_or_else(|| missing("host", to.as_str(), "ballast host ls"))?;
+    let vm = problem.find_vm(vm).ok_or_else(|| missing("VM", vm.as_str()))?;
+    let to = problem.find_host(to).ok_or_else(|| missing("host", to.as_str()))?;
     if let Some(refusal) = why_it_cannot_leave(&problem, vm) {
         return Err(refusal);
     }
@@ -45,6 +39,46 @@ pub fn check_step(snapshot: &ClusterSnapshot, vm: &VmId, to: &HostId) -> Result<
         None => Ok(()),
         Some(obstacle) => Err(explain(&state, vm, to, obstacle)),
     }
+}
+
+/// The host to migrate `vm` to when somebody asks for a migration and names no destination.
+///
+/// The choice is that of a drain: hosts that meet the VM's preferences first, then those that stay below
+/// `options.cpu_ceiling`, then the one that leaves the load most level, then the first by name. What it answers passes
+/// [`check_step`].
+///
+/// # Errors
+/// Those of [`check_step`] that concern the VM; `InvalidArgument` when an option is out of range; `CapacityExceeded`
+/// when no host can take it, with a count of what stands in the way.
+pub fn choose_target(
+    snapshot: &ClusterSnapshot,
+    vm: &VmId,
+    options: &PlanOptions,
+) -> Result<HostId, Refusal> {
+    options.validate()?;
+    let problem = Problem::new(snapshot)?;
+    let vm = problem.find_vm(vm).ok_or_else(|| missing("VM", vm.as_str()))?;
+    if let Some(refusal) = why_it_cannot_leave(&problem, vm) {
+        return Err(refusal);
+    }
+    let state = State::new(&problem);
+    match solve::best_target(&state, vm, Cause::Drain, options) {
+        Some(host) => Ok(problem.host(host).id.clone()),
+        None => {
+            let (reason, remedy) = why_no_target(&state, vm, Cause::Drain, options);
+            let reason = format!("VM {}: {reason}", problem.vm(vm).id);
+            Err(Refusal::new(RefusalCode::CapacityExceeded, reason, remedy))
+        }
+    }
+}
+
+fn missing(what: &str, id: &str) -> Refusal {
+    let list = what.to_lowercase();
+    Refusal::new(
+        RefusalCode::NotFound,
+        format!("there is no {what} {id}"),
+        format!("see 'ballast {list} ls' for what there is"),
+    )
 }
 
 /// Why the VM cannot leave its host, wherever to.
@@ -57,8 +91,9 @@ pub(crate) fn why_it_cannot_leave(problem: &Problem<'_>, vm: VmIx) -> Option<Ref
         return Some(Refusal::new(
             RefusalCode::WrongState,
             format!(
-                "VM {} is being migrated already, between {} and {other}",
-                info.id, info.vm.host
+                "VM {} is being migrated already, from {} to {other}",
+                info.id,
+                problem.host(info.host).id
             ),
             format!("wait for migration {id} to end, or cancel it"),
         ));
@@ -355,6 +390,34 @@ mod tests {
         refused(&snapshot, "a", "h2", WrongState, "being migrated already");
         refused(&snapshot, "b", "h0", CapacityExceeded, "6.0 GiB free");
         refused(&snapshot, "b", "h1", CapacityExceeded, "6.0 GiB free");
+    }
+
+    #[test]
+    fn after_the_commit_a_vm_in_flight_counts_as_before() {
+        let mut snapshot = Cluster::new(3, 4, 16).vm("a", "h0", 100, 10).0;
+        snapshot.migrations.push(MoveInFlight {
+            id: "01900000-0000-7000-8000-000000000001".parse().unwrap(),
+            vm: "a".parse().unwrap(),
+            from: "h0".parse().unwrap(),
+            to: "h1".parse().unwrap(),
+        });
+        let before = crate::usage(&snapshot).unwrap();
+        snapshot.vms.values_mut().next().unwrap().host = "h1".parse().unwrap();
+        assert_eq!(crate::usage(&snapshot).unwrap(), before);
+        assert_eq!(before[&"h1".parse().unwrap()].memory_vms, gib(10));
+        assert_eq!(before[&"h0".parse().unwrap()].memory_moving, gib(10));
+    }
+
+    #[test]
+    fn a_target_is_chosen_by_room_and_level_or_refused_with_a_count() {
+        let options = PlanOptions::default();
+        let vm = "a".parse().unwrap();
+        let level = Cluster::new(3, 4, 16).vm("a", "h0", 100, 8).vm("b", "h1", 100, 1).0;
+        assert_eq!(choose_target(&level, &vm, &options).unwrap().as_str(), "h2");
+        let refusal = choose_target(&cluster().0, &vm, &options).unwrap_err();
+        assert_eq!(refusal.code, CapacityExceeded);
+        assert!(refusal.reason.contains("1 lack memory (it needs 8.0 GiB"), "{refusal}");
+        assert!(refusal.reason.contains("1 drain or are unknown"), "{refusal}");
     }
 
     fn placed(snapshot: &ClusterSnapshot, memory_gib: u64) -> Result<HostId, Refusal> {

@@ -14,6 +14,7 @@
 //! | --- | --- |
 //! | [`plan`] | a plan for the whole cluster |
 //! | [`check_step`] | whether one VM may go to one host: the same answer for every workflow |
+//! | [`choose_target`] | where a VM goes when somebody wants it moved and names no host |
 //! | [`place`] | where a new VM starts |
 //! | [`imbalance`] | how unequal the load is; formula in [`score`] |
 //! | [`usage`] | what each host has, holds and has left |
@@ -42,7 +43,7 @@ mod usage;
 mod verdict;
 
 pub use cost::LINK_ASSUMED;
-pub use eligibility::{check_step, place};
+pub use eligibility::{check_step, choose_target, place};
 pub use options::{Causes, PlanOptions, STEPS_MAX};
 pub use planner::{imbalance, plan};
 pub use usage::{Usage, usage};

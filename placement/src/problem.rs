@@ -51,7 +51,7 @@ impl HostInfo<'_> {
 pub(crate) struct VmInfo<'a> {
     pub(crate) id: &'a VmId,
     pub(crate) vm: &'a PlacedVm,
-    /// The host that owns it.
+    /// The host that owns it, or the source of a migration under way.
     pub(crate) host: HostIx,
     /// Where a migration under way takes it.
     pub(crate) bound_for: Option<HostIx>,
@@ -122,10 +122,12 @@ impl<'a> Problem<'a> {
             })
             .collect();
         for flight in &snapshot.migrations {
-            // Between the commit and the record's end the owner is the destination already.
             let vm = &mut vms[vm_ix[&flight.vm].0];
-            let (from, to) = (host_ix[&flight.from], host_ix[&flight.to]);
-            vm.bound_for = Some(if vm.host == to { from } else { to });
+            vm.bound_for = Some(host_ix[&flight.to]);
+            // Between the commit and the end of the migration's record the destination is the owner already.
+            if vm.vm.host == flight.to {
+                vm.host = host_ix[&flight.from];
+            }
         }
         let mut rules = Vec::with_capacity(snapshot.rules.len());
         for (n, (id, rule)) in snapshot.rules.iter().enumerate() {

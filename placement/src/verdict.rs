@@ -106,8 +106,8 @@ fn of_unmoved(state: &State<'_, '_>, vm: VmIx, options: &PlanOptions) -> Verdict
     let info = problem.vm(vm);
     if let Some(bound_for) = info.bound_for {
         let reason = format!(
-            "it is being migrated already, between {} and {}",
-            info.vm.host,
+            "it is being migrated already, from {} to {}",
+            problem.host(info.host).id,
             problem.host(bound_for).id
         );
         return Verdict::Stays { reason };
@@ -207,7 +207,7 @@ fn allowed_by_options(cause: Cause, options: &PlanOptions) -> bool {
 }
 
 /// Counts what stands between the VM and all hosts, and names the way out that is nearest.
-fn why_no_target(
+pub(crate) fn why_no_target(
     state: &State<'_, '_>,
     vm: VmIx,
     cause: Cause,

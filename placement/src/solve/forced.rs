@@ -1,8 +1,9 @@
 //! Moves that are not for balance: broken rules, full hosts, drains, preferences.
 
+use crate::options::PlanOptions;
 use crate::problem::{HostIx, RuleBody, RuleIx, VmIx};
 use crate::solve::Solver;
-use crate::state::Cause;
+use crate::state::{Cause, State};
 
 /// How good a target is for a move that must be made. Field order is priority: fewest preferences missed, then CPU
 /// within the ceiling (0), within capacity (1) or beyond (2), then by how much beyond, then the gain, then the number.
@@ -26,16 +27,20 @@ impl Fit {
     }
 }
 
-fn best_target(solver: &Solver<'_, '_, '_>, vm: VmIx, cause: Cause) -> Option<HostIx> {
-    let (state, problem) = (&*solver.state, solver.state.problem);
+pub(super) fn best_target(
+    state: &State<'_, '_>,
+    vm: VmIx,
+    cause: Cause,
+    options: &PlanOptions,
+) -> Option<HostIx> {
+    let problem = state.problem;
     let mut best: Option<Fit> = None;
     for host in problem.host_ixs() {
-        if state.obstacle(vm, host).is_some() || !state.cpu_allows(vm, host, cause, solver.options)
-        {
+        if state.obstacle(vm, host).is_some() || !state.cpu_allows(vm, host, cause, options) {
             continue;
         }
         let cpu = state.cpu_share_after(vm, host);
-        let tightness = u8::from(cpu > solver.options.cpu_ceiling.get()) + u8::from(cpu > 1.0);
+        let tightness = u8::from(cpu > options.cpu_ceiling.get()) + u8::from(cpu > 1.0);
         let fit = Fit {
             missed: problem.preferences_missed(vm, host),
             tightness,
@@ -54,7 +59,7 @@ fn try_move(solver: &mut Solver<'_, '_, '_>, vm: VmIx, cause: Cause) -> bool {
     if !solver.state.problem.may_move(vm, cause) {
         return false;
     }
-    let target = best_target(solver, vm, cause);
+    let target = best_target(solver.state, vm, cause, solver.options);
     if let Some(to) = target {
         solver.make(vm, to, cause);
     }
@@ -148,7 +153,7 @@ pub(super) fn prefer(solver: &mut Solver<'_, '_, '_>) {
         if !problem.may_move(vm, cause) {
             continue;
         }
-        let better = best_target(solver, vm, cause)
+        let better = best_target(solver.state, vm, cause, solver.options)
             .filter(|to| problem.preferences_missed(vm, *to) < problem.preferences_missed(vm, at));
         if let Some(to) = better {
             solver.make(vm, to, cause);

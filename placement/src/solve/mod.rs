@@ -18,8 +18,7 @@ mod forced;
 pub(crate) use balance::Best;
 
 use crate::options::PlanOptions;
-use crate::problem::HostIx;
-use crate::problem::VmIx;
+use crate::problem::{HostIx, VmIx};
 use crate::state::{Cause, Move, State};
 
 /// The most repetitions; more than a handful has not been seen.
@@ -72,4 +71,14 @@ pub(crate) fn solve(state: &mut State<'_, '_>, options: &PlanOptions) -> Vec<Mov
 /// The best move of the VM for balance if nothing but rules of thumb stood in its way: what a verdict explains.
 pub(crate) fn best_unhindered(state: &State<'_, '_>, vm: VmIx) -> Option<Best> {
     balance::best_unhindered(state, vm)
+}
+
+/// The best target for a move that must be made.
+pub(crate) fn best_target(
+    state: &State<'_, '_>,
+    vm: VmIx,
+    cause: Cause,
+    options: &PlanOptions,
+) -> Option<HostIx> {
+    forced::best_target(state, vm, cause, options)
 }
