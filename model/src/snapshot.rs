@@ -325,6 +325,16 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_example_is_valid() {
+        let page = include_str!("../../docs/snapshot.md");
+        let example = page.split("```json").nth(1).unwrap().split("```").next().unwrap();
+        let snapshot = ClusterSnapshot::from_json(example).unwrap();
+        assert_eq!((snapshot.hosts.len(), snapshot.vms.len(), snapshot.rules.len()), (2, 2, 2));
+        let again = ClusterSnapshot::from_json(&serde_json::to_string(&snapshot).unwrap()).unwrap();
+        assert_eq!(again, snapshot);
+    }
+
+    #[test]
     fn a_missing_file_names_itself_and_the_remedy() {
         let refusal = ClusterSnapshot::read_file(Path::new("/nonexistent/s.json")).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::NotFound);
