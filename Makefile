@@ -7,7 +7,7 @@
 
 CARGO ?= cargo
 DEMO_ARGS ?=
-# Built by rustc from a build script, so cargo fmt does not know it.
+# Built by rustc from a build script, so cargo fmt and cargo clippy do not know it.
 BARE_METAL := $(wildcard tests/guest/bare/*.rs)
 
 .PHONY: demo test lint bench bootstrap-build bootstrap-test
@@ -20,8 +20,11 @@ test: lint
 	$(CARGO) test --quiet --workspace --doc
 
 lint: bootstrap-test
+	@mkdir -p target
 	$(CARGO) fmt --all --check
 	rustfmt --check $(BARE_METAL)
+	clippy-driver --edition 2024 --crate-type bin -Cpanic=abort --emit=metadata -o target/bare-metal.rmeta \
+		-Dwarnings tests/guest/bare/main.rs
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 
 bench: bootstrap-build
