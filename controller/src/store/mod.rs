@@ -3,10 +3,25 @@
 //! Two implementations pass the same test-suite: `etcd` for production and
 //! `embedded` (redb in a file) for one machine.
 //!
-//! Every transaction that writes raises the store's [`Revision`] by one. A key
-//! remembers the revision it was created at and the one it was last modified
-//! at; a transaction names what it compares and happens entirely or not at all.
+//! Every transaction that changes something raises the store's [`Revision`] by
+//! one; a transaction that changes nothing (it only deletes what is not there)
+//! answers with the present one. A key remembers the revision it was created at
+//! and the one it was last modified at; a transaction names what it compares
+//! and happens entirely or not at all.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`config`] | which store to use, from the configuration file; [`open`] |
+//! | [`keys`] | every key Ballast writes, one function per kind |
+//! | [`embedded`] | the store in a file |
 
+pub mod config;
+pub mod embedded;
+pub mod keys;
+
+pub use config::{StoreConfig, open};
+
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -75,6 +90,105 @@ pub struct Transaction {
     pub writes: Vec<Write>,
 }
 
+impl Transaction {
+    /// The most compares, and the most writes, of one transaction: etcd's own default.
+    pub const OPERATIONS_MAX: usize = 128;
+    /// The most bytes of all keys and values together: a little below etcd's own default.
+    pub const BYTES_MAX: usize = 1 << 20;
+
+    /// A transaction that happens when `compare` holds. [`Transaction::default`] happens always.
+    #[must_use]
+    pub fn when(compare: Compare) -> Self {
+        Self::default().and(compare)
+    }
+
+    /// Adds a compare.
+    #[must_use]
+    pub fn and(mut self, compare: Compare) -> Self {
+        self.compares.push(compare);
+        self
+    }
+
+    /// Adds the setting of a key.
+    #[must_use]
+    pub fn put(mut self, key: impl Into<String>, value: impl Into<Bytes>) -> Self {
+        self.writes.push(Write::Put { key: key.into(), value: value.into(), lease: None });
+        self
+    }
+
+    /// Adds the setting of a key that goes when `lease` does.
+    #[must_use]
+    pub fn put_leased(
+        mut self,
+        key: impl Into<String>,
+        value: impl Into<Bytes>,
+        lease: LeaseId,
+    ) -> Self {
+        self.writes.push(Write::Put { key: key.into(), value: value.into(), lease: Some(lease) });
+        self
+    }
+
+    /// Adds the removal of a key.
+    #[must_use]
+    pub fn delete(mut self, key: impl Into<String>) -> Self {
+        self.writes.push(Write::Delete { key: key.into() });
+        self
+    }
+
+    /// Checks what every store must refuse: no key, a key written twice, too much at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`], before anything was sent or written.
+    pub fn validate(&self) -> Result<(), StoreError> {
+        let invalid = |why: String| Err(StoreError::Invalid(why));
+        if self.compares.len().max(self.writes.len()) > Self::OPERATIONS_MAX {
+            return invalid(format!("it has more than {} operations", Self::OPERATIONS_MAX));
+        }
+        let mut bytes = 0;
+        for compare in &self.compares {
+            match compare {
+                Compare::Absent(key) => bytes += key.len(),
+                Compare::ModifiedAt(key, revision) | Compare::CreatedAt(key, revision) => {
+                    if *revision == Revision(0) {
+                        return invalid(format!("no key has revision 0; compare {key} as absent"));
+                    }
+                    bytes += key.len();
+                }
+            }
+        }
+        let mut written = BTreeSet::new();
+        for write in &self.writes {
+            bytes += write.key().len() + write.value_bytes();
+            if write.key().is_empty() {
+                return invalid("it writes a key without a name".to_owned());
+            }
+            if !written.insert(write.key()) {
+                return invalid(format!("it writes {} twice", write.key()));
+            }
+        }
+        if bytes > Self::BYTES_MAX {
+            return invalid(format!("it is {bytes} bytes long; the limit is {}", Self::BYTES_MAX));
+        }
+        Ok(())
+    }
+}
+
+impl Write {
+    /// The key it sets or removes.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } => key,
+        }
+    }
+
+    fn value_bytes(&self) -> usize {
+        match self {
+            Self::Put { value, .. } => value.len(),
+            Self::Delete { .. } => 0,
+        }
+    }
+}
+
 /// How a transaction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transacted {
@@ -91,6 +205,24 @@ pub enum Change {
     Put(Entry),
     /// The key was removed or its lease ended, at this revision.
     Deleted(String, Revision),
+}
+
+impl Change {
+    /// The key that changed.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(entry) => &entry.key,
+            Self::Deleted(key, _) => key,
+        }
+    }
+
+    /// The revision at which it changed.
+    pub const fn revision(&self) -> Revision {
+        match self {
+            Self::Put(entry) => entry.modified,
+            Self::Deleted(_, revision) => *revision,
+        }
+    }
 }
 
 /// A lease: keys that hang on it go when it is neither kept alive nor revoked in time.
@@ -114,6 +246,9 @@ pub enum StoreError {
     /// The lease has ended.
     #[error("the lease has ended")]
     LeaseLost,
+    /// The transaction is not one; nothing happened.
+    #[error("the store cannot take such a transaction: {0}")]
+    Invalid(String),
     /// The store itself failed: disk, corruption, a bound of its own.
     #[error("the store failed: {0}")]
     Failed(String),
@@ -137,7 +272,7 @@ pub trait Store: Send + Sync + 'static {
     /// Compares and writes as one.
     async fn transact(&self, transaction: Transaction) -> Result<Transacted, StoreError>;
 
-    /// Every change under `prefix` after revision `after`, in order, then live. The stream ends with the first error.
+    /// Every change to a key that starts with `prefix` after revision `after`, in order, then live. The stream ends with the first error.
     async fn watch(
         &self,
         prefix: &str,
@@ -165,6 +300,7 @@ impl From<StoreError> for Refusal {
                 (Code::Conflict, "list again and watch from the new revision")
             }
             StoreError::LeaseLost => (Code::Conflict, "acquire the lease again"),
+            StoreError::Invalid(_) => (Code::Internal, "report a defect"),
             StoreError::Failed(_) => (Code::HostFailure, "check the store's disk and its log"),
         };
         Self::new(code, error.to_string(), remedy)

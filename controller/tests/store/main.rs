@@ -1,0 +1,6 @@
+//! One test-suite over every implementation of the store.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // this whole crate is tests
+
+mod embedded;
+mod suite;
