@@ -23,7 +23,12 @@ pub enum LogFormat {
 /// is `info` otherwise. A second call changes nothing.
 pub fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // Its way to report a standard error that is closed is to panic, on whatever thread
+        // was logging. A VM must outlive whoever read its log.
+        .log_internal_errors(false);
     // Fails only when a subscriber is set already, which is then the caller's own.
     let _ = match format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
