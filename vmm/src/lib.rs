@@ -1,12 +1,43 @@
 //! One process per VM: machine, devices, state and the pre-copy engine.
+//!
+//! | module | what it owns |
+//! | --- | --- |
+//! | [`process`] | the process: arguments, socket, when it ends |
+//! | [`api`] | the gRPC service: messages in, values out |
+//! | [`vm`] | the one VM of this process: what it is and what it may do next |
+//! | [`machine`] | the hardware: KVM's VM, memory slots, vCPUs, devices |
+//! | [`vcpu`] | vCPU threads: running, pausing, ending |
+//! | [`memory`] | guest memory and pages by number |
+//! | [`devices`] | what the guest finds at its ports |
+//! | [`kvm`] | what `kvm-ioctls` lacks, and the CPU the guest sees |
+//! | [`state`] | saving and loading everything but memory |
+//! | [`migration`] | from one process to another while the guest runs |
+//! | [`sample`] | the VM's load |
+//! | [`boot`] | from a kernel image to the first instruction |
+//! | [`codec`] | bytes and values |
+//!
+//! Dependencies run downwards in this table, but for `boot` and `codec`, which
+//! stand beside. Everything that blocks runs on threads of its own; the gRPC
+//! service is one thread that only waits.
 
+mod api;
 pub mod boot;
+mod codec;
+mod devices;
+mod kvm;
+mod machine;
+mod memory;
+mod migration;
+mod process;
+mod sample;
+mod state;
+mod vcpu;
+mod vm;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// The program `ballast-vmm`, callable from another binary.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let _ = args.into_iter();
-    ExitCode::FAILURE
+    process::main(args)
 }

@@ -1,0 +1,325 @@
+//! `ballast.v1.VmmService`: messages in, checked values to [`Vm`], messages out.
+//!
+//! The service runs on one thread that must not block: whatever takes time goes
+//! to a thread that may.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ballast_model::{BytesPerSec, Epoch, Refusal, RefusalCode, VmSpec};
+use ballast_proto::convert::field::{migration_id, required, required_enum};
+use ballast_proto::convert::migration::micros;
+use ballast_proto::error::to_status;
+use ballast_proto::v1;
+use ballast_proto::v1::vmm_service_server::VmmService;
+use tokio::sync::{oneshot, watch};
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+use crate::migration::control::{self, Control, Verdict};
+use crate::migration::convergence::{Limits, ROUNDS_DEFAULT, ROUNDS_MAX};
+use crate::migration::destination::nobody_came;
+use crate::migration::framing::{Hello, TOKEN_BYTES, VERSIONS};
+use crate::migration::negotiation::{Expected, await_source};
+use crate::migration::source::{BANDWIDTH_MIN, Order};
+use crate::vm::{Vm, address, no_thread};
+
+/// How long a destination waits for its source.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The service, over the process's one VM.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    vm: Arc<Vm>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn refuse(refusal: Refusal) -> Status {
+    to_status(&refusal)
+}
+
+fn invalid(reason: String, remedy: &str) -> Status {
+    refuse(Refusal::new(RefusalCode::InvalidArgument, reason, remedy))
+}
+
+/// Runs what blocks where it may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        refuse(Refusal::new(
+            RefusalCode::Internal,
+            format!("the work panicked: {error}"),
+            "look into the log of this VM, and report a defect",
+        ))
+    })
+}
+
+fn token(bytes: &[u8]) -> Result<[u8; TOKEN_BYTES], Status> {
+    bytes.try_into().map_err(|_| {
+        invalid(format!("the token has {} bytes", bytes.len()), "use a token of 32 random bytes")
+    })
+}
+
+impl Api {
+    pub(crate) fn new(vm: Arc<Vm>) -> Self {
+        Self { vm }
+    }
+
+    fn describe(&self) -> v1::VmStatus {
+        let now = self.vm.snapshot();
+        v1::VmStatus {
+            vm: self.vm.id().to_string(),
+            epoch: now.epoch.0,
+            state: now.state.into(),
+            detail: now.detail,
+            pid: std::process::id(),
+            spec: now.spec.as_ref().map(Into::into),
+            migration: now.migration.map(|migration| status_message(&migration.status())),
+            load: None,
+        }
+    }
+
+    fn spec(&self, spec: Option<v1::VmSpec>) -> Result<VmSpec, Status> {
+        required(spec, "spec").and_then(VmSpec::try_from).map_err(refuse)
+    }
+
+    fn order(&self, request: &v1::SendMigrationRequest) -> Result<Order, Status> {
+        let migration = migration_id(&request.migration, "migration").map_err(refuse)?;
+        if !(1..=600_000).contains(&request.downtime_limit_ms) {
+            return Err(invalid(
+                format!("the downtime limit is {} ms", request.downtime_limit_ms),
+                "use 1 to 600000 ms",
+            ));
+        }
+        if request.rounds_max > ROUNDS_MAX {
+            return Err(invalid(
+                format!("{} pre-copy rounds are too many", request.rounds_max),
+                "use at most 1000",
+            ));
+        }
+        let bandwidth = BytesPerSec(request.bandwidth_bytes_per_sec);
+        if bandwidth > BytesPerSec::ZERO && bandwidth < BANDWIDTH_MIN {
+            return Err(invalid(
+                format!("a bandwidth of {bandwidth} is too low"),
+                "use 64 KiB/s or more, or 0 for no limit",
+            ));
+        }
+        Ok(Order {
+            address: address(&request.address, "address").map_err(refuse)?,
+            hello: Hello {
+                versions: VERSIONS,
+                migration,
+                token: token(&request.token)?,
+                vm: self.vm.id().clone(),
+            },
+            limits: Limits {
+                downtime: Duration::from_millis(request.downtime_limit_ms.into()),
+                rounds: if request.rounds_max == 0 { ROUNDS_DEFAULT } else { request.rounds_max },
+            },
+            verify: request.verify,
+            bandwidth: (bandwidth > BytesPerSec::ZERO).then_some(bandwidth),
+        })
+    }
+
+    /// Waits for the source on `listener`, then hands the connection to a thread.
+    async fn accept(
+        self,
+        listener: tokio::net::TcpListener,
+        expected: Expected,
+        control: Arc<Control>,
+    ) {
+        let mut changes = control.watch();
+        let source = tokio::select! {
+            source = await_source(listener, expected) => Ok(source),
+            () = tokio::time::sleep(LISTEN_TIMEOUT) => Err(nobody_came(LISTEN_TIMEOUT)),
+            () = aborted(&control, &mut changes) => {
+                Err(Refusal::new(RefusalCode::Cancelled, "the migration was cancelled", "try again"))
+            }
+        };
+        let received = match source {
+            Ok((peer, hello)) => peer.into_std().map(|tcp| (tcp, hello)).map_err(|e| no_thread(&e)),
+            Err(why) => Err(why),
+        };
+        let (tcp, hello) = match received {
+            Ok(source) => source,
+            Err(why) => return self.vm.discard_incoming(&control, why),
+        };
+        let (vm, shared) = (Arc::clone(&self.vm), Arc::clone(&control));
+        let thread = std::thread::Builder::new().name("migration".to_owned());
+        if let Err(error) = thread.spawn(move || vm.receive(tcp, &hello, &shared)) {
+            self.vm.discard_incoming(&control, no_thread(&error));
+        }
+    }
+}
+
+/// Returns once the migration has a verdict, or has ended.
+async fn aborted(control: &Control, changes: &mut watch::Receiver<control::Status>) {
+    loop {
+        if control.verdict().is_some() {
+            return;
+        }
+        if changes.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn status_message(status: &control::Status) -> v1::MigrationStatus {
+    v1::MigrationStatus {
+        migration: status.migration.to_string(),
+        vm: status.vm.to_string(),
+        role: status.role.into(),
+        state: status.state.into(),
+        progress: Some(status.progress.into()),
+        refusal: status.refusal.as_ref().map(Into::into),
+    }
+}
+
+fn verdict(request: &v1::ResolveMigrationRequest) -> Result<Verdict, Status> {
+    use v1::MigrationVerdict as Wire;
+    match required_enum(request.verdict, "verdict").map_err(refuse)? {
+        Wire::Commit if request.epoch == 0 => {
+            Err(invalid("a commit needs an epoch".to_owned(), "give the epoch granted"))
+        }
+        Wire::Commit => Ok(Verdict::Commit(Epoch(request.epoch))),
+        Wire::Superseded => Ok(Verdict::Superseded),
+        Wire::Abort => Ok(Verdict::Abort),
+        Wire::Pending | Wire::Unspecified => Err(invalid(
+            "a pending verdict changes nothing".to_owned(),
+            "send COMMIT, SUPERSEDED or ABORT once the record says so",
+        )),
+    }
+}
+
+#[tonic::async_trait]
+impl VmmService for Api {
+    async fn describe(&self, _: Request<v1::DescribeRequest>) -> Answer<v1::DescribeResponse> {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(Response::new(v1::DescribeResponse { status: Some(self.describe()), version }))
+    }
+
+    async fn boot(&self, request: Request<v1::BootRequest>) -> Answer<v1::BootResponse> {
+        let request = request.into_inner();
+        let (spec, epoch) = (self.spec(request.spec)?, Epoch(request.epoch));
+        let vm = Arc::clone(&self.vm);
+        blocking(move || vm.boot(spec, epoch)).await?.map_err(refuse)?;
+        Ok(Response::new(v1::BootResponse {}))
+    }
+
+    async fn sample(&self, _: Request<v1::SampleRequest>) -> Answer<v1::SampleResponse> {
+        let vm = Arc::clone(&self.vm);
+        let load = blocking(move || vm.sample()).await?;
+        let load = v1::VmLoad {
+            cpu_millicores: load.cpu.get(),
+            resident_bytes: load.resident.get(),
+            dirty_bytes_per_sec: load.dirty_rate.get(),
+            cpu_time_nanos: micros(load.cpu_time).saturating_mul(1000),
+        };
+        Ok(Response::new(v1::SampleResponse { load: Some(load) }))
+    }
+
+    async fn pause(&self, _: Request<v1::PauseRequest>) -> Answer<v1::PauseResponse> {
+        let vm = Arc::clone(&self.vm);
+        blocking(move || vm.pause()).await?.map_err(refuse)?;
+        Ok(Response::new(v1::PauseResponse {}))
+    }
+
+    async fn resume(&self, _: Request<v1::ResumeRequest>) -> Answer<v1::ResumeResponse> {
+        let vm = Arc::clone(&self.vm);
+        blocking(move || vm.resume()).await?.map_err(refuse)?;
+        Ok(Response::new(v1::ResumeResponse {}))
+    }
+
+    async fn shutdown(&self, _: Request<v1::ShutdownRequest>) -> Answer<v1::ShutdownResponse> {
+        let vm = Arc::clone(&self.vm);
+        blocking(move || vm.shutdown()).await?;
+        Ok(Response::new(v1::ShutdownResponse {}))
+    }
+
+    async fn read_console(
+        &self,
+        request: Request<v1::ReadConsoleRequest>,
+    ) -> Answer<v1::ReadConsoleResponse> {
+        let (offset, data) = self.vm.console(request.into_inner().offset);
+        Ok(Response::new(v1::ReadConsoleResponse { offset, data }))
+    }
+
+    async fn receive_migration(
+        &self,
+        request: Request<v1::ReceiveMigrationRequest>,
+    ) -> Answer<v1::ReceiveMigrationResponse> {
+        let request = request.into_inner();
+        let migration = migration_id(&request.migration, "migration").map_err(refuse)?;
+        let token = token(&request.token)?;
+        let spec = self.spec(request.spec)?;
+        let listen = address(&request.listen, "listen").map_err(refuse)?;
+        let listener =
+            ballast_service::net::bind(listen, "an incoming migration").await.map_err(refuse)?;
+        let bound = listener.local_addr().map_err(|error| {
+            refuse(Refusal::new(
+                RefusalCode::HostFailure,
+                format!("cannot tell the address listened on: {error}"),
+                "report a defect",
+            ))
+        })?;
+        let (vm, epoch) = (Arc::clone(&self.vm), Epoch(request.source_epoch));
+        let control = blocking(move || vm.expect_migration(spec, epoch, migration)).await?;
+        let control = control.map_err(refuse)?;
+        let expected = Expected { migration, token, vm: self.vm.id().clone() };
+        tokio::spawn(self.clone().accept(listener, expected, control));
+        Ok(Response::new(v1::ReceiveMigrationResponse { address: bound.to_string() }))
+    }
+
+    async fn send_migration(
+        &self,
+        request: Request<v1::SendMigrationRequest>,
+    ) -> Answer<v1::SendMigrationResponse> {
+        let order = self.order(&request.into_inner())?;
+        let (agree, agreed) = oneshot::channel();
+        self.vm.begin_send(order, agree).map_err(refuse)?;
+        let lost = |_| {
+            refuse(Refusal::new(
+                RefusalCode::Internal,
+                "the migration's thread ended without a word",
+                "look into the log of this VM, and report a defect",
+            ))
+        };
+        agreed.await.map_err(lost)?.map_err(refuse)?;
+        Ok(Response::new(v1::SendMigrationResponse {}))
+    }
+
+    type WatchMigrationStream =
+        Pin<Box<dyn Stream<Item = Result<v1::MigrationStatus, Status>> + Send>>;
+
+    async fn watch_migration(
+        &self,
+        request: Request<v1::WatchMigrationRequest>,
+    ) -> Answer<Self::WatchMigrationStream> {
+        let id = migration_id(&request.into_inner().migration, "migration").map_err(refuse)?;
+        let control = self.vm.migration(id).map_err(refuse)?;
+        let mut ended = false;
+        let changes = tokio_stream::wrappers::WatchStream::new(control.watch())
+            // Up to and with the first status that is an end.
+            .take_while(move |status| !std::mem::replace(&mut ended, status.has_ended()))
+            .map(|status| Ok(status_message(&status)));
+        Ok(Response::new(Box::pin(changes)))
+    }
+
+    async fn resolve_migration(
+        &self,
+        request: Request<v1::ResolveMigrationRequest>,
+    ) -> Answer<v1::ResolveMigrationResponse> {
+        let request = request.into_inner();
+        let verdict = verdict(&request)?;
+        let id = migration_id(&request.migration, "migration").map_err(refuse)?;
+        let control = self.vm.migration(id).map_err(refuse)?;
+        self.vm.resolve(&control, verdict).map_err(refuse)?;
+        // Answers when it has been carried out.
+        let _ = control.watch().wait_for(control::Status::has_ended).await;
+        let state = self.vm.snapshot().state;
+        Ok(Response::new(v1::ResolveMigrationResponse { state: state.into() }))
+    }
+}

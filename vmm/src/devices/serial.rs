@@ -1,0 +1,169 @@
+//! COM1: a 16550A whose output goes to the console ring.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ballast_model::{Refusal, RefusalCode};
+use kvm_ioctls::VmFd;
+use vm_superio::serial::NoEvents;
+use vm_superio::{Serial, SerialState, Trigger};
+
+use super::console::Console;
+use crate::codec::{Decoder, Encoder, Malformed};
+
+const PORT: u16 = 0x3f8;
+const PORTS: u16 = 8;
+const INTERRUPT: u32 = 4;
+/// The depth of a 16550A's queue, in bytes; the emulation allows itself 64.
+const IN_BUFFER_BYTES_MAX: usize = 64;
+
+/// The register a port of COM1 stands for.
+pub(crate) fn register(port: u16) -> Option<u8> {
+    let register = port.checked_sub(PORT).filter(|&register| register < PORTS)?;
+    u8::try_from(register).ok()
+}
+
+/// The serial port and its console.
+#[derive(Debug)]
+pub(crate) struct Com1 {
+    port: Mutex<Serial<Line, NoEvents, Output>>,
+    console: Arc<Mutex<Console>>,
+    vm: Arc<VmFd>,
+}
+
+/// What of it a migration carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Com1State {
+    port: SerialState,
+    console: Console,
+}
+
+/// The interrupt line. The port only ever pulses it, and does so before the
+/// guest's instruction ends: nothing is on its way when the vCPUs are paused.
+#[derive(Debug)]
+struct Line(Arc<VmFd>);
+
+impl Trigger for Line {
+    type E = kvm_ioctls::Error;
+
+    fn trigger(&self) -> Result<(), Self::E> {
+        self.0.set_irq_line(INTERRUPT, true)?;
+        self.0.set_irq_line(INTERRUPT, false)
+    }
+}
+
+#[derive(Debug)]
+struct Output(Arc<Mutex<Console>>);
+
+impl io::Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        lock(&self.0).append(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Com1 {
+    pub(crate) fn new(vm: &Arc<VmFd>) -> Self {
+        let console = Arc::new(Mutex::new(Console::default()));
+        let port = Serial::new(Line(Arc::clone(vm)), Output(Arc::clone(&console)));
+        Self { port: Mutex::new(port), console, vm: Arc::clone(vm) }
+    }
+
+    /// The port is one byte wide: a longer access is a string instruction.
+    pub(crate) fn read(&self, register: u8, data: &mut [u8]) {
+        let mut port = lock(&self.port);
+        data.fill_with(|| port.read(register));
+    }
+
+    /// As [`read`](Self::read).
+    pub(crate) fn write(&self, register: u8, data: &[u8]) {
+        let mut port = lock(&self.port);
+        for &byte in data {
+            if let Err(error) = port.write(register, byte) {
+                tracing::debug!(?error, register, "the serial port did not take a byte");
+            }
+        }
+    }
+
+    /// See [`Console::read`].
+    pub(crate) fn output(&self, offset: u64) -> (u64, Vec<u8>) {
+        lock(&self.console).read(offset)
+    }
+
+    pub(crate) fn save(&self) -> Com1State {
+        Com1State { port: lock(&self.port).state(), console: lock(&self.console).clone() }
+    }
+
+    pub(crate) fn load(&self, state: &Com1State) -> Result<(), Refusal> {
+        lock(&self.console).clone_from(&state.console);
+        let output = Output(Arc::clone(&self.console));
+        let line = Line(Arc::clone(&self.vm));
+        let port = Serial::from_state(&state.port, line, NoEvents, output).map_err(|error| {
+            Refusal::new(
+                RefusalCode::InvalidArgument,
+                format!("the saved state of the serial port cannot be loaded: {error:?}"),
+                "bring source and destination to the same version",
+            )
+        })?;
+        *lock(&self.port) = port;
+        Ok(())
+    }
+}
+
+impl Com1State {
+    pub(crate) fn encode(&self, to: &mut Encoder) {
+        let port = &self.port;
+        to.raw(&[
+            port.baud_divisor_low,
+            port.baud_divisor_high,
+            port.interrupt_enable,
+            port.interrupt_identification,
+            port.line_control,
+            port.line_status,
+            port.modem_control,
+            port.modem_status,
+            port.scratch,
+        ]);
+        to.bytes(&port.in_buffer);
+        self.console.encode(to);
+    }
+
+    pub(crate) fn decode(from: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        const WHAT: &str = "the serial port's state";
+        let registers: [u8; 9] = from.array(WHAT)?;
+        let port = SerialState {
+            baud_divisor_low: registers[0],
+            baud_divisor_high: registers[1],
+            interrupt_enable: registers[2],
+            interrupt_identification: registers[3],
+            line_control: registers[4],
+            line_status: registers[5],
+            modem_control: registers[6],
+            modem_status: registers[7],
+            scratch: registers[8],
+            in_buffer: from.bytes(IN_BUFFER_BYTES_MAX, WHAT)?.to_vec(),
+        };
+        Ok(Self { port, console: Console::decode(from)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_map_to_registers() {
+        assert_eq!(register(0x3f7), None);
+        assert_eq!(register(0x3f8), Some(0));
+        assert_eq!(register(0x3ff), Some(7));
+        assert_eq!(register(0x400), None);
+    }
+}

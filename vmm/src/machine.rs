@@ -1,0 +1,192 @@
+//! One virtual machine: memory, vCPUs, interrupt controllers, devices.
+//!
+//! A machine is built either for a kernel to boot on ([`Machine::boot`]) or
+//! empty, for a saved state to be loaded into ([`Machine::empty`]). Both build
+//! the same hardware in the same order; only where the first state comes from
+//! differs. Dropping it ends the vCPU threads, then frees everything.
+//!
+//! Order of building (api.rst): the interrupt controllers (4.24) and the PIT
+//! (4.71) before any vCPU; memory slots before a vCPU runs; `KVM_SET_CPUID2`
+//! (4.20) before any register is set, because KVM checks them against it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ballast_model::{Refusal, RefusalCode, VmSpec};
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use crate::boot;
+use crate::devices::Devices;
+use crate::kvm::cpuid::CpuModel;
+use crate::kvm::ioctl::{DirtyLogKind, enable_manual_dirty_log, has_sregs2, xsave_bytes};
+use crate::kvm::{self, failed};
+use crate::memory::{Layout, Memory, PAGE_BYTES, Slot};
+use crate::state::MachineState;
+use crate::vcpu::Vcpus;
+
+/// Three pages below the BIOS that KVM needs on Intel; no memory and no device is there.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// Called once when the guest ends by itself, with the reason in words.
+pub(crate) type OnEnd = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// A virtual machine.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    // Threads first: nothing of the rest may go while one runs.
+    pub(crate) vcpus: Vcpus,
+    pub(crate) devices: Arc<Devices>,
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) traits: Traits,
+    // Last: KVM maps it into the guest.
+    pub(crate) memory: Memory,
+}
+
+/// What this host's KVM is like, as far as saving and moving a machine goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Traits {
+    pub(crate) cpu: CpuModel,
+    pub(crate) tsc_khz: u32,
+    pub(crate) dirty_log: DirtyLogKind,
+    pub(crate) xsave_bytes: usize,
+    pub(crate) sregs2: bool,
+    pub(crate) msrs: Vec<u32>,
+}
+
+/// The parts, before threads are started.
+struct Parts {
+    fds: Vec<VcpuFd>,
+    vm: Arc<VmFd>,
+    traits: Traits,
+    memory: Memory,
+}
+
+impl Machine {
+    /// A machine about to run its kernel's first instruction, paused.
+    ///
+    /// # Errors
+    /// `NotFound` and others for the kernel (see [`boot::load`]),
+    /// `CapacityExceeded` for memory, `HostFailure` and `Unsupported` for KVM.
+    pub(crate) fn boot(spec: &VmSpec, on_end: &OnEnd) -> Result<Self, Refusal> {
+        let parts = Parts::build(spec)?;
+        let tsc_khz = parts.traits.tsc_khz;
+        let state = boot::load(parts.memory.mmap(), &spec.kernel, &spec.cmdline, tsc_khz)?;
+        for (index, vcpu) in (0..).zip(&parts.fds) {
+            state.apply(vcpu, index)?;
+        }
+        parts.assemble(on_end)
+    }
+
+    /// A machine without contents, paused.
+    ///
+    /// # Errors
+    /// `CapacityExceeded` for memory, `HostFailure` and `Unsupported` for KVM.
+    pub(crate) fn empty(spec: &VmSpec, on_end: &OnEnd) -> Result<Self, Refusal> {
+        Parts::build(spec)?.assemble(on_end)
+    }
+
+    /// Lets the guest run.
+    pub(crate) fn resume(&self) {
+        self.vcpus.resume();
+    }
+
+    /// Stops the guest between two instructions.
+    pub(crate) fn pause(&self) -> Result<(), Refusal> {
+        self.vcpus.pause()
+    }
+
+    /// Everything but memory. The machine is paused.
+    pub(crate) fn save(&self) -> Result<MachineState, Refusal> {
+        MachineState::save(self)
+    }
+
+    /// Loads what [`save`](Self::save) took. The machine is paused and has not run.
+    pub(crate) fn load(&self, state: &MachineState) -> Result<(), Refusal> {
+        state.load(self)
+    }
+
+    /// CPU time of all vCPU threads since the machine was built.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        self.vcpus.cpu_time()
+    }
+
+    /// Switches dirty logging of all memory on or off.
+    pub(crate) fn log_dirty_pages(&self, on: bool) -> Result<(), Refusal> {
+        let flags = if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+        self.memory.slots().iter().try_for_each(|slot| set_slot(&self.vm, slot, flags))
+    }
+}
+
+impl Parts {
+    fn build(spec: &VmSpec) -> Result<Self, Refusal> {
+        let kvm = kvm::open()?;
+        let cpu = CpuModel::of_host(&kvm)?;
+        let memory = Memory::map(Layout::of_size(spec.memory))?;
+        let vm = create_vm(&kvm)?;
+        let dirty_log = enable_manual_dirty_log(&vm);
+        for slot in memory.slots() {
+            set_slot(&vm, slot, 0)?;
+        }
+        let mut fds = Vec::new();
+        for index in 0..spec.vcpus {
+            let vcpu = vm
+                .create_vcpu(u64::from(index))
+                .map_err(|error| failed(&format!("create vCPU {index}"), error))?;
+            vcpu.set_cpuid2(&cpu.for_vcpu(index, spec.vcpus)?)
+                .map_err(|error| failed("accept the CPUID table", error))?;
+            fds.push(vcpu);
+        }
+        let tsc_khz = fds.first().map_or(Ok(0), VcpuFd::get_tsc_khz);
+        let traits = Traits {
+            cpu,
+            tsc_khz: tsc_khz.map_err(|error| failed("tell the TSC's frequency", error))?,
+            dirty_log,
+            xsave_bytes: xsave_bytes(&vm),
+            sregs2: has_sregs2(&vm),
+            msrs: crate::state::msr::saved_indices(&kvm)?,
+        };
+        Ok(Self { fds, vm: Arc::new(vm), traits, memory })
+    }
+
+    fn assemble(self, on_end: &OnEnd) -> Result<Machine, Refusal> {
+        let devices = Arc::new(Devices::new(&self.vm));
+        let vcpus = Vcpus::start(self.fds, &devices, on_end)?;
+        Ok(Machine { vcpus, devices, vm: self.vm, traits: self.traits, memory: self.memory })
+    }
+}
+
+fn create_vm(kvm: &Kvm) -> Result<VmFd, Refusal> {
+    let vm = kvm.create_vm().map_err(|error| failed("create a VM", error))?;
+    vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+        .and_then(|()| vm.set_tss_address(TSS_ADDRESS))
+        .map_err(|error| failed("place its own pages", error))?;
+    vm.create_irq_chip().map_err(|error| failed("create interrupt controllers", error))?;
+    // No speaker: port 0x61 stays what it is, a port without a device.
+    vm.create_pit2(kvm_pit_config::default()).map_err(|error| failed("create a PIT", error))?;
+    Ok(vm)
+}
+
+fn set_slot(vm: &VmFd, slot: &Slot, flags: u32) -> Result<(), Refusal> {
+    let region = kvm_userspace_memory_region {
+        slot: slot.number,
+        flags,
+        guest_phys_addr: slot.guest,
+        memory_size: slot.pages * PAGE_BYTES as u64,
+        userspace_addr: slot.host.as_ptr() as u64,
+    };
+    // SAFETY: the range is mapped, nobody else's, and outlives the VM: `Memory` is the last
+    // field of `Machine` and the last of `Parts`.
+    unsafe { vm.set_user_memory_region(region) }.map_err(|error| {
+        if error.errno() == libc::ENOMEM {
+            Refusal::new(
+                RefusalCode::CapacityExceeded,
+                format!("KVM has no room for a memory slot of {} pages", slot.pages),
+                "free memory on the host",
+            )
+        } else {
+            failed("accept the guest's memory", error)
+        }
+    })
+}

@@ -1,0 +1,370 @@
+//! The frames of a migration stream, encoded and decoded without IO.
+//!
+//! A frame is a header of eight bytes – kind (u16), zero (u16), length of the
+//! body (u32) – and a body of at most [`BODY_BYTES_MAX`]. A `Pages` frame is
+//! followed by the pages themselves, 4 KiB each, in the order of its indices.
+//! Numbers are little-endian. A frame of a kind that is not known, too long, or
+//! with bytes left over is refused. See the module above for the sequence.
+
+use std::time::Duration;
+
+use ballast_model::{MigrationId, Refusal, RefusalCode, VmId};
+
+use crate::codec::{Decoder, Encoder, Malformed};
+
+/// The versions this build speaks, lowest and highest.
+pub(crate) const VERSIONS: (u16, u16) = (1, 1);
+/// The longest body, in bytes.
+pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
+/// The length of a frame's header, in bytes.
+pub(crate) const HEADER_BYTES: usize = 8;
+/// The most pages in one frame: 1 MiB of them.
+pub(crate) const PAGES_MAX: usize = 256;
+/// The most runs of zero pages in one frame.
+pub(crate) const RUNS_MAX: usize = 4096;
+/// The most page hashes in one frame.
+pub(crate) const HASHES_MAX: usize = 16_384;
+/// The most state bytes in one frame.
+pub(crate) const STATE_CHUNK_BYTES: usize = 256 << 10;
+/// The longest reason or remedy, in bytes.
+const TEXT_BYTES_MAX: usize = 4096;
+
+/// The length of a Hello, in bytes. It has no header: it comes first, and never changes.
+pub(crate) const HELLO_BYTES: usize = 8 + 2 + 2 + 16 + TOKEN_BYTES + 1 + 63;
+/// The length of a token, in bytes.
+pub(crate) const TOKEN_BYTES: usize = 32;
+const MAGIC: [u8; 8] = *b"BLSTMIGR";
+
+/// The first thing a source says.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Hello {
+    /// Lowest and highest version it speaks.
+    pub(crate) versions: (u16, u16),
+    /// Which migration.
+    pub(crate) migration: MigrationId,
+    /// That it may.
+    pub(crate) token: [u8; TOKEN_BYTES],
+    /// Which VM.
+    pub(crate) vm: VmId,
+}
+
+impl std::fmt::Debug for Hello {
+    /// Without the token: it is a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hello")
+            .field("versions", &self.versions)
+            .field("migration", &self.migration)
+            .field("vm", &self.vm)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Hello {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut to = Encoder::default();
+        to.raw(&MAGIC).u16(self.versions.0).u16(self.versions.1);
+        to.raw(self.migration.as_uuid().as_bytes()).raw(&self.token);
+        let name = self.vm.as_str().as_bytes();
+        // A VM's name has at most 63 bytes.
+        let length = u8::try_from(name.len()).unwrap_or(u8::MAX);
+        to.raw(&[length]).raw(name).raw(&[0; 63][name.len()..]);
+        to.finish()
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        const WHAT: &str = "the greeting";
+        let mut from = Decoder::new(bytes);
+        if from.array::<8>(WHAT)? != MAGIC {
+            return Err(Malformed(WHAT));
+        }
+        let versions = (from.u16(WHAT)?, from.u16(WHAT)?);
+        let migration = uuid_of(from.array(WHAT)?);
+        let token = from.array(WHAT)?;
+        let [length] = from.array(WHAT)?;
+        let name: [u8; 63] = from.array(WHAT)?;
+        from.finish(WHAT)?;
+        let name = name.get(..usize::from(length)).ok_or(Malformed(WHAT))?;
+        let vm = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
+        Ok(Self { versions, migration, token, vm: vm.ok_or(Malformed(WHAT))? })
+    }
+}
+
+fn uuid_of(bytes: [u8; 16]) -> MigrationId {
+    MigrationId::new(uuid::Uuid::from_bytes(bytes))
+}
+
+/// Everything after Hello.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Frame {
+    /// Destination: the version to speak.
+    Welcome { version: u16 },
+    /// Source: what it is, for the destination to compare; see `negotiation`.
+    Proposal(Vec<u8>),
+    /// Destination: it fits.
+    Accept,
+    /// Numbers of pages; their contents follow the frame.
+    Pages(Vec<u64>),
+    /// First page and count of runs of zero pages.
+    Zero(Vec<(u64, u64)>),
+    /// Source: the end of a pre-copy round.
+    Round { number: u32 },
+    /// Destination: everything before it is in memory.
+    RoundDone { number: u32 },
+    /// Hashes of all pages from `first` on; see `verify`.
+    Hashes { first: u64, hashes: Vec<u64> },
+    /// A piece of the machine's state.
+    State(Vec<u8>),
+    /// Source: that was all. `state_hash` is the xxh3 of the whole state.
+    End { state_bytes: u64, state_hash: u64 },
+    /// Destination: the machine is whole and may be run.
+    Ready { load: Duration },
+    /// Destination: it cannot go on, and never was READY.
+    Failed(Refusal),
+}
+
+/// Kinds of frame, as numbers on the wire.
+mod kind {
+    pub(super) const WELCOME: u16 = 1;
+    pub(super) const PROPOSAL: u16 = 2;
+    pub(super) const ACCEPT: u16 = 3;
+    pub(super) const PAGES: u16 = 4;
+    pub(super) const ZERO: u16 = 5;
+    pub(super) const ROUND: u16 = 6;
+    pub(super) const ROUND_DONE: u16 = 7;
+    pub(super) const HASHES: u16 = 8;
+    pub(super) const STATE: u16 = 9;
+    pub(super) const END: u16 = 10;
+    pub(super) const READY: u16 = 11;
+    pub(super) const FAILED: u16 = 12;
+}
+
+impl Frame {
+    /// Header and body.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut body = Encoder::default();
+        let kind = self.encode_body(&mut body);
+        let body = body.finish();
+        let mut to = Encoder::default();
+        to.u16(kind).u16(0).bytes(&body);
+        to.finish()
+    }
+
+    fn encode_body(&self, to: &mut Encoder) -> u16 {
+        match self {
+            Self::Welcome { version } => {
+                to.u16(*version);
+                kind::WELCOME
+            }
+            Self::Proposal(bytes) => {
+                to.raw(bytes);
+                kind::PROPOSAL
+            }
+            Self::Accept => kind::ACCEPT,
+            Self::Pages(pages) => {
+                pages.iter().for_each(|&page| _ = to.u64(page));
+                kind::PAGES
+            }
+            Self::Zero(runs) => {
+                runs.iter().for_each(|&(first, count)| _ = to.u64(first).u64(count));
+                kind::ZERO
+            }
+            Self::Round { number } => {
+                to.u32(*number);
+                kind::ROUND
+            }
+            Self::RoundDone { number } => {
+                to.u32(*number);
+                kind::ROUND_DONE
+            }
+            Self::Hashes { first, hashes } => {
+                to.u64(*first);
+                hashes.iter().for_each(|&hash| _ = to.u64(hash));
+                kind::HASHES
+            }
+            Self::State(bytes) => {
+                to.raw(bytes);
+                kind::STATE
+            }
+            Self::End { state_bytes, state_hash } => {
+                to.u64(*state_bytes).u64(*state_hash);
+                kind::END
+            }
+            Self::Ready { load } => {
+                to.u64(u64::try_from(load.as_micros()).unwrap_or(u64::MAX));
+                kind::READY
+            }
+            Self::Failed(refusal) => {
+                to.bytes(refusal.code.name().as_bytes());
+                to.bytes(cut(&refusal.reason)).bytes(cut(&refusal.remedy));
+                kind::FAILED
+            }
+        }
+    }
+
+    /// Kind and length of the body, out of a header.
+    pub(crate) fn decode_header(header: &[u8; HEADER_BYTES]) -> Result<(u16, usize), Malformed> {
+        const WHAT: &str = "the header of a frame";
+        let mut from = Decoder::new(header);
+        let kind = from.u16(WHAT)?;
+        if from.u16(WHAT)? != 0 {
+            return Err(Malformed(WHAT));
+        }
+        Ok((kind, from.count(BODY_BYTES_MAX, "the length of a frame")?))
+    }
+
+    /// The frame with this kind and body.
+    pub(crate) fn decode(kind: u16, body: &[u8]) -> Result<Self, Malformed> {
+        const WHAT: &str = "a frame";
+        let mut from = Decoder::new(body);
+        let frame = match kind {
+            kind::WELCOME => Self::Welcome { version: from.u16(WHAT)? },
+            kind::PROPOSAL => Self::Proposal(from.raw(body.len(), WHAT)?.to_vec()),
+            kind::ACCEPT => Self::Accept,
+            kind::PAGES => Self::Pages(words(&mut from, body.len(), PAGES_MAX)?),
+            kind::ZERO => {
+                let words = words(&mut from, body.len(), 2 * RUNS_MAX)?;
+                if !words.len().is_multiple_of(2) {
+                    return Err(Malformed(WHAT));
+                }
+                Self::Zero(words.chunks_exact(2).map(|run| (run[0], run[1])).collect())
+            }
+            kind::ROUND => Self::Round { number: from.u32(WHAT)? },
+            kind::ROUND_DONE => Self::RoundDone { number: from.u32(WHAT)? },
+            kind::HASHES => {
+                let first = from.u64(WHAT)?;
+                Self::Hashes { first, hashes: words(&mut from, body.len() - 8, HASHES_MAX)? }
+            }
+            kind::STATE if body.len() <= STATE_CHUNK_BYTES => {
+                Self::State(from.raw(body.len(), WHAT)?.to_vec())
+            }
+            kind::END => Self::End { state_bytes: from.u64(WHAT)?, state_hash: from.u64(WHAT)? },
+            kind::READY => Self::Ready { load: Duration::from_micros(from.u64(WHAT)?) },
+            kind::FAILED => {
+                let code = from.text(TEXT_BYTES_MAX, WHAT)?;
+                let (reason, remedy) =
+                    (from.text(TEXT_BYTES_MAX, WHAT)?, from.text(TEXT_BYTES_MAX, WHAT)?);
+                let code = RefusalCode::from_name(&code).unwrap_or(RefusalCode::Internal);
+                Self::Failed(Refusal { code, reason, remedy })
+            }
+            _ => return Err(Malformed("the kind of a frame")),
+        };
+        from.finish(WHAT)?;
+        Ok(frame)
+    }
+}
+
+/// `bytes` bytes as numbers, at most `max` of them.
+fn words(from: &mut Decoder<'_>, bytes: usize, max: usize) -> Result<Vec<u64>, Malformed> {
+    const WHAT: &str = "a list in a frame";
+    if !bytes.is_multiple_of(8) || bytes / 8 > max {
+        return Err(Malformed(WHAT));
+    }
+    (0..bytes / 8).map(|_| from.u64(WHAT)).collect()
+}
+
+fn cut(text: &str) -> &[u8] {
+    &text.as_bytes()[..text.floor_char_boundary(TEXT_BYTES_MAX)]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_frame() -> impl Strategy<Value = Frame> {
+        let words = |max| prop::collection::vec(any::<u64>(), 0..max);
+        prop_oneof![
+            any::<u16>().prop_map(|version| Frame::Welcome { version }),
+            prop::collection::vec(any::<u8>(), 0..2000).prop_map(Frame::Proposal),
+            Just(Frame::Accept),
+            words(PAGES_MAX).prop_map(Frame::Pages),
+            prop::collection::vec(any::<(u64, u64)>(), 0..300).prop_map(Frame::Zero),
+            any::<u32>().prop_map(|number| Frame::Round { number }),
+            any::<u32>().prop_map(|number| Frame::RoundDone { number }),
+            (any::<u64>(), words(300)).prop_map(|(first, hashes)| Frame::Hashes { first, hashes }),
+            prop::collection::vec(any::<u8>(), 0..2000).prop_map(Frame::State),
+            any::<(u64, u64)>()
+                .prop_map(|(state_bytes, state_hash)| Frame::End { state_bytes, state_hash }),
+            any::<u32>()
+                .prop_map(|micros| Frame::Ready { load: Duration::from_micros(micros.into()) }),
+            (0..RefusalCode::ALL.len(), ".{0,80}", ".{0,80}").prop_map(|(code, reason, remedy)| {
+                Frame::Failed(Refusal::new(RefusalCode::ALL[code], reason, remedy))
+            }),
+        ]
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Frame, Malformed> {
+        let (header, body) = bytes.split_first_chunk().ok_or(Malformed("header"))?;
+        let (kind, length) = Frame::decode_header(header)?;
+        if body.len() != length {
+            return Err(Malformed("length"));
+        }
+        Frame::decode(kind, body)
+    }
+
+    proptest! {
+        #[test]
+        fn every_frame_survives_the_wire(frame in any_frame()) {
+            prop_assert_eq!(decode(&frame.encode()), Ok(frame));
+        }
+
+        #[test]
+        fn hostile_bytes_are_refused_or_mean_what_they_say(
+            kind in 0u16..20, body in prop::collection::vec(any::<u8>(), 0..400),
+        ) {
+            if let Ok(frame) = Frame::decode(kind, &body) {
+                let again = frame.encode();
+                prop_assert_eq!(decode(&again), Ok(frame));
+            }
+        }
+
+        #[test]
+        fn a_flipped_or_missing_byte_never_panics(
+            frame in any_frame(), at in any::<prop::sample::Index>(), flip in 1u8..,
+        ) {
+            let mut bytes = frame.encode();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            let _ = decode(&bytes);
+            bytes.truncate(at);
+            prop_assert!(decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn a_hostile_greeting_never_panics(
+            bytes in prop::collection::vec(any::<u8>(), HELLO_BYTES - 1..HELLO_BYTES + 2),
+        ) {
+            prop_assert!(Hello::decode(&bytes).is_err(), "no magic number by chance");
+        }
+    }
+
+    #[test]
+    fn frames_are_bounded() {
+        let long = |kind: u16, length: u32| {
+            let mut to = Encoder::default();
+            to.u16(kind).u16(0).u32(length);
+            let bytes = to.finish();
+            Frame::decode_header(bytes.as_slice().try_into().unwrap())
+        };
+        assert!(long(4, 1 << 20).is_ok());
+        assert!(long(4, (1 << 20) + 1).is_err());
+        assert!(Frame::decode(4, &vec![0; 8 * (PAGES_MAX + 1)]).is_err());
+        assert!(Frame::decode(99, &[]).is_err());
+        assert!(Frame::decode(3, &[0]).is_err(), "bytes left over");
+    }
+
+    #[test]
+    fn a_greeting_survives_the_wire_and_hides_its_token() {
+        let hello = Hello {
+            versions: (1, 3),
+            migration: uuid_of([7; 16]),
+            token: [9; TOKEN_BYTES],
+            vm: "x".repeat(63).parse().unwrap(),
+        };
+        let bytes = hello.encode();
+        assert_eq!(bytes.len(), HELLO_BYTES);
+        assert_eq!(Hello::decode(&bytes), Ok(hello.clone()));
+        assert!(!format!("{hello:?}").contains("token"));
+    }
+}

@@ -1,0 +1,113 @@
+//! Live pre-copy migration from one VMM process to another.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`framing`] | the frames of the stream, encoded and decoded without IO |
+//! | [`stream`] | frames and pages over one TCP connection |
+//! | [`negotiation`] | who the peer is, which version is spoken, whether the two hosts fit |
+//! | [`dirty`] | sets of pages, and KVM's dirty log |
+//! | [`convergence`] | when to stop copying and switch over, or give up |
+//! | [`verify`] | hashes of all pages, compared before the destination may run |
+//! | [`control`] | status for whoever watches, verdicts from whoever decides |
+//! | [`source`], [`destination`] | the phases of each side, straight down, with one place for failure |
+//!
+//! # The stream
+//!
+//! ```text
+//!  source                                                destination
+//!    │ Hello: id, token, versions ───────────────────────▶ wrong token: dropped
+//!    │ ◀──────────────────────────── Welcome: version, or Failed
+//!    │ Proposal: memory layout, CPU, TSC, verify ────────▶
+//!    │ ◀──────────────────────────── Accept, or Failed: what differs
+//!    │ Pages*, Zero*, Round ─────────────────────────────▶ into guest memory
+//!    │ ◀──────────────────────────── RoundDone              … round after round
+//!    │ (guest paused) Pages*, Zero*, Hashes*, State* ────▶
+//!    │ End ──────────────────────────────────────────────▶ loads, verifies
+//!    │ ◀──────────────────────────── Ready, or Failed
+//! ```
+//!
+//! # Who may run when
+//!
+//! The destination becomes READY only after it has the whole of the End frame.
+//! So the source is *unsealed* until it begins to send End, and *sealed* from
+//! there on:
+//!
+//! - Unsealed, any trouble at all makes the source go on by itself.
+//! - Sealed, it goes on by itself only when the destination said Failed, which
+//!   it says only if it never was READY. Otherwise it stays paused, says READY,
+//!   and does what [`control::Verdict`] says, however long that takes.
+//! - The destination runs only when told COMMIT, and ends on any trouble before READY.
+//!
+//! # Versions
+//!
+//! Hello never changes. It carries the range of versions its sender speaks; the
+//! highest both speak is used. A release speaks its own version and the one
+//! before ([`framing::VERSIONS`]).
+
+pub(crate) mod control;
+pub(crate) mod convergence;
+pub(crate) mod destination;
+pub(crate) mod dirty;
+pub(crate) mod framing;
+pub(crate) mod negotiation;
+pub(crate) mod source;
+pub(crate) mod stream;
+pub(crate) mod verify;
+
+use ballast_model::{Refusal, RefusalCode};
+
+use crate::codec::Malformed;
+
+/// Why a phase did not end well.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    /// The connection.
+    #[error("{what}: {error}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The peer sent what it must not send.
+    #[error("the peer broke the protocol: {0}")]
+    Protocol(#[from] Malformed),
+    /// The peer said no. A destination that says so never was READY.
+    #[error("{0}")]
+    PeerFailed(Refusal),
+    /// Something here.
+    #[error("{0}")]
+    Here(#[from] Refusal),
+    /// A verdict came.
+    #[error("a verdict ended it")]
+    Interrupted,
+}
+
+impl Trouble {
+    /// The same as a refusal, for the migration's status.
+    pub(crate) fn into_refusal(self) -> Refusal {
+        match self {
+            Self::PeerFailed(refusal) | Self::Here(refusal) => refusal,
+            Self::Interrupted => {
+                Refusal::new(RefusalCode::Cancelled, "the migration was cancelled", "try again")
+            }
+            Self::Protocol(_) => Refusal::new(
+                RefusalCode::Internal,
+                self.to_string(),
+                "bring both hosts to the same version, and report a defect",
+            ),
+            Self::Io { ref error, .. } => {
+                let late = matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                );
+                let code = if late { RefusalCode::Timeout } else { RefusalCode::Unavailable };
+                Refusal::new(
+                    code,
+                    format!("the connection to the other host failed while {self}"),
+                    "check the other host and the network between the two, then try again",
+                )
+            }
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Who the peer is, which version is spoken, and whether the two hosts fit.
+//!
+//! The destination's half of the greeting is async, so that any number of
+//! strangers that connect and say nothing, or the wrong thing, keep nobody
+//! waiting: each has [`GREETING_TIMEOUT`], at most [`GREETINGS_MAX`] are heard at
+//! a time, and listening goes on until one shows the token.
+
+use std::time::Duration;
+
+use ballast_model::{MigrationId, Refusal, RefusalCode, VmId};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use super::Trouble;
+use super::framing::{Frame, HELLO_BYTES, Hello, TOKEN_BYTES, VERSIONS};
+use super::stream::Stream;
+use crate::codec::{Decoder, Encoder, Malformed};
+use crate::kvm::cpuid::CpuModel;
+use crate::machine::Machine;
+use crate::memory::Layout;
+
+/// How long a peer may take to show its token.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many peers may be greeting at a time.
+const GREETINGS_MAX: usize = 16;
+/// TSC frequencies closer than this are one: what a crystal may be off by
+/// (Linux uses 250 ppm for tsc_tolerance_ppm).
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// What the destination expects of the source.
+#[derive(Debug, Clone)]
+pub(crate) struct Expected {
+    pub(crate) migration: MigrationId,
+    pub(crate) token: [u8; TOKEN_BYTES],
+    pub(crate) vm: VmId,
+}
+
+/// What the source proposes, beyond who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Proposal {
+    pub(crate) layout: Layout,
+    pub(crate) vcpus: u32,
+    pub(crate) cpu: CpuModel,
+    pub(crate) tsc_khz: u32,
+    /// Whether hashes of all pages will be sent.
+    pub(crate) verify: bool,
+}
+
+impl Proposal {
+    /// What this machine would propose, or accept.
+    pub(crate) fn of(machine: &Machine, verify: bool) -> Self {
+        Self {
+            layout: machine.memory.layout().clone(),
+            vcpus: u32::try_from(machine.vcpus.count()).unwrap_or(u32::MAX),
+            cpu: machine.traits.cpu.clone(),
+            tsc_khz: machine.traits.tsc_khz,
+            verify,
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut to = Encoder::default();
+        self.layout.encode(&mut to);
+        to.u32(self.vcpus);
+        self.cpu.encode(&mut to);
+        to.u32(self.tsc_khz).u16(self.verify.into());
+        to.finish()
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        const WHAT: &str = "the proposal";
+        let mut from = Decoder::new(bytes);
+        let proposal = Self {
+            layout: Layout::decode(&mut from)?,
+            vcpus: from.u32(WHAT)?,
+            cpu: CpuModel::decode(&mut from)?,
+            tsc_khz: from.u32(WHAT)?,
+            verify: from.u16(WHAT)? == 1,
+        };
+        from.finish(WHAT)?;
+        Ok(proposal)
+    }
+
+    /// Whether a machine that is as `self` can go on where `here` is what there is.
+    ///
+    /// # Errors
+    /// `Incompatible`, naming the first thing that differs.
+    pub(crate) fn check(&self, here: &Self) -> Result<(), Refusal> {
+        let differ =
+            |what: String, remedy: &str| Err(Refusal::new(RefusalCode::Incompatible, what, remedy));
+        const SAME_SPEC: &str = "give both hosts the same VM specification";
+        if self.layout != here.layout {
+            return differ(
+                format!(
+                    "guest memory is {} on the source and {} on the destination",
+                    self.layout, here.layout
+                ),
+                SAME_SPEC,
+            );
+        }
+        if self.vcpus != here.vcpus {
+            return differ(
+                format!(
+                    "the VM has {} vCPUs on the source and {} on the destination",
+                    self.vcpus, here.vcpus
+                ),
+                SAME_SPEC,
+            );
+        }
+        if let Some(difference) = self.cpu.difference(&here.cpu) {
+            return differ(
+                difference,
+                "move the VM to a host with the same CPU model, microcode and kernel",
+            );
+        }
+        let apart = u64::from(self.tsc_khz.abs_diff(here.tsc_khz));
+        if apart * 1_000_000 > u64::from(here.tsc_khz) * TSC_TOLERANCE_PPM {
+            return differ(
+                format!(
+                    "the TSC runs at {} kHz on the source and {} kHz on the destination",
+                    self.tsc_khz, here.tsc_khz
+                ),
+                "move the VM to a host with the same CPU frequency",
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The highest version both speak.
+fn common_version(theirs: (u16, u16)) -> Result<u16, Refusal> {
+    let version = theirs.1.min(VERSIONS.1);
+    if version >= theirs.0.max(VERSIONS.0) {
+        return Ok(version);
+    }
+    Err(Refusal::new(
+        RefusalCode::Incompatible,
+        format!(
+            "the source speaks versions {} to {} of the migration protocol, the destination {} to {}",
+            theirs.0, theirs.1, VERSIONS.0, VERSIONS.1
+        ),
+        "bring both hosts to the same release",
+    ))
+}
+
+/// Source: greets and proposes; returns when the destination accepted.
+pub(crate) fn propose(
+    stream: &mut Stream,
+    hello: &Hello,
+    proposal: &Proposal,
+) -> Result<u16, Trouble> {
+    stream.send_raw(&hello.encode())?;
+    let version = match stream.receive()? {
+        Frame::Welcome { version } if (VERSIONS.0..=VERSIONS.1).contains(&version) => version,
+        _ => return Err(Malformed("the answer to the greeting").into()),
+    };
+    stream.send(&Frame::Proposal(proposal.encode()))?;
+    match stream.receive()? {
+        Frame::Accept => Ok(version),
+        _ => Err(Malformed("the answer to the proposal").into()),
+    }
+}
+
+/// Destination: answers the greeting and the proposal.
+pub(crate) fn answer(
+    stream: &mut Stream,
+    hello: &Hello,
+    machine: &Machine,
+) -> Result<Proposal, Trouble> {
+    let version = common_version(hello.versions)?;
+    stream.send(&Frame::Welcome { version })?;
+    let Frame::Proposal(bytes) = stream.receive()? else {
+        return Err(Malformed("the order of frames").into());
+    };
+    let proposal = Proposal::decode(&bytes)?;
+    proposal.check(&Proposal::of(machine, proposal.verify))?;
+    stream.send(&Frame::Accept)?;
+    Ok(proposal)
+}
+
+/// Destination: waits for the source. Anybody without the token is dropped.
+pub(crate) async fn await_source(listener: TcpListener, expected: Expected) -> (TcpStream, Hello) {
+    let mut greetings = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if greetings.len() < GREETINGS_MAX => match accepted {
+                Ok((peer, _)) => {
+                    let greeting = greet(peer, expected.clone());
+                    greetings.spawn(tokio::time::timeout(GREETING_TIMEOUT, greeting));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    // Out of descriptors, most likely: not a reason to spin.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(greeted) = greetings.join_next() => {
+                if let Ok(Ok(Some(source))) = greeted {
+                    return source;
+                }
+            }
+        }
+    }
+}
+
+async fn greet(mut peer: TcpStream, expected: Expected) -> Option<(TcpStream, Hello)> {
+    let from = peer.peer_addr().ok();
+    let mut bytes = [0; HELLO_BYTES];
+    peer.read_exact(&mut bytes).await.ok()?;
+    let hello = match Hello::decode(&bytes) {
+        Ok(hello) => hello,
+        Err(error) => {
+            tracing::warn!(?from, %error, "dropped a peer");
+            return None;
+        }
+    };
+    // The token first, in constant time: who lacks it learns nothing else.
+    if !same_token(&hello.token, &expected.token) {
+        tracing::warn!(?from, "dropped a peer with a wrong token");
+        return None;
+    }
+    if hello.migration != expected.migration || hello.vm != expected.vm {
+        tracing::warn!(?from, ?hello, "dropped a peer that came for something else");
+        return None;
+    }
+    Some((peer, hello))
+}
+
+/// Takes the same time wherever the two differ.
+fn same_token(a: &[u8; TOKEN_BYTES], b: &[u8; TOKEN_BYTES]) -> bool {
+    let difference = a.iter().zip(b).fold(0u8, |all, (a, b)| all | (a ^ b));
+    std::hint::black_box(difference) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use ballast_model::Bytes;
+
+    use super::*;
+
+    fn proposal() -> Proposal {
+        let mut to = Encoder::default();
+        to.count(0);
+        let cpu = CpuModel::decode(&mut Decoder::new(&to.finish())).unwrap();
+        let layout = Layout::of_size(Bytes::mib(64));
+        Proposal { layout, vcpus: 2, cpu, tsc_khz: 2_000_000, verify: true }
+    }
+
+    fn check_differs(change: impl Fn(&mut Proposal), expected: &str) {
+        let mut other = proposal();
+        change(&mut other);
+        let refusal = proposal().check(&other).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::Incompatible);
+        assert!(refusal.reason.contains(expected), "{refusal}");
+    }
+
+    #[test]
+    fn what_differs_is_named() {
+        proposal().check(&proposal()).unwrap();
+        check_differs(
+            |p| p.layout = Layout::of_size(Bytes::mib(65)),
+            "16384 pages at 0x0 on the source and 16640 pages at 0x0",
+        );
+        check_differs(|p| p.vcpus = 3, "2 vCPUs on the source and 3");
+        check_differs(|p| p.tsc_khz = 2_001_000, "2000000 kHz");
+    }
+
+    #[test]
+    fn a_crystal_may_be_off_a_little() {
+        let mut other = proposal();
+        other.tsc_khz += 400;
+        proposal().check(&other).unwrap();
+    }
+
+    #[test]
+    fn the_highest_common_version_is_spoken() {
+        assert_eq!(common_version((1, 1)).unwrap(), 1);
+        assert_eq!(common_version((0, 7)).unwrap(), VERSIONS.1);
+        let refusal = common_version((VERSIONS.1 + 1, VERSIONS.1 + 2)).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::Incompatible);
+    }
+
+    #[test]
+    fn a_proposal_survives_the_wire_and_nothing_shorter_does() {
+        let bytes = proposal().encode();
+        assert_eq!(Proposal::decode(&bytes), Ok(proposal()));
+        for end in 0..bytes.len() {
+            assert!(Proposal::decode(&bytes[..end]).is_err(), "{end}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_compared_whole() {
+        let mut other = [7; TOKEN_BYTES];
+        assert!(same_token(&[7; TOKEN_BYTES], &other));
+        other[TOKEN_BYTES - 1] = 8;
+        assert!(!same_token(&[7; TOKEN_BYTES], &other));
+    }
+}

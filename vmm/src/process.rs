@@ -1,0 +1,176 @@
+//! The process: arguments, socket, and when it ends.
+//!
+//! It ends when told to shut down, when an incoming migration came to nothing,
+//! when its VM has gone to another host, and on SIGINT or SIGTERM. It does not
+//! end with the agent that started it: SIGHUP is ignored, a closed standard
+//! error is no error, and a restarted agent finds it by its socket.
+
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ballast_model::{Refusal, RefusalCode, VmId};
+use ballast_proto::v1::vmm_service_server::VmmServiceServer;
+use ballast_service::logging::{self, LogFormat};
+use ballast_service::{exit, signal};
+use clap::Parser;
+use rustix::fs::Mode;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Api;
+use crate::kvm;
+use crate::kvm::cpuid::CpuModel;
+use crate::vm::Vm;
+
+const PROGRAM: &str = "ballast-vmm";
+/// How long answers may take to be delivered once the process is to end.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Runs one virtual machine on /dev/kvm.
+#[derive(Debug, Parser)]
+#[command(name = PROGRAM, version)]
+struct Args {
+    /// Unix socket to serve ballast.v1.VmmService on.
+    #[arg(long, required_unless_present = "cpu_model")]
+    socket: Option<PathBuf>,
+    /// Name of the VM.
+    #[arg(long, required_unless_present = "cpu_model")]
+    vm: Option<VmId>,
+    /// Print what must match for a VM to move to this host, and end.
+    #[arg(long)]
+    cpu_model: bool,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+/// See [`crate::main`].
+pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are no errors; a closed standard output is not ours to report.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    logging::init(args.log_format);
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => exit::report(PROGRAM, &refusal),
+    }
+}
+
+fn run(args: Args) -> Result<(), Refusal> {
+    let kvm = kvm::open()?;
+    if args.cpu_model {
+        println!("{}", CpuModel::of_host(&kvm)?);
+        return Ok(());
+    }
+    drop(kvm);
+    let (Some(socket), Some(vm)) = (args.socket, args.vm) else {
+        return Err(Refusal::new(
+            RefusalCode::InvalidArgument,
+            "a socket and a VM are needed",
+            "give --socket and --vm",
+        ));
+    };
+    ignore_hangups();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+            Refusal::new(
+                RefusalCode::HostFailure,
+                format!("cannot wait for input: {error}"),
+                "check the limit on open files",
+            )
+        })?;
+    let outcome = runtime.block_on(serve(&socket, vm));
+    // Work that blocks (a migration's source that waits) ends with the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn ignore_hangups() {
+    for signal in [libc::SIGHUP, libc::SIGPIPE] {
+        // SAFETY: no handler is installed, only the signal ignored.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+async fn serve(socket: &Path, id: VmId) -> Result<(), Refusal> {
+    let quit = signal::shutdown_token().map_err(|error| {
+        Refusal::new(
+            RefusalCode::HostFailure,
+            format!("cannot handle signals: {error}"),
+            "report a defect",
+        )
+    })?;
+    let listener = bind(socket)?;
+    tracing::info!(vm = %id, socket = %socket.display(), "ready");
+    let vm = Arc::new(Vm::new(id, quit.clone()));
+    let served = tonic::transport::Server::builder()
+        .add_service(VmmServiceServer::new(Api::new(Arc::clone(&vm))))
+        .serve_with_incoming_shutdown(
+            UnixListenerStream::new(listener),
+            quit.clone().cancelled_owned(),
+        );
+    let outcome = tokio::select! {
+        served = served => served.map_err(|error| Refusal::new(
+            RefusalCode::HostFailure,
+            format!("cannot serve on {}: {error}", socket.display()),
+            "report a defect",
+        )),
+        // A client that keeps its connection open must not keep the process.
+        () = grace_over(&quit) => Ok(()),
+    };
+    // Another process may have the path by now; only our own socket answers nobody.
+    remove_stale(socket);
+    vm.shutdown();
+    outcome
+}
+
+async fn grace_over(quit: &CancellationToken) {
+    quit.cancelled().await;
+    tokio::time::sleep(GRACE).await;
+}
+
+/// Binds the socket for this user alone. A socket that a dead process left is replaced.
+fn bind(socket: &Path) -> Result<UnixListener, Refusal> {
+    // Nothing else runs yet that would create a file.
+    let before = rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    let mut bound = UnixListener::bind(socket);
+    if bound.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+        && remove_stale(socket)
+    {
+        bound = UnixListener::bind(socket);
+    }
+    rustix::process::umask(before);
+    bound.map_err(|error| {
+        let remedy = match error.kind() {
+            ErrorKind::AddrInUse => {
+                "end the process that serves there, or give another path with --socket"
+            }
+            ErrorKind::NotFound => "create its directory first",
+            _ => "give a path in a directory that can be written to, at most 107 bytes long",
+        };
+        let code = if error.kind() == ErrorKind::AddrInUse {
+            RefusalCode::AlreadyExists
+        } else {
+            RefusalCode::HostFailure
+        };
+        Refusal::new(code, format!("cannot listen on {}: {error}", socket.display()), remedy)
+    })
+}
+
+/// Removes a socket that nobody serves; whether it did.
+fn remove_stale(socket: &Path) -> bool {
+    let refused = StdUnixStream::connect(socket)
+        .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+    refused && std::fs::remove_file(socket).is_ok()
+}

@@ -1,0 +1,375 @@
+//! The one VM of this process: what it is now, and what may be done to it.
+//!
+//! ```text
+//!   Created ──boot──▶ Runs ──migration: SUPERSEDED──▶ Gone
+//!      │               ▲ │
+//!      │               │ └─ pause, resume, send (and come back)
+//!      └──receive──▶ Incoming ──COMMIT──┘
+//!                      └─ ABORT, trouble ──▶ Gone
+//! ```
+//!
+//! [`Vm`] is the owner of all of it: every change of stage happens here, under
+//! one lock, held only for the change itself. What takes time (building a
+//! machine, a migration) happens outside the lock, in a stage that says so.
+//! Everything here blocks, briefly or long: the service calls it from threads
+//! that may.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ballast_model::{Epoch, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
+use ballast_proto::v1::{MigrationRole as Role, MigrationState as State, VmState};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::machine::{Machine, OnEnd};
+use crate::migration::control::{Control, Verdict};
+use crate::migration::framing::Hello;
+use crate::migration::{destination, source};
+use crate::sample::{Load, Sampler};
+
+/// The VM of this process.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    id: VmId,
+    owned: Mutex<Owned>,
+    sampler: Mutex<Sampler>,
+    /// Cancelled when the process has nothing left to do.
+    quit: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Owned {
+    spec: Option<VmSpec>,
+    epoch: Epoch,
+    stage: Stage,
+    /// The newest migration; kept after its end for whoever asks.
+    migration: Option<Arc<Control>>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Created,
+    /// A machine is being built.
+    Building,
+    Runs(Arc<Machine>),
+    Incoming(Arc<Machine>),
+    Gone,
+}
+
+/// What the VM is at one moment.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) spec: Option<VmSpec>,
+    pub(crate) epoch: Epoch,
+    pub(crate) state: VmState,
+    pub(crate) detail: String,
+    pub(crate) migration: Option<Arc<Control>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wrong_state(reason: String, remedy: &str) -> Refusal {
+    Refusal::new(RefusalCode::WrongState, reason, remedy)
+}
+
+fn on_end() -> OnEnd {
+    Arc::new(|why: &str| tracing::warn!(why, "the guest has ended"))
+}
+
+impl Owned {
+    fn state(&self) -> VmState {
+        match &self.stage {
+            Stage::Created | Stage::Building => VmState::Created,
+            Stage::Incoming(_) => VmState::Incoming,
+            Stage::Gone => VmState::Stopped,
+            Stage::Runs(machine) if machine.vcpus.ended().is_some() => VmState::Stopped,
+            Stage::Runs(machine) if machine.vcpus.is_running() => VmState::Running,
+            Stage::Runs(_) => VmState::Paused,
+        }
+    }
+
+    fn detail(&self) -> String {
+        match &self.stage {
+            Stage::Building => "its machine is being built".to_owned(),
+            Stage::Gone => "it is no longer here".to_owned(),
+            Stage::Runs(machine) => machine.vcpus.ended().unwrap_or_default(),
+            Stage::Created | Stage::Incoming(_) => String::new(),
+        }
+    }
+
+    fn machine(&self) -> Option<&Arc<Machine>> {
+        match &self.stage {
+            Stage::Runs(machine) | Stage::Incoming(machine) => Some(machine),
+            Stage::Created | Stage::Building | Stage::Gone => None,
+        }
+    }
+
+    fn migrates(&self) -> bool {
+        self.migration.as_ref().is_some_and(|migration| !migration.status().has_ended())
+    }
+}
+
+impl Vm {
+    pub(crate) fn new(id: VmId, quit: CancellationToken) -> Self {
+        let owned = Owned { spec: None, epoch: Epoch(0), stage: Stage::Created, migration: None };
+        Self { id, owned: Mutex::new(owned), sampler: Mutex::default(), quit }
+    }
+
+    pub(crate) fn id(&self) -> &VmId {
+        &self.id
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let owned = lock(&self.owned);
+        Snapshot {
+            spec: owned.spec.clone(),
+            epoch: owned.epoch,
+            state: owned.state(),
+            detail: owned.detail(),
+            migration: owned.migration.clone(),
+        }
+    }
+
+    /// Builds the machine and starts the guest. When it comes to nothing, the
+    /// process is as it was.
+    ///
+    /// # Errors
+    /// `WrongState` when there is a machine already, and those of [`Machine::boot`].
+    pub(crate) fn boot(&self, spec: VmSpec, epoch: Epoch) -> Result<(), Refusal> {
+        let machine = self.build(&spec, |spec| Machine::boot(spec, &on_end()))?;
+        machine.resume();
+        tracing::info!(%epoch, kernel = %spec.kernel.display(), "the guest runs");
+        let mut owned = lock(&self.owned);
+        (owned.spec, owned.epoch, owned.stage) = (Some(spec), epoch, Stage::Runs(machine));
+        Ok(())
+    }
+
+    /// Builds a machine for a migration to fill. When it comes to nothing, the
+    /// process is as it was.
+    ///
+    /// # Errors
+    /// `WrongState` when there is a machine already, and those of [`Machine::empty`].
+    pub(crate) fn expect_migration(
+        &self,
+        spec: VmSpec,
+        source_epoch: Epoch,
+        migration: MigrationId,
+    ) -> Result<Arc<Control>, Refusal> {
+        let machine = self.build(&spec, |spec| Machine::empty(spec, &on_end()))?;
+        let control = Control::new(migration, self.id.clone(), Role::Destination, State::Listening);
+        let control = Arc::new(control);
+        let mut owned = lock(&self.owned);
+        (owned.spec, owned.epoch) = (Some(spec), source_epoch);
+        owned.stage = Stage::Incoming(machine);
+        owned.migration = Some(Arc::clone(&control));
+        Ok(control)
+    }
+
+    fn build(
+        &self,
+        spec: &VmSpec,
+        build: impl FnOnce(&VmSpec) -> Result<Machine, Refusal>,
+    ) -> Result<Arc<Machine>, Refusal> {
+        if spec.id != self.id {
+            return Err(Refusal::new(
+                RefusalCode::InvalidArgument,
+                format!("this process is for VM {}, not {}", self.id, spec.id),
+                "start a process of its own for each VM",
+            ));
+        }
+        {
+            let mut owned = lock(&self.owned);
+            if !matches!(owned.stage, Stage::Created) {
+                return Err(wrong_state(
+                    format!("VM {} has a machine already", self.id),
+                    "start a process of its own for each VM",
+                ));
+            }
+            owned.stage = Stage::Building;
+        }
+        let machine = build(spec).map(Arc::new);
+        if machine.is_err() {
+            lock(&self.owned).stage = Stage::Created;
+        }
+        machine
+    }
+
+    /// Receives a migration over a connection whose peer has shown the token.
+    /// Returns when the VM runs here or has been discarded.
+    pub(crate) fn receive(&self, tcp: std::net::TcpStream, hello: &Hello, control: &Arc<Control>) {
+        let machine = match &lock(&self.owned).stage {
+            Stage::Incoming(machine) => Arc::clone(machine),
+            _ => return,
+        };
+        match destination::receive(&machine, tcp, hello, control) {
+            destination::Ending::Runs(epoch) => {
+                {
+                    let mut owned = lock(&self.owned);
+                    (owned.epoch, owned.stage) = (epoch, Stage::Runs(machine));
+                }
+                control.end(State::Finished, None);
+                tracing::info!(%epoch, "the guest runs here");
+            }
+            destination::Ending::Discarded(why) => self.discard_incoming(control, why),
+        }
+    }
+
+    /// Ends a destination that will not run: the process has nothing left to do.
+    pub(crate) fn discard_incoming(&self, control: &Control, why: Refusal) {
+        tracing::warn!(%why, "the incoming migration is discarded");
+        lock(&self.owned).stage = Stage::Gone;
+        control.end(State::Aborted, Some(why));
+        self.quit.cancel();
+    }
+
+    /// Begins to send; `agreed` hears when the destination has accepted.
+    ///
+    /// # Errors
+    /// `WrongState` when the VM does not run or migrates already.
+    pub(crate) fn begin_send(
+        self: &Arc<Self>,
+        order: source::Order,
+        agreed: oneshot::Sender<Result<(), Refusal>>,
+    ) -> Result<(), Refusal> {
+        let mut owned = lock(&self.owned);
+        let state = owned.state();
+        let machine = match owned.machine() {
+            Some(machine) if state == VmState::Running && !owned.migrates() => Arc::clone(machine),
+            _ => {
+                return Err(wrong_state(
+                    format!("VM {} is {state:?} or migrates already", self.id),
+                    "migrate a VM that runs, one migration at a time",
+                ));
+            }
+        };
+        let migration = order.hello.migration;
+        let control = Control::new(migration, self.id.clone(), Role::Source, State::Transferring);
+        let control = Arc::new(control);
+        let (vm, shared) = (Arc::clone(self), Arc::clone(&control));
+        std::thread::Builder::new()
+            .name("migration".to_owned())
+            .spawn(move || vm.send(&machine, order, &shared, agreed))
+            .map_err(|error| no_thread(&error))?;
+        owned.migration = Some(control);
+        Ok(())
+    }
+
+    fn send(
+        &self,
+        machine: &Arc<Machine>,
+        order: source::Order,
+        control: &Arc<Control>,
+        agreed: oneshot::Sender<Result<(), Refusal>>,
+    ) {
+        match source::send(machine, order, control, agreed) {
+            (source::Ending::GoesOn, refusal) => {
+                if let Some(why) = &refusal {
+                    tracing::warn!(%why, "the migration is over; the guest goes on here");
+                }
+                control.end(State::Aborted, refusal);
+            }
+            (source::Ending::Superseded, _) => {
+                // It may still run when the verdict came early: it must not.
+                machine.vcpus.end();
+                lock(&self.owned).stage = Stage::Gone;
+                control.end(State::Finished, None);
+                tracing::info!("the VM is another host's now");
+                self.quit.cancel();
+            }
+        }
+    }
+
+    /// The migration with this id.
+    ///
+    /// # Errors
+    /// `NotFound` when it is another or there is none.
+    pub(crate) fn migration(&self, id: MigrationId) -> Result<Arc<Control>, Refusal> {
+        let migration = lock(&self.owned).migration.clone();
+        migration.filter(|control| control.status().migration == id).ok_or_else(|| {
+            Refusal::new(
+                RefusalCode::NotFound,
+                format!("VM {} takes no part in migration {id}", self.id),
+                "check the migration's id",
+            )
+        })
+    }
+
+    /// Hands the verdict on; see [`Control::resolve`].
+    pub(crate) fn resolve(&self, control: &Control, verdict: Verdict) -> Result<(), Refusal> {
+        control.resolve(verdict)
+    }
+
+    /// Load since the call before; zero while there is no guest.
+    pub(crate) fn sample(&self) -> Load {
+        let machine = match &lock(&self.owned).stage {
+            Stage::Runs(machine) => Arc::clone(machine),
+            _ => return Load::default(),
+        };
+        lock(&self.sampler).sample(&machine)
+    }
+
+    /// Console output from `offset` on; see [`crate::devices::console::Console::read`].
+    pub(crate) fn console(&self, offset: u64) -> (u64, Vec<u8>) {
+        let machine = lock(&self.owned).machine().map(Arc::clone);
+        machine.map_or((offset, Vec::new()), |machine| machine.devices.com1.output(offset))
+    }
+
+    /// Stops the guest between two instructions. Idempotent.
+    ///
+    /// # Errors
+    /// `WrongState` when there is none or it migrates.
+    pub(crate) fn pause(&self) -> Result<(), Refusal> {
+        self.settled_machine()?.pause()
+    }
+
+    /// Lets the guest go on. Idempotent.
+    ///
+    /// # Errors
+    /// `WrongState` when there is none or it migrates.
+    pub(crate) fn resume(&self) -> Result<(), Refusal> {
+        self.settled_machine()?.resume();
+        Ok(())
+    }
+
+    fn settled_machine(&self) -> Result<Arc<Machine>, Refusal> {
+        let owned = lock(&self.owned);
+        match &owned.stage {
+            Stage::Runs(machine) if !owned.migrates() => Ok(Arc::clone(machine)),
+            _ => Err(wrong_state(
+                format!("VM {} does not run here, or is being migrated", self.id),
+                "wait for the migration's end, or boot the VM first",
+            )),
+        }
+    }
+
+    /// Ends the guest, whatever it is doing, and then the process.
+    pub(crate) fn shutdown(&self) {
+        let stage = std::mem::replace(&mut lock(&self.owned).stage, Stage::Gone);
+        if let Stage::Runs(machine) | Stage::Incoming(machine) = stage {
+            machine.vcpus.end();
+        }
+        self.quit.cancel();
+    }
+}
+
+pub(crate) fn no_thread(error: &std::io::Error) -> Refusal {
+    Refusal::new(
+        RefusalCode::HostFailure,
+        format!("no thread for the migration: {error}"),
+        "raise the limit on tasks of this service, or free memory on the host",
+    )
+}
+
+/// Parses the address of a `ReceiveMigration` or `SendMigration`.
+pub(crate) fn address(text: &str, field: &str) -> Result<SocketAddr, Refusal> {
+    text.parse().map_err(|_| {
+        Refusal::new(
+            RefusalCode::InvalidArgument,
+            format!("{field} {text:?} is not an address"),
+            "give it as ip:port",
+        )
+    })
+}

@@ -1,0 +1,55 @@
+//! Migrations between two processes, of a guest that checks its own memory.
+
+#[path = "support/process.rs"]
+mod process;
+
+use ballast_guest::Params;
+use ballast_proto::v1::{MigrationState, MigrationVerdict, VmState};
+use process::{Lab, have_kvm};
+
+fn busy() -> Params {
+    Params {
+        heartbeat_ms: 50,
+        duty_percent: 30,
+        working_set_mib: 16,
+        dirty_mib_per_sec: 20,
+        ..Params::default()
+    }
+}
+
+#[tokio::test]
+async fn a_guest_under_load_moves_and_loses_nothing() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let (mut source, mut destination) = (lab.vmm("a").await, lab.vmm("b").await);
+    let spec = lab.spec(64, &busy());
+    source.boot(spec.clone()).await.unwrap();
+    source.beats(10).await;
+
+    let address = destination.listen(spec).await.unwrap();
+    assert_eq!(destination.state().await, VmState::Incoming);
+    source.send(&address, |_| {}).await.unwrap();
+    let ready = destination.watch_state(MigrationState::Ready).await;
+    assert!(ready.progress.unwrap().downtime.unwrap().load_micros > 0);
+    let sent = source.watch_state(MigrationState::Ready).await.progress.unwrap();
+    assert_eq!(source.state().await, VmState::Paused);
+    assert_eq!(sent.bytes_total, 64 << 20);
+    assert!(sent.pages_zero > 0 && sent.bytes_sent > 20 << 20, "{sent:?}");
+    // A tester's agent reads the console of either; here the destination's goes on.
+    source.read_console().await;
+    std::mem::swap(&mut source.console, &mut destination.console);
+
+    let running = destination.resolve(MigrationVerdict::Commit, 2).await.unwrap();
+    assert_eq!(running, VmState::Running);
+    assert_eq!(destination.status().await.epoch, 2);
+    source.resolve(MigrationVerdict::Superseded, 2).await.unwrap();
+    assert!(source.ended().await.success());
+
+    let report = destination.beats(40).await;
+    assert_eq!((report.boots, report.heartbeats_lost, report.memory_errors), (1, 0, 0));
+    let done = destination.migration().await.progress.unwrap().downtime.unwrap();
+    assert!(done.resume_micros > 0 && done.commit_micros > 0, "{done:?}");
+    eprintln!("source {sent:?}\ndestination {done:?}\nguest stall {:?}", report.stall_max);
+}
