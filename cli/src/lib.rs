@@ -9,10 +9,14 @@
 //! | [`client`] | one connection to the controller, with bounds and refusals |
 //! | `output` | tables for people, JSON for programs |
 //! | `commands` | one file a noun |
+//! | [`cluster`] | a controller and agents as processes; the demo and the end-to-end tests stand on it |
+//! | `demo` | `ballast demo` |
 
 pub mod args;
 pub mod client;
+pub mod cluster;
 mod commands;
+mod demo;
 mod output;
 
 use std::ffi::{OsStr, OsString};
@@ -36,6 +40,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some("ballast-controller") => ballast_controller::main(args),
         Some("ballast-agent") => ballast_agent::main(args),
         Some("ballast-vmm") => ballast_vmm::main(args),
+        Some(cluster::guard::PROGRAM) => cluster::guard::main(args),
         _ => operator(args),
     }
 }
@@ -46,12 +51,12 @@ fn operator(args: Vec<OsString>) -> ExitCode {
         Err(error) => return report_usage(&error),
     };
     match run(cli) {
-        Ok(code) => code,
+        Ok(()) => ExitCode::SUCCESS,
         Err(refusal) => exit::report(PROGRAM, &refusal),
     }
 }
 
-fn run(cli: Cli) -> Result<ExitCode, Refusal> {
+fn run(cli: Cli) -> Result<(), Refusal> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {
         Refusal::new(

@@ -1,23 +1,23 @@
 //! One file a noun: ask the controller, print the answer.
 
-mod audit;
+pub(crate) mod audit;
 mod automation;
 mod history;
 mod host;
-mod migration;
+pub(crate) mod migration;
 mod plan;
 mod rule;
 mod vm;
 mod wait;
 
-use std::process::ExitCode;
-
 use ballast_model::Refusal;
 use clap::CommandFactory;
 
-use crate::args::{AuditCommand, Cli, Command, Global, OutputFormat, PlanCommand};
+use crate::args::{
+    AuditCommand, Cli, Command, Global, OutputFormat, PlanCommand, RuleCommand, VmCommand,
+};
 use crate::client::{Actor, Client};
-use crate::output;
+use crate::{demo, output};
 
 /// What every command works with.
 struct Context {
@@ -40,48 +40,38 @@ impl Context {
 ///
 /// # Errors
 /// The one refusal to report.
-pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Refusal> {
+pub(crate) async fn run(cli: Cli) -> Result<(), Refusal> {
     let global = cli.global;
     let json = global.output == OutputFormat::Json;
-    // What needs no controller first.
+    // Connects when awaited: what needs no controller, or is not yet checked, comes before.
+    let context = Context::connect(global);
     match cli.command {
         Command::Completion { shell } => completion(shell)?,
+        Command::Demo(args) => Box::pin(demo::run(args)).await?,
         Command::Plan(PlanCommand::Show { snapshot: Some(file), all, .. }) => {
             plan::show_offline(&file, all, json)?;
         }
         Command::Audit(AuditCommand::Verify { file: Some(file) }) => {
             audit::verify_file(&file, json)?;
         }
-        Command::Vm(crate::args::VmCommand::Create(args)) => {
+        Command::Vm(VmCommand::Create(args)) => {
             let request = vm::checked_create(args)?;
-            vm::create(&Context::connect(global).await?, request).await?;
+            vm::create(&context.await?, request).await?;
         }
-        Command::Rule(crate::args::RuleCommand::Set(args)) => {
+        Command::Rule(RuleCommand::Set(args)) => {
             let rule = rule::checked(args)?;
-            rule::set(&Context::connect(global).await?, rule).await?;
+            rule::set(&context.await?, rule).await?;
         }
-        command => online(&Context::connect(global).await?, command).await?,
+        Command::Host(command) => host::run(&context.await?, command).await?,
+        Command::Vm(command) => vm::run(&context.await?, command).await?,
+        Command::Rule(command) => rule::run(&context.await?, command).await?,
+        Command::Plan(command) => plan::run(&context.await?, command).await?,
+        Command::Migration(command) => migration::run(&context.await?, command).await?,
+        Command::Audit(command) => audit::run(&context.await?, command).await?,
+        Command::Automation(command) => automation::run(&context.await?, command).await?,
+        Command::Status => automation::status(&context.await?).await?,
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-async fn online(context: &Context, command: Command) -> Result<(), Refusal> {
-    match command {
-        Command::Host(command) => host::run(context, command).await,
-        Command::Vm(command) => vm::run(context, command).await,
-        Command::Rule(command) => rule::run(context, command).await,
-        Command::Plan(command) => plan::run(context, command).await,
-        Command::Migration(command) => migration::run(context, command).await,
-        Command::Audit(command) => audit::run(context, command).await,
-        Command::Automation(command) => automation::run(context, command).await,
-        Command::Status => automation::status(context).await,
-        Command::Completion { shell } => completion(shell),
-        Command::Demo(_) => Err(Refusal::new(
-            ballast_model::RefusalCode::Unsupported,
-            "this build has no demo",
-            "use a later one",
-        )),
-    }
+    Ok(())
 }
 
 fn completion(shell: clap_complete::Shell) -> Result<(), Refusal> {
