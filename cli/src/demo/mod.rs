@@ -110,9 +110,21 @@ fn options(args: &DemoArgs, driver: DriverKind, load: &Load) -> Result<ClusterOp
         capacity: load.capacity,
         driver,
         store: store(args.store),
-        controller_config: toml::Table::new(),
+        controller_config: quick_controller(),
         log_level: "info".to_owned(),
     })
+}
+
+/// A controller that looks often and lets VMs rest briefly: the demo has minutes, not days.
+fn quick_controller() -> toml::Table {
+    toml::toml! {
+        [telemetry]
+        report_interval_ms = 500
+        window_ms = 10000
+        [balance]
+        interval_ms = 1000
+        cooldown_ms = 20000
+    }
 }
 
 const fn store(choice: DemoStore) -> StoreKind {

@@ -1,0 +1,194 @@
+//! The program `ballast` against a stub controller: what it asks, prints and ends with.
+
+// Helpers outside of test functions, too, fail by panicking.
+#![allow(clippy::unwrap_used)]
+
+mod stub;
+
+use ballast_model::ClusterSnapshot;
+use serde_json::Value;
+use stub::{MIGRATION, Stub};
+use tokio::process::Command;
+
+/// How the program ended.
+struct Ended {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ended {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}", self.out))
+    }
+
+    /// Its lines with runs of spaces as one, so that widths do not matter.
+    fn lines(&self) -> Vec<String> {
+        let squeezed = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.out.lines().map(squeezed).collect()
+    }
+}
+
+async fn ballast(url: &str, args: &[&str]) -> Ended {
+    let output = Command::new(env!("CARGO_BIN_EXE_ballast"))
+        .args(args)
+        .env("BALLAST_CONTROLLER", url)
+        .env("USER", "alice")
+        .env_remove("SUDO_USER")
+        .output()
+        .await
+        .unwrap();
+    Ended {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+async fn well(url: &str, args: &[&str]) -> Ended {
+    let ended = ballast(url, args).await;
+    assert_eq!(ended.code, 0, "{args:?}: {}", ended.err);
+    ended
+}
+
+async fn check_refused(url: &str, args: &[&str], code: i32, expected: &str) {
+    let ended = ballast(url, args).await;
+    assert_eq!(ended.code, code, "{args:?}: {}", ended.err);
+    assert_eq!(ended.err.lines().count(), 1, "{}", ended.err);
+    assert!(ended.err.starts_with("ballast: ") && ended.err.contains("; "), "{}", ended.err);
+    assert!(ended.err.contains(expected), "{}", ended.err);
+    assert!(ended.out.is_empty(), "{}", ended.out);
+}
+
+#[tokio::test]
+async fn tables_are_for_people() {
+    let url = Stub::default().serve().await;
+    let hosts = well(&url, &["host", "ls"]).await.lines();
+    assert_eq!(hosts[1], "host-a active kvm 2 910m 1000m 91% 128.0 MiB 1.0 GiB 12% never");
+    assert!(hosts[2].ends_with("never no report for 9s"), "{hosts:?}");
+    let vms = well(&url, &["vm", "ls"]).await.lines();
+    assert_eq!(vms[1], "web-1 host-a running 1 64.0 MiB 455m 40.0 MiB 1.0 MiB/s full");
+    let status = well(&url, &["status"]).await.lines();
+    assert!(status.contains(&"hosts 2 (1 unknown)".to_owned()), "{status:?}");
+    let moves = well(&url, &["migration", "ls"]).await.lines();
+    assert_eq!(
+        moves[1],
+        format!(
+            "{MIGRATION} web-1 host-b host-a completed 100% 3 41.0 MiB 820.0 ms 5.8 ms balancer: level CPU"
+        )
+    );
+    let rules = well(&url, &["rule", "ls"]).await.lines();
+    assert_eq!(rules[1], "apart anti-affinity must 9 web-1,web-2 -");
+}
+
+#[tokio::test]
+async fn json_is_for_programs() {
+    let url = Stub::default().serve().await;
+    let hosts = well(&url, &["host", "ls", "-o", "json"]).await.json();
+    assert_eq!(hosts[0]["demand"]["cpu_millicores"], 910);
+    assert_eq!(hosts[1]["unknown_because"], "no report for 9s");
+    let vm = well(&url, &["-o", "json", "vm", "show", "web-1"]).await.json();
+    assert_eq!((&vm["epoch"], &vm["immobile"]), (&7.into(), &Value::Null));
+    let shown = well(&url, &["migration", "show", MIGRATION, "-o", "json"]).await.json();
+    assert_eq!(shown["downtime_micros"], 5_800);
+    let rules = well(&url, &["rule", "ls", "-o", "json"]).await.json();
+    assert_eq!(rules[0]["kind"]["type"], "anti_affinity");
+}
+
+#[tokio::test]
+async fn changes_carry_who_and_why() {
+    let stub = Stub::default();
+    let asked = stub.asked.clone();
+    let url = stub.serve().await;
+    let create =
+        ["vm", "create", "web-3", "--kernel", "/g", "--memory", "64MiB", "--host", "host-b"];
+    well(&url, &create).await;
+    well(&url, &["host", "drain", "host-b", "--wait", "--reason", "new memory"]).await;
+    well(&url, &["automation", "set", "manual"]).await;
+    well(&url, &["vm", "migrate", "web-1", "--to", "host-b", "--wait"]).await;
+    well(&url, &["rule", "set", "pin", "--kind", "vm-host", "--vms", "a", "--hosts", "h"]).await;
+    well(&url, &["vm", "rm", "web-1", "web-2"]).await;
+    assert_eq!(
+        asked.lines(),
+        [
+            "create web-3 on \"host-b\" by operator:alice: created by hand",
+            "drain host-b by operator:alice: new memory",
+            "automation AUTOMATION_MANUAL by operator:alice: automation level set by hand",
+            "migrate web-1 to \"host-b\" by operator:alice: migrated by hand",
+            "rule pin by operator:alice: set by hand",
+            "delete web-1 by operator:alice: removed by hand",
+            "delete web-2 by operator:alice: removed by hand",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_plan_can_be_saved_and_made_again_offline() {
+    let url = Stub::default().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("snapshot.json");
+    let file = file.to_str().unwrap();
+    let online = well(&url, &["plan", "show", "--save", file, "-o", "json"]).await.json();
+    assert_eq!(online["steps"].as_array().unwrap().len(), 1);
+    ClusterSnapshot::read_file(file.as_ref()).unwrap();
+    let nowhere = "http://127.0.0.1:1";
+    let offline = well(nowhere, &["plan", "show", "--snapshot", file, "-o", "json"]).await.json();
+    assert_eq!(offline["steps"], online["steps"]);
+    assert_eq!(offline["plan"], Value::Null);
+    let all = well(nowhere, &["plan", "show", "--snapshot", file, "--all"]).await.lines();
+    assert_eq!(all.iter().filter(|line| line.starts_with("web-")).count(), 2, "{all:?}");
+    let applied = well(&url, &["plan", "apply", "-o", "json"]).await.json();
+    assert_eq!(applied["migrations"][0], MIGRATION);
+}
+
+#[tokio::test]
+async fn the_audit_is_verified_here() {
+    let url = Stub::default().serve().await;
+    let verified = well(&url, &["audit", "verify", "-o", "json"]).await.json();
+    assert_eq!((&verified["entries"], &verified["head_checked"]), (&3.into(), &true.into()));
+    let exported = well(&url, &["audit", "ls", "-o", "json"]).await.out;
+    assert_eq!(exported.lines().count(), 4);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("audit.jsonl");
+    std::fs::write(&file, &exported).unwrap();
+    well("http://127.0.0.1:1", &["audit", "verify", "--file", file.to_str().unwrap()]).await;
+
+    let spoilt = Stub { spoilt: 2, ..Stub::default() }.serve().await;
+    check_refused(&spoilt, &["audit", "verify"], 1, "entry 2").await;
+}
+
+#[tokio::test]
+async fn a_history_puts_moves_and_deeds_in_order() {
+    let url = Stub::default().serve().await;
+    let history = well(&url, &["vm", "history", "web-1"]).await.lines();
+    assert_eq!(
+        history[1..],
+        [
+            "2026-11-23T01:04:04.678Z vm.create - host-b succeeded - - operator:root: asked",
+            "2026-11-23T01:04:05.678Z migration host-b host-a completed 820.0 ms 5.8 ms balancer: level CPU",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_console_is_printed_as_it_is() {
+    let url = Stub::default().serve().await;
+    let whole = well(&url, &["vm", "console", "web-1"]).await;
+    assert_eq!(whole.out, "B 1 web-1\nH 0 1 p0 e0\n");
+    let rest = well(&url, &["vm", "console", "web-1", "--offset", "10"]).await;
+    assert_eq!(rest.out, "H 0 1 p0 e0\n");
+}
+
+#[tokio::test]
+async fn every_no_is_one_line_with_its_code() {
+    let stub = Stub::default();
+    let asked = stub.asked.clone();
+    let url = stub.serve().await;
+    check_refused(&url, &["vm", "show", "db-1"], 3, "there is no VM db-1").await;
+    check_refused(&url, &["vm", "show", "DB"], 2, "\"DB\" is not a valid VM name").await;
+    let create = ["vm", "create", "a", "--kernel", "/k", "--memory", "1000"];
+    check_refused(&url, &create, 2, "multiple of 4 KiB").await;
+    check_refused(&url, &["plan", "show", "--snapshot", "/none"], 3, "/none").await;
+    check_refused("http://127.0.0.1:1", &["host", "ls"], 6, "127.0.0.1:1").await;
+    assert!(asked.lines().is_empty());
+}
