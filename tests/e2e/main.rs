@@ -1,0 +1,10 @@
+//! Whole clusters of processes on this machine, and what happens to their VMs
+//! when parts of them are killed.
+
+mod audit;
+mod bad_input;
+mod crash;
+mod demo;
+
+/// The program under test.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_ballast-under-test");

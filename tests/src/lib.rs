@@ -1,1 +1,0 @@
-//! Clusters on one machine, for end-to-end tests.
