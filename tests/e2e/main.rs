@@ -1,6 +1,8 @@
 //! Whole clusters of processes on this machine, and what happens to their VMs
 //! when parts of them are killed.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a panic is a failed test")]
+
 mod audit;
 mod bad_input;
 mod crash;

@@ -5,7 +5,7 @@
 //! exactly once, do its heartbeats go on, what does the guest say of its
 //! memory. Helpers panic with what they waited for: a panic is a failed test.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a panic is a failed test")]
 
 mod guests;
 mod program;
