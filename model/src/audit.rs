@@ -3,7 +3,11 @@
 //! Every entry carries the SHA-256 of its predecessor, so that an entry that
 //! was changed, removed or moved breaks the chain at a place that can be named.
 //! The hash covers the compact JSON of all fields but the hash itself, in the
-//! order they are declared in.
+//! order they are declared in. The newest entry's sequence and hash stand in a
+//! record of their own, the [`AuditHead`], so that a cut tail is found too.
+//! [`verify`] checks a whole trail.
+
+pub mod verify;
 
 use std::fmt;
 
@@ -32,6 +36,23 @@ impl AuditHash {
 impl fmt::Display for AuditHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
+    }
+}
+
+/// The newest entry of the trail, stored under `audit/head`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditHead {
+    /// Its sequence number; 0 while there is no entry.
+    pub sequence: u64,
+    /// Its hash; [`AuditHash::genesis`] while there is no entry.
+    pub hash: AuditHash,
+}
+
+impl AuditHead {
+    /// The head of an empty trail.
+    pub fn empty() -> Self {
+        Self { sequence: 0, hash: AuditHash::genesis() }
     }
 }
 
@@ -140,6 +161,11 @@ impl AuditEntry {
         // Plain strings, numbers and string-keyed maps always serialise.
         let bytes = serde_json::to_vec(&covered).unwrap_or_default();
         AuditHash(Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The head of a trail that ends with this entry.
+    pub fn head(&self) -> AuditHead {
+        AuditHead { sequence: self.sequence, hash: self.hash.clone() }
     }
 
     /// The entry with its hash filled in.

@@ -32,7 +32,7 @@ pub mod time;
 pub mod unit;
 pub mod vm;
 
-pub use audit::{AuditEntry, AuditHash};
+pub use audit::{AuditEntry, AuditHash, AuditHead};
 pub use host::{Host, HostState, Telemetry};
 pub use id::{HostId, MigrationId, PlanId, RuleId, VmId};
 pub use migration::{Migration, MigrationOutcome, MigrationPhase};
