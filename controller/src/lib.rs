@@ -1,5 +1,6 @@
 //! Observe, decide, act: the only writer of the store.
 
+pub mod audit;
 pub mod store;
 
 use std::ffi::OsString;

@@ -10,6 +10,7 @@
 //!   migrations/<id>       one record per migration
 //!   audit/<sequence>      audit entries, 20 digits, so that keys sort as numbers do
 //!   audit/head            sequence and hash of the newest entry
+//!   audit-open/<sequence> marks of the entries that are not closed yet
 //!   leader                the acting controller, on a lease
 //!   settings              cluster-wide settings
 //! ```
@@ -34,6 +35,8 @@ pub const MIGRATIONS: &str = "/ballast/v1/migrations/";
 pub const AUDIT: &str = "/ballast/v1/audit/";
 /// The newest audit entry's sequence and hash. Sorts after every entry.
 pub const AUDIT_HEAD: &str = "/ballast/v1/audit/head";
+/// What the mark of every open audit record starts with.
+pub const AUDIT_OPEN: &str = "/ballast/v1/audit-open/";
 /// The acting controller.
 pub const LEADER: &str = "/ballast/v1/leader";
 /// Cluster-wide settings.
@@ -72,6 +75,11 @@ pub fn migration(id: MigrationId) -> String {
 /// An audit entry.
 pub fn audit_entry(sequence: u64) -> String {
     format!("{AUDIT}{sequence:020}")
+}
+
+/// The mark of an open audit record.
+pub fn audit_open(sequence: u64) -> String {
+    format!("{AUDIT_OPEN}{sequence:020}")
 }
 
 /// What a key under [`VMS`] holds.
