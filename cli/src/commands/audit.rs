@@ -57,15 +57,21 @@ impl<'a> Pages<'a> {
         let request =
             v1::ListAuditRequest { from: self.from, limit: PAGE, subject: self.subject.clone() };
         let page = self.client.list_audit(request).await?;
-        let Some(last) = page.entries.last() else {
+        if page.entries.is_empty() {
             return Ok(None);
-        };
-        // The place in the trail is the key's, whatever a spoilt entry says of itself.
-        let count = page.entries.len() as u64;
-        let place = last.key.rsplit('/').next().and_then(|digits| digits.parse::<u64>().ok());
-        self.from = place.unwrap_or(0).max(self.from.saturating_add(count - 1)).saturating_add(1);
+        }
+        self.from = after(self.from, &page.entries);
         Ok(Some(page))
     }
+}
+
+/// Where to go on after a page that was asked for from `from`. The place in the trail is the key's,
+/// whatever a spoilt entry says of itself, and every page leads further.
+fn after(from: u64, entries: &[v1::AuditItem]) -> u64 {
+    let Some(last) = entries.last() else { return from };
+    let place = last.key.rsplit('/').next().and_then(|digits| digits.parse::<u64>().ok());
+    let least = from.saturating_add(entries.len() as u64 - 1);
+    place.unwrap_or(0).max(least).saturating_add(1)
 }
 
 /// One JSON object a line: `{"key", "entry"}` for each entry and, after a
@@ -80,16 +86,14 @@ async fn export(pages: &mut Pages<'_>, limit: Option<u64>) -> Result<(), Refusal
     {
         let mut text = String::new();
         for item in page.entries.iter().take(usize::try_from(left).unwrap_or(usize::MAX)) {
-            text += &output::json_line(&verify::Line::from(item))?;
-            text.push('\n');
+            text += &verify::line(item)?;
             left -= 1;
         }
         output::print(&text)?;
         head = Some((page.head_sequence, page.head_hash));
     }
     if let Some((sequence, hash)) = head.filter(|_| whole) {
-        let line = verify::Line::Head { head_sequence: sequence, head_hash: hash };
-        output::print(&format!("{}\n", output::json_line(&line)?))?;
+        output::print(&verify::head_line(sequence, &hash)?)?;
     }
     Ok(())
 }

@@ -3,44 +3,21 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use ballast_model::{AuditEntry, AuditHash, Refusal, RefusalCode};
+use ballast_model::audit::AuditHead;
+use ballast_model::audit::verify::{Break, ChainVerifier};
+use ballast_model::{Refusal, RefusalCode};
 use ballast_proto::v1;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::Value;
 
-use super::Pages;
+use super::{PAGE, after};
 use crate::client::Client;
 use crate::output;
 
 /// The longest line of an exported trail, in bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
-
-/// One line of an exported trail.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(untagged)]
-pub(super) enum Line {
-    /// An entry and the key it was found under.
-    Entry {
-        /// The store key.
-        key: String,
-        /// The entry; a string where what is stored is no JSON at all.
-        entry: serde_json::Value,
-    },
-    /// The newest entry, as the head record names it. The last line of a whole trail.
-    Head {
-        /// Its sequence number.
-        head_sequence: u64,
-        /// Its hash.
-        head_hash: String,
-    },
-}
-
-impl From<&v1::AuditItem> for Line {
-    fn from(item: &v1::AuditItem) -> Self {
-        let entry = serde_json::from_str(&item.json)
-            .unwrap_or_else(|_| serde_json::Value::String(item.json.clone()));
-        Self::Entry { key: item.key.clone(), entry }
-    }
-}
+/// How often the end is asked for again while the trail grows under the reader.
+const END_TRIES_MAX: u32 = 5;
 
 /// A trail that holds together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -49,90 +26,85 @@ pub(crate) struct Verified {
     pub(crate) verified: bool,
     /// How many entries there are.
     pub(crate) entries: u64,
+    /// Sequence numbers of entries that opened and were never closed: actions under way or cut off.
+    pub(crate) open: Vec<u64>,
     /// The hash of the newest.
     pub(crate) head_hash: String,
     /// Whether the end of the trail was compared with the head record.
     pub(crate) head_checked: bool,
 }
 
-/// Follows the chain from its first entry.
-#[derive(Debug)]
-struct Chain {
-    /// The sequence number that comes next.
-    next: u64,
-    /// The hash of the entry before it.
-    previous: AuditHash,
+/// One line of an exported trail: the entry exactly as it is stored, beside its key.
+///
+/// # Errors
+/// `Internal` when the key has no JSON form.
+pub(super) fn line(item: &v1::AuditItem) -> Result<String, Refusal> {
+    // What is no JSON at all, or would break the line, is quoted.
+    let plain = !item.json.contains('\n') && serde_json::from_str::<Value>(&item.json).is_ok();
+    let entry = if plain { item.json.clone() } else { output::json_line(&item.json)? };
+    Ok(format!("{}{entry}}}\n", line_start(&item.key)?))
 }
 
-impl Chain {
-    fn new() -> Self {
-        Self { next: 1, previous: AuditHash::genesis() }
-    }
+/// The last line of a whole exported trail.
+///
+/// # Errors
+/// `Internal` when the head has no JSON form.
+pub(super) fn head_line(sequence: u64, hash: &str) -> Result<String, Refusal> {
+    let head = serde_json::json!({ "head_sequence": sequence, "head_hash": hash });
+    Ok(output::json_line(&head)? + "\n")
+}
 
-    /// Takes the entry found under `key`.
-    fn push(&mut self, key: &str, json: &str) -> Result<(), Refusal> {
-        let place = key.rsplit('/').next().and_then(|digits| digits.parse::<u64>().ok());
-        match place {
-            None => return Err(broken(format!("{key} is not a key of the trail"))),
-            Some(place) if place > self.next => return Err(self.missing()),
-            Some(place) if place < self.next => {
-                return Err(broken(format!("entry {place} stands there twice or out of order")));
-            }
-            Some(_) => {}
-        }
-        let entry: AuditEntry = serde_json::from_str(json)
-            .map_err(|error| broken(format!("entry {} cannot be read: {error}", self.next)))?;
-        if entry.sequence != self.next {
-            return Err(broken(format!(
-                "entry {} says of itself that it is entry {}",
-                self.next, entry.sequence
-            )));
-        }
-        if entry.hash != entry.computed_hash() {
-            return Err(broken(format!(
-                "entry {} ({} {}) was changed: its content does not have its hash",
-                self.next, entry.action, entry.subject
-            )));
-        }
-        if entry.previous != self.previous {
-            return Err(broken(format!(
-                "entry {} ({} {}) does not follow the entry before it: one of the two was replaced",
-                self.next, entry.action, entry.subject
-            )));
-        }
-        self.previous = entry.hash;
-        self.next += 1;
-        Ok(())
-    }
+fn line_start(key: &str) -> Result<String, Refusal> {
+    Ok(format!("{{\"key\":{},\"entry\":", output::json_line(&key)?))
+}
 
-    fn missing(&self) -> Refusal {
-        broken(format!("entry {} is missing", self.next))
-    }
+/// What an exported line holds.
+enum Line {
+    Entry { key: String, stored: String },
+    Head(Option<AuditHead>),
+}
 
-    /// Compares the end with the head record, where there is one.
-    fn finish(self, head: Option<(u64, &str)>) -> Result<Verified, Refusal> {
-        let entries = self.next - 1;
-        if let Some((sequence, hash)) = head {
-            if sequence > entries {
-                return Err(self.missing());
-            }
-            if sequence < entries || hash != self.previous.as_str() {
-                return Err(broken(format!(
-                    "the head record names entry {sequence}, which is not the last one, entry {entries}"
-                )));
-            }
+impl Line {
+    /// Undoes [`line`] and [`head_line`]; the entry's bytes stay as they are.
+    fn parse(text: &str) -> Option<Self> {
+        let text = text.trim_end();
+        let value: Value = serde_json::from_str(text).ok()?;
+        if let (Some(sequence), Some(hash)) = (value.get("head_sequence"), value.get("head_hash")) {
+            return Some(Self::Head(head(sequence.as_u64()?, hash.as_str()?)));
         }
-        let head_hash = self.previous.as_str().to_owned();
-        Ok(Verified { verified: true, entries, head_hash, head_checked: head.is_some() })
+        let key = value.get("key")?.as_str()?.to_owned();
+        let stored = match value.get("entry")? {
+            Value::String(quoted) => quoted.clone(),
+            _ => text.strip_prefix(&line_start(&key).ok()?)?.strip_suffix('}')?.to_owned(),
+        };
+        Some(Self::Entry { key, stored })
     }
 }
 
-fn broken(what: String) -> Refusal {
+fn head(sequence: u64, hash: &str) -> Option<AuditHead> {
+    serde_json::from_value(serde_json::json!({ "sequence": sequence, "hash": hash }))
+        .ok()
+        .filter(|_| !hash.is_empty())
+}
+
+fn broken(found: &Break) -> Refusal {
     Refusal::new(
         RefusalCode::HostFailure,
-        format!("the audit trail is broken: {what}"),
+        format!("the audit trail is broken at {found}"),
         "compare with an exported copy, and find out who can write to the store",
     )
+}
+
+/// Ends the trail at `head`; in a file, which may have none, at whatever came last.
+fn finish(
+    chain: ChainVerifier,
+    head: Option<&AuditHead>,
+    head_checked: bool,
+) -> Result<Verified, Refusal> {
+    let head_hash = chain.newest().hash.as_str().to_owned();
+    let verified = chain.finish(head).map_err(|found| broken(&found))?;
+    let (entries, open) = (verified.entries, verified.open);
+    Ok(Verified { verified: true, entries, open, head_hash, head_checked })
 }
 
 /// Fetches and checks the whole trail.
@@ -140,20 +112,25 @@ fn broken(what: String) -> Refusal {
 /// # Errors
 /// `HostFailure` naming the first entry that breaks the chain.
 pub(crate) async fn verify_online(client: &Client) -> Result<Verified, Refusal> {
-    // Entries may be added while the pages come: the head that counts is the
-    // one told with the last page that had entries.
-    let mut pages = Pages::new(client, 1, String::new());
-    let mut chain = Chain::new();
-    let mut head = None;
-    while let Some(page) = pages.next().await? {
+    let mut chain = ChainVerifier::default();
+    let (mut from, mut tries) = (1, 0);
+    loop {
+        let request = v1::ListAuditRequest { from, limit: PAGE, subject: String::new() };
+        let page = client.list_audit(request).await?;
         for item in &page.entries {
-            chain.push(&item.key, &item.json)?;
+            chain.push(&item.key, item.json.as_bytes()).map_err(|found| broken(&found))?;
         }
-        head = Some((page.head_sequence, page.head_hash));
-    }
-    match head {
-        Some((sequence, hash)) => chain.finish(Some((sequence, &hash))),
-        None => chain.finish(None),
+        from = after(from, &page.entries);
+        if !page.entries.is_empty() {
+            continue;
+        }
+        // The trail may have grown between the controller's looks at entries and head.
+        tries += 1;
+        let newest = chain.newest().sequence;
+        if page.head_sequence <= newest || tries >= END_TRIES_MAX {
+            let head = head(page.head_sequence, &page.head_hash);
+            return finish(chain, head.as_ref(), true);
+        }
     }
 }
 
@@ -180,32 +157,36 @@ pub(in crate::commands) fn verify_file(path: &Path, json: bool) -> Result<(), Re
 }
 
 fn verify_lines(mut file: impl BufRead) -> Result<Verified, Refusal> {
-    let mut chain = Chain::new();
-    let mut head = None;
+    let mut chain = ChainVerifier::default();
+    let mut end = None;
     for number in 1u64.. {
         let mut text = String::new();
         let malformed = |what: String| {
             Refusal::new(
                 RefusalCode::InvalidArgument,
                 format!("line {number} {what}"),
-                "give a file that 'ballast audit ls -o json' wrote",
+                "give a file as 'ballast audit ls -o json' wrote it",
             )
         };
         let read = file.by_ref().take(LINE_BYTES_MAX).read_line(&mut text);
         if read.map_err(|error| malformed(format!("cannot be read: {error}")))? == 0 {
             break;
         }
-        if head.is_some() {
+        if end.is_some() {
             return Err(malformed("stands behind the end of the trail".to_owned()));
         }
-        match serde_json::from_str(&text) {
-            Ok(Line::Entry { key, entry }) => chain.push(&key, &entry.to_string())?,
-            Ok(Line::Head { head_sequence, head_hash }) => head = Some((head_sequence, head_hash)),
-            Err(_) => return Err(malformed("is not a line of an exported trail".to_owned())),
+        match Line::parse(&text) {
+            Some(Line::Entry { key, stored }) => {
+                chain.push(&key, stored.as_bytes()).map_err(|found| broken(&found))?;
+            }
+            Some(Line::Head(Some(head))) => end = Some(head),
+            Some(Line::Head(None)) | None => {
+                return Err(malformed("is not a line of an exported trail".to_owned()));
+            }
         }
     }
-    let head = head.as_ref().map(|(sequence, hash)| (*sequence, hash.as_str()));
-    chain.finish(head)
+    let newest = chain.newest().clone();
+    finish(chain, end.as_ref().or(Some(&newest)), end.is_some())
 }
 
 /// Says that the trail holds.
@@ -221,8 +202,15 @@ pub(super) fn print(verified: &Verified, json: bool) -> Result<(), Refusal> {
     } else {
         "the file does not name the head, so entries cut off at its end would not be noticed"
     };
+    let open = match verified.open.as_slice() {
+        [] => String::new(),
+        open => {
+            let numbers: Vec<_> = open.iter().map(u64::to_string).collect();
+            format!("not closed yet: {}\n", numbers.join(", "))
+        }
+    };
     output::print(&format!(
-        "audit trail verified: {} entries, none changed, missing or moved; {end}\nhead {}\n",
+        "audit trail verified: {} entries, none changed, missing or moved; {end}\n{open}head {}\n",
         verified.entries, verified.head_hash
     ))
 }
@@ -230,7 +218,7 @@ pub(super) fn print(verified: &Verified, json: bool) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use ballast_model::audit::AuditRecord;
-    use ballast_model::{ReasonTrail, Timestamp};
+    use ballast_model::{AuditEntry, AuditHash, ReasonTrail, Timestamp};
 
     use super::*;
 
@@ -258,15 +246,12 @@ mod tests {
     }
 
     fn exported(items: &[v1::AuditItem], head: Option<&v1::AuditItem>) -> String {
-        let mut lines: Vec<Line> = items.iter().map(Line::from).collect();
+        let mut text: String = items.iter().map(|item| line(item).unwrap()).collect();
         if let Some(item) = head {
             let entry: AuditEntry = serde_json::from_str(&item.json).unwrap();
-            lines.push(Line::Head {
-                head_sequence: entry.sequence,
-                head_hash: entry.hash.as_str().to_owned(),
-            });
+            text += &head_line(entry.sequence, entry.hash.as_str()).unwrap();
         }
-        lines.iter().map(|line| output::json_line(line).unwrap() + "\n").collect()
+        text
     }
 
     fn check_broken(spoil: impl Fn(&mut Vec<v1::AuditItem>), expected: &str) {
@@ -282,30 +267,21 @@ mod tests {
         let items = trail(5);
         let verified = verify_lines(exported(&items, items.last()).as_bytes()).unwrap();
         assert_eq!((verified.entries, verified.head_checked), (5, true));
+        assert_eq!(verified.open, [1, 2, 3, 4, 5]);
         let headless = verify_lines(exported(&items, None).as_bytes()).unwrap();
         assert!(!headless.head_checked);
     }
 
     #[test]
     fn the_entry_that_breaks_the_chain_is_named() {
-        check_broken(|t| t[2].json = t[2].json.replace("vm-3", "vm-9"), "entry 3 (vm.create vm-9)");
-        check_broken(|t| _ = t.remove(1), "entry 2 is missing");
-        check_broken(|t| _ = t.pop(), "entry 5 is missing");
-        check_broken(|t| t.swap(1, 2), "entry 2 is missing");
-        check_broken(|t| t[3].json = "nonsense".into(), "entry 4 cannot be read");
-        check_broken(|t| t.clear(), "entry 1 is missing");
-        let exchange = |t: &mut Vec<v1::AuditItem>| {
-            let (a, b) = (t[1].json.clone(), t[2].json.clone());
-            (t[1].json, t[2].json) = (b, a);
-        };
-        check_broken(exchange, "entry 2 says of itself that it is entry 3");
-        let replace = |t: &mut Vec<v1::AuditItem>| {
-            let mut entry: AuditEntry = serde_json::from_str(&t[2].json).unwrap();
-            entry.subject = "vm-9".into();
-            t[2].json = serde_json::to_string(&entry.sealed()).unwrap();
-        };
-        check_broken(replace, "entry 4 (vm.create vm-4) does not follow");
-        check_broken(|t| t.extend(trail(6).drain(5..)), "entry 5, which is not the last one");
+        check_broken(|t| t[2].json = t[2].json.replace("vm-3", "vm-9"), "audit entry 3");
+        check_broken(|t| _ = t.remove(1), "audit entry 2: it is missing");
+        check_broken(|t| _ = t.pop(), "audit entry 5: it is missing");
+        check_broken(|t| t.swap(1, 2), "audit entry 2");
+        check_broken(|t| t[3].json = "nonsense\n".into(), "audit entry 4");
+        check_broken(|t| t[3].json.insert(1, ' '), "audit entry 4");
+        check_broken(|t| t.clear(), "audit entry 1: it is missing");
+        check_broken(|t| t.extend(trail(6).drain(5..)), "audit entry 6");
     }
 
     #[test]
