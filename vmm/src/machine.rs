@@ -23,14 +23,11 @@ use crate::kvm::ioctl::{DirtyLogKind, enable_manual_dirty_log, has_sregs2, xsave
 use crate::kvm::{self, failed};
 use crate::memory::{Layout, Memory, PAGE_BYTES, Slot};
 use crate::state::MachineState;
-use crate::vcpu::Vcpus;
+use crate::vcpu::{OnEnd, Vcpus};
 
 /// Three pages below the BIOS that KVM needs on Intel; no memory and no device is there.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
-
-/// Called once when the guest ends by itself, with the reason in words.
-pub(crate) type OnEnd = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// A virtual machine.
 #[derive(Debug)]

@@ -9,7 +9,8 @@
 //!
 //! One thread per vCPU owns its file descriptor while it runs, and leaves it
 //! unlocked while parked, so that its state can be read and set. All of them
-//! share one [`Control`]: what they shall do, and how many do it.
+//! share one [`State`]: what they shall do, and how many are parked. A guest that
+//! ends on one vCPU has the others parked as well.
 //!
 //! A vCPU parks only after `KVM_RUN` returned EINTR. With `immediate_exit` set,
 //! `KVM_RUN` completes the I/O instruction of the last exit before it returns
@@ -28,22 +29,39 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::devices::Devices;
 
+/// Called once when the guest ends by itself, with the reason in words.
+pub(crate) type OnEnd = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// How long all vCPUs may take to park. Milliseconds are usual; this is for a
 /// machine that is starved of CPU.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// All vCPUs of a machine.
+/// All vCPUs of a machine. Dropping it ends their threads.
 #[derive(Debug)]
 pub(crate) struct Vcpus {
-    vcpus: Vec<Arc<Vcpu>>,
-    control: Arc<Control>,
+    shared: Arc<Shared>,
+}
+
+/// What the threads and their owner share.
+struct Shared {
+    vcpus: Vec<Vcpu>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Never held while waiting for a thread: a vCPU that ends kicks the others.
     threads: Mutex<Vec<JoinHandle<()>>>,
+    devices: Arc<Devices>,
+    on_end: OnEnd,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 /// One vCPU. Locked by its thread while it runs, free while it is parked.
 #[derive(Debug)]
 struct Vcpu {
-    index: u32,
     fd: Mutex<VcpuFd>,
     /// `immediate_exit` in the `kvm_run` page, which `fd` keeps mapped.
     immediate_exit: *const AtomicU8,
@@ -54,12 +72,6 @@ struct Vcpu {
 unsafe impl Send for Vcpu {}
 // SAFETY: as above.
 unsafe impl Sync for Vcpu {}
-
-#[derive(Debug)]
-struct Control {
-    state: Mutex<State>,
-    changed: Condvar,
-}
 
 #[derive(Debug)]
 struct State {
@@ -76,14 +88,8 @@ enum Order {
     End,
 }
 
-impl Control {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Vcpus {
@@ -92,20 +98,24 @@ impl Vcpus {
     pub(crate) fn start(
         fds: Vec<VcpuFd>,
         devices: &Arc<Devices>,
-        on_end: &Arc<dyn Fn(&str) + Send + Sync>,
+        on_end: &OnEnd,
     ) -> Result<Self, Refusal> {
         install_kick_handler()?;
-        let state = State { order: Order::Park, parked: 0, ended: None };
-        let control = Arc::new(Control { state: Mutex::new(state), changed: Condvar::new() });
-        let vcpus: Vec<Arc<Vcpu>> =
-            (0..).zip(fds).map(|(index, fd)| Arc::new(Vcpu::new(index, fd))).collect();
-        let all = Self { vcpus, control, threads: Mutex::new(Vec::new()) };
-        for vcpu in &all.vcpus {
-            let (vcpu, control) = (Arc::clone(vcpu), Arc::clone(&all.control));
-            let (devices, on_end) = (Arc::clone(devices), Arc::clone(on_end));
+        let count = fds.len();
+        let shared = Arc::new(Shared {
+            vcpus: fds.into_iter().map(Vcpu::new).collect(),
+            state: Mutex::new(State { order: Order::Park, parked: 0, ended: None }),
+            changed: Condvar::new(),
+            threads: Mutex::new(Vec::with_capacity(count)),
+            devices: Arc::clone(devices),
+            on_end: Arc::clone(on_end),
+        });
+        let all = Self { shared };
+        for index in 0..count {
+            let shared = Arc::clone(&all.shared);
             let thread = std::thread::Builder::new()
-                .name(format!("vcpu{}", vcpu.index))
-                .spawn(move || vcpu.thread(&control, &devices, &*on_end))
+                .name(format!("vcpu{index}"))
+                .spawn(move || shared.thread(index))
                 .map_err(|error| {
                     Refusal::new(
                         RefusalCode::HostFailure,
@@ -113,31 +123,29 @@ impl Vcpus {
                         "raise the limit on tasks of this service, or free memory on the host",
                     )
                 })?;
-            all.threads().push(thread);
+            lock(&all.shared.threads).push(thread);
         }
-        all.wait_parked()?;
+        all.shared.wait_parked()?;
         Ok(all)
-    }
-
-    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
-        self.vcpus.len()
+        self.shared.vcpus.len()
     }
 
-    /// Lets all of them run; returns once each has left its parking place.
+    /// Lets all of them run; returns once each has left its parking place. A
+    /// guest that has ended stays where it is.
     pub(crate) fn resume(&self) {
-        let mut state = self.control.lock();
-        if state.order != Order::Park {
+        let shared = &self.shared;
+        let mut state = lock(&shared.state);
+        if state.order != Order::Park || state.ended.is_some() {
             return;
         }
         state.order = Order::Run;
-        self.control.changed.notify_all();
-        while state.parked > 0 && state.order == Order::Run && state.ended.is_none() {
-            state = self.control.wait(state);
+        shared.changed.notify_all();
+        while state.parked > 0 && state.order == Order::Run {
+            state = shared.wait(state);
         }
     }
 
@@ -146,60 +154,24 @@ impl Vcpus {
     /// # Errors
     /// `Timeout` when one does not park; then all run on.
     pub(crate) fn pause(&self) -> Result<(), Refusal> {
-        {
-            let mut state = self.control.lock();
-            if state.order == Order::End {
-                return Ok(());
-            }
-            state.order = Order::Park;
-            // Under the lock: a thread clears the flag under the lock when it leaves its
-            // parking place, so none runs on past this order.
-            for vcpu in &self.vcpus {
-                vcpu.immediate_exit().store(1, Ordering::SeqCst);
-            }
+        if !self.shared.give_order(Order::Park) {
+            return Ok(());
         }
-        self.kick();
-        let parked = self.wait_parked();
+        let parked = self.shared.wait_parked();
         if parked.is_err() {
             self.resume();
         }
         parked
     }
 
-    fn kick(&self) {
-        for thread in self.threads().iter() {
-            if let Err(error) = thread.kill(SIGRTMIN()) {
-                tracing::debug!(%error, "a vCPU's thread took no signal");
-            }
-        }
-    }
-
-    fn wait_parked(&self) -> Result<(), Refusal> {
-        let state = self.control.lock();
-        let all = self.vcpus.len();
-        let (state, _) = self
-            .control
-            .changed
-            .wait_timeout_while(state, PAUSE_TIMEOUT, |state| state.parked < all)
-            .unwrap_or_else(PoisonError::into_inner);
-        if state.parked < all {
-            return Err(Refusal::new(
-                RefusalCode::Timeout,
-                format!("only {} of {all} vCPUs stopped within {PAUSE_TIMEOUT:?}", state.parked),
-                "check the load of the host, then try again",
-            ));
-        }
-        Ok(())
-    }
-
-    /// Whether the order is to run.
+    /// Whether the guest runs.
     pub(crate) fn is_running(&self) -> bool {
-        self.control.lock().order == Order::Run
+        lock(&self.shared.state).order == Order::Run
     }
 
     /// Why the guest runs no more, once it does not.
     pub(crate) fn ended(&self) -> Option<String> {
-        self.control.lock().ended.clone()
+        lock(&self.shared.state).ended.clone()
     }
 
     /// Calls `with` on vCPU after vCPU, in order. Blocks while one runs: pause first.
@@ -207,29 +179,22 @@ impl Vcpus {
         &self,
         mut with: impl FnMut(usize, &VcpuFd) -> Result<(), E>,
     ) -> Result<(), E> {
-        for (place, vcpu) in self.vcpus.iter().enumerate() {
-            with(place, &vcpu.fd())?;
-        }
-        Ok(())
+        self.shared.vcpus.iter().enumerate().try_for_each(|(place, vcpu)| {
+            let fd = lock(&vcpu.fd);
+            with(place, &fd)
+        })
     }
 
     /// CPU time all vCPU threads have used.
     pub(crate) fn cpu_time(&self) -> Duration {
-        self.threads().iter().map(thread_cpu_time).sum()
+        lock(&self.shared.threads).iter().map(thread_cpu_time).sum()
     }
 
     /// Ends all threads and waits for them. Nothing runs afterwards.
     pub(crate) fn end(&self) {
-        {
-            let mut state = self.control.lock();
-            state.order = Order::End;
-            for vcpu in &self.vcpus {
-                vcpu.immediate_exit().store(1, Ordering::SeqCst);
-            }
-            self.control.changed.notify_all();
-        }
-        self.kick();
-        for thread in self.threads().drain(..) {
+        self.shared.give_order(Order::End);
+        let threads = std::mem::take(&mut *lock(&self.shared.threads));
+        for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("a vCPU's thread had panicked");
             }
@@ -243,71 +208,94 @@ impl Drop for Vcpus {
     }
 }
 
-impl Vcpu {
-    fn new(index: u32, mut fd: VcpuFd) -> Self {
-        let immediate_exit = (&raw mut fd.get_kvm_run().immediate_exit).cast::<AtomicU8>();
-        Self { index, fd: Mutex::new(fd), immediate_exit }
+impl Shared {
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fd(&self) -> MutexGuard<'_, VcpuFd> {
-        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Has every vCPU leave the guest and look at its orders; false when the
+    /// order to end was given before.
+    fn give_order(&self, order: Order) -> bool {
+        {
+            let mut state = lock(&self.state);
+            if state.order == Order::End && order != Order::End {
+                return false;
+            }
+            state.order = order;
+            // Under the lock: a thread clears the flag under the lock when it leaves its
+            // parking place, so none runs on past this order.
+            for vcpu in &self.vcpus {
+                vcpu.immediate_exit().store(1, Ordering::SeqCst);
+            }
+            self.changed.notify_all();
+        }
+        for thread in lock(&self.threads).iter() {
+            if let Err(error) = thread.kill(SIGRTMIN()) {
+                tracing::debug!(%error, "a vCPU's thread took no signal");
+            }
+        }
+        true
     }
 
-    fn immediate_exit(&self) -> &AtomicU8 {
-        // SAFETY: points to a byte of the `kvm_run` page, mapped as long as `self.fd` lives.
-        // The kernel reads it; everybody here uses it atomically.
-        unsafe { &*self.immediate_exit }
+    fn wait_parked(&self) -> Result<(), Refusal> {
+        let all = self.vcpus.len();
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(lock(&self.state), PAUSE_TIMEOUT, |state| state.parked < all)
+            .unwrap_or_else(PoisonError::into_inner);
+        if state.parked < all {
+            return Err(Refusal::new(
+                RefusalCode::Timeout,
+                format!("only {} of {all} vCPUs stopped within {PAUSE_TIMEOUT:?}", state.parked),
+                "check the load of the host, then try again",
+            ));
+        }
+        Ok(())
     }
 
-    fn thread(&self, control: &Control, devices: &Devices, on_end: &dyn Fn(&str)) {
-        while self.park(control) {
-            if let Err(why) = self.run(control, devices) {
-                let first = {
-                    let mut state = control.lock();
-                    let first = state.ended.is_none();
-                    if first {
-                        state.ended = Some(why.clone());
-                    }
-                    control.changed.notify_all();
-                    first
-                };
-                if first {
-                    on_end(&why);
-                }
-                self.park_for_good(control);
-                return;
+    fn thread(&self, index: usize) {
+        while self.park(index) {
+            if let Err(why) = self.run(index) {
+                self.guest_ended(&why);
             }
         }
     }
 
     /// Waits for the order to run; false when the order is to end.
-    fn park(&self, control: &Control) -> bool {
-        let mut state = control.lock();
+    fn park(&self, index: usize) -> bool {
+        let mut state = lock(&self.state);
         state.parked += 1;
-        control.changed.notify_all();
+        self.changed.notify_all();
         while state.order == Order::Park {
-            state = control.wait(state);
+            state = self.wait(state);
         }
-        state.parked -= 1;
-        self.immediate_exit().store(0, Ordering::SeqCst);
         let go = state.order == Order::Run;
-        if !go {
-            state.parked += 1;
+        if go {
+            state.parked -= 1;
+            self.vcpus[index].immediate_exit().store(0, Ordering::SeqCst);
+            self.changed.notify_all();
         }
-        control.changed.notify_all();
         go
     }
 
-    /// Counts as parked from now on: this vCPU will not run again.
-    fn park_for_good(&self, control: &Control) {
-        let mut state = control.lock();
-        state.parked += 1;
-        control.changed.notify_all();
+    /// Parks the whole machine, for good.
+    fn guest_ended(&self, why: &str) {
+        let first = {
+            let mut state = lock(&self.state);
+            let first = state.ended.is_none();
+            state.ended.get_or_insert_with(|| why.to_owned());
+            first
+        };
+        if first {
+            self.give_order(Order::Park);
+            (self.on_end)(why);
+        }
     }
 
     /// Runs until the order changes. An error says why the guest cannot go on.
-    fn run(&self, control: &Control, devices: &Devices) -> Result<(), String> {
-        let mut fd = self.fd();
+    fn run(&self, index: usize) -> Result<(), String> {
+        let devices = &self.devices;
+        let mut fd = lock(&self.vcpus[index].fd);
         loop {
             match fd.run() {
                 Ok(VcpuExit::IoIn(port, data)) => devices.port_read(port, data),
@@ -317,19 +305,32 @@ impl Vcpu {
                 Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
                 Ok(VcpuExit::Hlt) => return Err("the guest halted for good".to_owned()),
                 Ok(VcpuExit::Shutdown) => {
-                    return Err(format!("vCPU {} shut down (triple fault)", self.index));
+                    return Err(format!("vCPU {index} shut down (triple fault)"));
                 }
-                Ok(exit) => return Err(format!("vCPU {} cannot go on: {exit:?}", self.index)),
+                Ok(exit) => return Err(format!("vCPU {index} cannot go on: {exit:?}")),
                 Err(error) if error.errno() == libc::EINTR => {
-                    if control.lock().order != Order::Run {
+                    if lock(&self.state).order != Order::Run {
                         return Ok(());
                     }
                 }
                 // A vCPU that waits for its start-up IPI was woken: ask again.
                 Err(error) if error.errno() == libc::EAGAIN => {}
-                Err(error) => return Err(format!("KVM does not run vCPU {}: {error}", self.index)),
+                Err(error) => return Err(format!("KVM does not run vCPU {index}: {error}")),
             }
         }
+    }
+}
+
+impl Vcpu {
+    fn new(mut fd: VcpuFd) -> Self {
+        let immediate_exit = (&raw mut fd.get_kvm_run().immediate_exit).cast::<AtomicU8>();
+        Self { fd: Mutex::new(fd), immediate_exit }
+    }
+
+    fn immediate_exit(&self) -> &AtomicU8 {
+        // SAFETY: points to a byte of the `kvm_run` page, mapped as long as `self.fd` lives.
+        // The kernel reads it; everybody here uses it atomically.
+        unsafe { &*self.immediate_exit }
     }
 }
 

@@ -22,11 +22,12 @@ use ballast_proto::v1::{MigrationRole as Role, MigrationState as State, VmState}
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::machine::{Machine, OnEnd};
+use crate::machine::Machine;
 use crate::migration::control::{Control, Verdict};
 use crate::migration::framing::Hello;
 use crate::migration::{destination, source};
 use crate::sample::{Load, Sampler};
+use crate::vcpu::OnEnd;
 
 /// The VM of this process.
 #[derive(Debug)]
