@@ -4,8 +4,9 @@
 mod process;
 
 use ballast_guest::Params;
+use ballast_model::RefusalCode;
 use ballast_proto::v1::{MigrationState, MigrationVerdict, VmState};
-use process::{Lab, have_kvm};
+use process::{Lab, check_refused, have_kvm};
 
 fn busy() -> Params {
     Params {
@@ -43,6 +44,10 @@ async fn a_guest_under_load_moves_and_loses_nothing() {
 
     let running = destination.resolve(MigrationVerdict::Commit, 2).await.unwrap();
     assert_eq!(running, VmState::Running);
+    let again = destination.resolve(MigrationVerdict::Commit, 2).await.unwrap();
+    assert_eq!(again, VmState::Running);
+    let late = destination.resolve(MigrationVerdict::Abort, 0).await;
+    check_refused(late, RefusalCode::WrongState, "decided");
     assert_eq!(destination.status().await.epoch, 2);
     source.resolve(MigrationVerdict::Superseded, 2).await.unwrap();
     assert!(source.ended().await.success());

@@ -90,6 +90,11 @@ impl Control {
         Ok(())
     }
 
+    /// Nobody waits on the connection any more: lets go of it.
+    pub(crate) fn detach(&self) {
+        *lock(&self.socket) = None;
+    }
+
     /// The verdict, once it is known.
     pub(crate) fn verdict(&self) -> Option<Verdict> {
         *lock(&self.verdict)

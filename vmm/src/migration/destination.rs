@@ -81,6 +81,7 @@ fn fill(
     let mut stream = Stream::new(tcp)?;
     let mut filling = Filling::new(machine, control);
     let filled = filling.phases(&mut stream, hello);
+    control.detach();
     match filled {
         Ok((state, load)) => {
             // READY here before the source can hear of it; if it never does, both

@@ -82,6 +82,8 @@ pub(crate) fn send(
             "report a defect",
         ))),
     };
+    // The connection closes here: a destination that still receives learns that it is over.
+    control.detach();
     let peer_failed = matches!(trouble, Some(Trouble::PeerFailed(_)));
     let refusal = trouble.map(Trouble::into_refusal);
     let fate = fate(control.verdict(), source.sealed, peer_failed, refusal.is_some());
@@ -138,6 +140,8 @@ struct Source<'a> {
     reported: Instant,
     /// End has been begun: the destination may be READY.
     sealed: bool,
+    /// Pages of the present set that have not had their turn.
+    left: u64,
     /// Pages that went as a mark.
     zeroes: u64,
     /// Bytes and time of the present round, for the bandwidth limit and the rate.
@@ -182,6 +186,7 @@ impl<'a> Source<'a> {
             began: now,
             reported: now,
             sealed: false,
+            left: 0,
             zeroes: 0,
             pace: Pace::new(),
             rate: Rate::default(),
@@ -338,33 +343,29 @@ impl<'a> Source<'a> {
         log: Option<&DirtyLog<'_>>,
     ) -> Result<(), Trouble> {
         let pages = self.machine.memory.layout().pages();
-        let mut left = set.count();
+        self.left = set.count();
         for start in (0..pages).step_by(usize::try_from(CHUNK_PAGES).unwrap_or(usize::MAX)) {
             let range = start..(start + CHUNK_PAGES).min(pages);
             if let Some(log) = log {
                 log.protect(set, range.clone())?;
             }
-            left -= self.send_chunk(stream, set, range)?;
-            if self.reported.elapsed() >= PROGRESS_INTERVAL {
-                self.progress(stream, Bytes(left * PAGE_BYTES as u64), |_| {});
-            }
+            self.send_chunk(stream, set, range)?;
         }
         Ok(())
     }
 
-    /// Sends the pages of the set in the range; answers how many.
+    /// Sends the pages of the set in the range.
     fn send_chunk(
         &mut self,
         stream: &mut Stream,
         set: &PageSet,
         range: Range<u64>,
-    ) -> Result<u64, Trouble> {
+    ) -> Result<(), Trouble> {
         let batch_max = self.batch_pages();
         let mut batch = Vec::with_capacity(batch_max);
         let mut runs: Vec<(u64, u64)> = Vec::new();
-        let mut count = 0;
         for page in set.iter(range) {
-            count += 1;
+            self.left -= 1;
             if self.machine.memory.is_zero(page) {
                 self.zeroes += 1;
                 match runs.last_mut() {
@@ -382,7 +383,7 @@ impl<'a> Source<'a> {
         for runs in runs.chunks(RUNS_MAX) {
             stream.send(&Frame::Zero(runs.to_vec()))?;
         }
-        Ok(count)
+        Ok(())
     }
 
     /// So few that a limited link has several batches a second.
@@ -408,6 +409,9 @@ impl<'a> Source<'a> {
         stream.send_pages(&self.machine.memory, batch)?;
         batch.clear();
         self.keep_pace(stream.bytes - before);
+        if self.reported.elapsed() >= PROGRESS_INTERVAL {
+            self.progress(stream, Bytes(self.left * PAGE_BYTES as u64), |_| {});
+        }
         Ok(())
     }
 

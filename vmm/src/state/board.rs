@@ -45,6 +45,13 @@ impl BoardState {
         vm.set_pit2(&self.pit).map_err(|error| failed("set the PIT", error))
     }
 
+    /// What stays the same as long as the machine does not run.
+    #[cfg(test)]
+    pub(crate) fn without_time(mut self) -> Self {
+        self.pit.channels.iter_mut().for_each(|channel| channel.count_load_time = 0);
+        self
+    }
+
     pub(crate) fn encode(&self, to: &mut Encoder) {
         for chip in &self.chips {
             to.bytes(chip);

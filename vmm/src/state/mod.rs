@@ -130,3 +130,6 @@ impl MachineState {
         Ok(Self { vcpus, board, devices, time })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -95,6 +95,11 @@ impl MsrState {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(crate) fn forget_tsc(&mut self) {
+        self.values.retain(|&(index, _)| index != IA32_TSC);
+    }
+
     pub(crate) fn encode(&self, to: &mut Encoder) {
         to.count(self.values.len());
         for &(index, value) in &self.values {

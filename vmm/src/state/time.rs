@@ -58,6 +58,12 @@ impl TimeState {
         })
     }
 
+    /// No time at all, for comparing the rest.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self { clock: 0, realtime: 0, host_tsc: None, tsc_offsets: vec![] }
+    }
+
     /// Right before the guest runs.
     pub(crate) fn load(&self, machine: &Machine) -> Result<(), Refusal> {
         let data = kvm_clock_data { clock: self.clock_at(realtime_now()), ..Default::default() };

@@ -145,6 +145,15 @@ impl VcpuState {
         set_sregs2(vcpu, &sregs2).map_err(|error| failed("set sregs2", error))
     }
 
+    /// What stays the same as long as the vCPU does not run.
+    #[cfg(test)]
+    pub(crate) fn without_time(mut self) -> Self {
+        const TIMER_CURRENT_COUNT: std::ops::Range<usize> = 0x390..0x394;
+        self.lapic.regs[TIMER_CURRENT_COUNT].fill(0);
+        self.msrs.forget_tsc();
+        self
+    }
+
     pub(crate) fn encode(&self, to: &mut Encoder) {
         to.plain(&self.mp_state).plain(&self.regs).plain(&self.sregs);
         to.u16(self.pdptrs.is_some().into());

@@ -90,7 +90,11 @@ impl Drop for Vmm {
 
 impl Vmm {
     pub async fn start(socket: &Path) -> Self {
-        let child = command(socket).spawn().unwrap();
+        Self::adopt(command(socket).spawn().unwrap(), socket).await
+    }
+
+    /// Talks to a process that was started in another way.
+    pub async fn adopt(child: Child, socket: &Path) -> Self {
         let client = connect(socket).await;
         Self { child, client, console: Console::new() }
     }

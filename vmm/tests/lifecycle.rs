@@ -1,0 +1,182 @@
+//! One process: what it does from its start to its end, and what it refuses.
+
+// Helpers of tests may unwrap like tests.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/process.rs"]
+mod process;
+
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use ballast_guest::Params;
+use ballast_model::RefusalCode;
+use ballast_proto::v1::{self, VmState};
+use process::{Lab, Vmm, check_refused, command, have_kvm};
+
+fn quick() -> Params {
+    Params { heartbeat_ms: 20, ..Params::default() }
+}
+
+#[tokio::test]
+async fn a_guest_boots_beats_and_stands_still_while_paused() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut vmm = lab.vmm("a").await;
+    assert_eq!(vmm.state().await, VmState::Created);
+    vmm.boot(lab.spec(32, &quick())).await.unwrap();
+    assert_eq!(vmm.state().await, VmState::Running);
+    vmm.beats(5).await;
+
+    for _ in 0..2 {
+        // Twice: a pause of a paused guest changes nothing.
+        vmm.client.pause(v1::PauseRequest {}).await.unwrap();
+        assert_eq!(vmm.state().await, VmState::Paused);
+    }
+    vmm.read_console().await;
+    let before = vmm.console.report().heartbeats;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    vmm.read_console().await;
+    assert_eq!(vmm.console.report().heartbeats, before, "paused for ten heartbeats");
+
+    vmm.client.resume(v1::ResumeRequest {}).await.unwrap();
+    let report = vmm.beats(5).await;
+    assert_eq!((report.boots, report.heartbeats_lost), (1, 0));
+}
+
+#[tokio::test]
+async fn load_is_measured_between_two_looks() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut vmm = lab.vmm("a").await;
+    let sample = async |vmm: &mut Vmm| {
+        vmm.client.sample(v1::SampleRequest {}).await.unwrap().into_inner().load.unwrap()
+    };
+    assert_eq!(sample(&mut vmm).await, v1::VmLoad::default(), "no guest, no load");
+    let params = Params { duty_percent: 50, dirty_mib_per_sec: 16, ..quick() };
+    vmm.boot(lab.spec(32, &params)).await.unwrap();
+    vmm.beats(5).await;
+    let first = sample(&mut vmm).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let second = sample(&mut vmm).await;
+    assert!(second.cpu_time_nanos > first.cpu_time_nanos);
+    // A busy machine gives the guest less than it asks for, and never more.
+    assert!((50..=750).contains(&second.cpu_millicores), "{second:?}");
+    assert!((1 << 20..=32 << 20).contains(&second.resident_bytes), "{second:?}");
+    assert!(second.dirty_bytes_per_sec > 1 << 20, "{second:?}");
+}
+
+#[tokio::test]
+async fn a_boot_that_is_refused_leaves_nothing_half_done() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut vmm = lab.vmm("a").await;
+    let spec = |change: fn(&mut v1::VmSpec)| {
+        let mut spec = lab.spec(32, &quick());
+        change(&mut spec);
+        spec
+    };
+    let missing = vmm.boot(spec(|spec| spec.kernel = "/nonexistent/kernel".to_owned())).await;
+    check_refused(missing, RefusalCode::NotFound, "/nonexistent/kernel");
+    let huge = vmm.boot(spec(|spec| spec.memory_bytes = 4 << 40)).await;
+    check_refused(huge, RefusalCode::CapacityExceeded, "available");
+    let other = vmm.boot(spec(|spec| spec.id = "other".to_owned())).await;
+    check_refused(other, RefusalCode::InvalidArgument, "other");
+    let none = vmm.boot(spec(|spec| spec.vcpus = 0)).await;
+    check_refused(none, RefusalCode::InvalidArgument, "0 vCPUs");
+    assert_eq!(vmm.state().await, VmState::Created);
+
+    vmm.boot(spec(|_| {})).await.unwrap();
+    vmm.beats(3).await;
+    check_refused(vmm.boot(spec(|_| {})).await, RefusalCode::WrongState, "machine already");
+    check_refused(vmm.listen(spec(|_| {})).await, RefusalCode::WrongState, "machine already");
+    vmm.beats(3).await;
+}
+
+#[tokio::test]
+async fn a_shutdown_is_answered_and_then_carried_out() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut vmm = lab.vmm("a").await;
+    vmm.boot(lab.spec(32, &quick())).await.unwrap();
+    vmm.client.shutdown(v1::ShutdownRequest {}).await.unwrap();
+    assert!(vmm.ended().await.success());
+    assert!(!lab.path("a").exists(), "the socket is removed");
+}
+
+#[tokio::test]
+async fn a_process_outlives_its_terminal_and_the_reader_of_its_log() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut child = command(&lab.path("a")).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    drop(child.stderr.take());
+    let mut vmm = Vmm::adopt(child, &lab.path("a")).await;
+    // SAFETY: a signal to a child of ours that has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGHUP) }, 0);
+    vmm.boot(lab.spec(32, &quick())).await.unwrap();
+    vmm.beats(3).await;
+}
+
+fn one_line(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text
+}
+
+#[tokio::test]
+async fn a_socket_in_use_is_refused_and_a_stale_one_replaced() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut first = lab.vmm("a").await;
+    let second = command(&lab.path("a")).output().unwrap();
+    assert_eq!(second.status.code(), Some(4));
+    let line = one_line(&second);
+    assert!(line.contains("/a:") && line.contains("another path"), "{line}");
+    assert_eq!(first.state().await, VmState::Created, "the first goes on");
+
+    first.kill();
+    assert!(lab.path("a").exists(), "left behind");
+    assert_eq!(lab.vmm("a").await.state().await, VmState::Created);
+}
+
+#[test]
+fn bad_arguments_are_refused() {
+    let lab = Lab::new();
+    let nowhere = command(&lab.path("no/such/dir")).output().unwrap();
+    if have_kvm() {
+        assert_eq!(nowhere.status.code(), Some(1));
+        assert!(one_line(&nowhere).contains("create its directory"));
+    }
+    let unknown = command(&lab.path("a")).arg("--no-such").output().unwrap();
+    assert_eq!(unknown.status.code(), Some(2));
+}
+
+#[test]
+fn the_cpu_model_is_one_line_and_stays_the_same() {
+    if !have_kvm() {
+        return;
+    }
+    let ask = || {
+        let program = env!("CARGO_BIN_EXE_ballast-vmm");
+        let output = std::process::Command::new(program).arg("--cpu-model").output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let model = ask();
+    assert_eq!(model.lines().count(), 1);
+    assert_eq!(model.trim().split('-').count(), 4, "{model}");
+    assert_eq!(ask(), model);
+}
