@@ -14,10 +14,12 @@
 //! | [`config`] | which store to use, from the configuration file; [`open`] |
 //! | [`keys`] | every key Ballast writes, one function per kind |
 //! | [`embedded`] | the store in a file |
+//! | [`leader`] | which of several controllers acts |
 
 pub mod config;
 pub mod embedded;
 pub mod keys;
+pub mod leader;
 
 pub use config::{StoreConfig, open};
 

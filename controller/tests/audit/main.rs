@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // this whole crate is tests
 
+#[path = "../support/faulty.rs"]
 mod faulty;
 
 use std::collections::BTreeMap;

@@ -254,8 +254,8 @@ async fn a_revoked_lease_takes_its_keys_along(store: &dyn Store) {
 }
 
 async fn a_lease_ends_by_itself_unless_kept_alive(store: &dyn Store) {
-    let ends = store.grant_lease(Duration::from_secs(1)).await.unwrap();
-    let kept = store.grant_lease(Duration::from_secs(2)).await.unwrap();
+    let ends = store.grant_lease(Duration::from_secs(4)).await.unwrap();
+    let kept = store.grant_lease(Duration::from_secs(3)).await.unwrap();
     let leased =
         Transaction::default().put_leased("ttl/ends", "1", ends).put_leased("ttl/kept", "1", kept);
     let start = commit(store, leased).await;

@@ -1,7 +1,7 @@
 //! A store that fails when told to.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,11 +18,18 @@ pub(crate) struct FaultyStore {
     pub(crate) refuse: AtomicU32,
     /// So many happen, and their answer gets lost.
     pub(crate) lose: AtomicU32,
+    /// Leases can be neither kept alive nor ended.
+    pub(crate) leases_silent: AtomicBool,
 }
 
 impl FaultyStore {
     pub(crate) fn over(inner: Arc<dyn Store>) -> Arc<Self> {
-        Arc::new(Self { inner, refuse: AtomicU32::new(0), lose: AtomicU32::new(0) })
+        Arc::new(Self {
+            inner,
+            refuse: AtomicU32::new(0),
+            lose: AtomicU32::new(0),
+            leases_silent: AtomicBool::new(false),
+        })
     }
 }
 
@@ -66,9 +73,15 @@ impl Store for FaultyStore {
         self.inner.grant_lease(ttl).await
     }
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        if self.leases_silent.load(Ordering::SeqCst) {
+            return Err(unavailable());
+        }
         self.inner.keep_alive(lease).await
     }
     async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        if self.leases_silent.load(Ordering::SeqCst) {
+            return Err(unavailable());
+        }
         self.inner.revoke_lease(lease).await
     }
 }
