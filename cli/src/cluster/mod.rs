@@ -254,6 +254,9 @@ impl Cluster {
     /// Leaves everything running for good, and the directory in place.
     pub fn keep(mut self) -> PathBuf {
         self.guard.release();
+        self.agents.iter_mut().for_each(Process::release);
+        self.etcd.iter_mut().for_each(Process::release);
+        self.controller.release();
         self.dir.disable_cleanup(true);
         self.dir.path().to_owned()
     }

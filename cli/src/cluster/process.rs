@@ -96,7 +96,7 @@ impl Process {
         Err(Refusal::new(
             RefusalCode::HostFailure,
             format!("{} ended with {status}: {}", self.name, self.last_words()),
-            format!("correct what it says, or look into {}", self.log.display()),
+            "correct what it says and start again",
         ))
     }
 
@@ -138,6 +138,11 @@ impl Process {
         Some(status)
     }
 
+    /// Lets it go on without an owner.
+    pub(super) fn release(&mut self) {
+        self.child = None;
+    }
+
     fn signal(&self, signal: Signal) {
         // Not yet waited for, so the id is still this child's.
         let pid = self.child.as_ref().and_then(|child| Pid::from_raw(child.id().cast_signed()));
@@ -158,5 +163,15 @@ impl Process {
         };
         let tail = read().unwrap_or_default();
         tail.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+    }
+}
+
+impl Drop for Process {
+    /// Kills it and waits, so that no zombie is left to a parent that does not care.
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }

@@ -56,7 +56,8 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Refusal> {
         figures = Box::pin(story(&cluster, &mut view, &args, driver, &load, begun)) => figures,
         refusal = &mut interrupted => Err(refusal),
     };
-    let ended = if args.keep && result.is_ok() {
+    let interrupted = matches!(&result, Err(refusal) if refusal.code == RefusalCode::Cancelled);
+    let ended = if args.keep && !interrupted {
         keep(cluster, &mut view);
         Ok(())
     } else {
