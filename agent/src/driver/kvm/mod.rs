@@ -1,0 +1,180 @@
+//! One `ballast-vmm` process per VM, on `/dev/kvm`.
+//!
+//! The process is started in a session of its own and outlives the agent. It
+//! is told what to run over its Unix socket, and found again by what was
+//! recorded of it: number and start time, so that another process with the
+//! same number is never taken for it.
+
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ballast_model::{Refusal, RefusalCode, VmId};
+use ballast_proto::v1;
+use tracing::{info, warn};
+
+use self::machine::KvmMachine;
+use self::process::Process;
+use super::{Driver, Machine, ProcessId};
+use crate::load::{proc, sampler};
+use crate::vm::dir::VmDir;
+
+mod client;
+mod machine;
+mod process;
+
+/// The program's name.
+const VMM: &str = "ballast-vmm";
+/// `KVM_GET_API_VERSION` (linux/kvm.h), and the only answer it ever had.
+const KVM_GET_API_VERSION: libc::c_ulong = 0xAE00;
+const KVM_API_VERSION: libc::c_int = 12;
+/// How long a process may take to answer on its socket after it was started.
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The driver of real VMs.
+#[derive(Debug)]
+pub struct KvmDriver {
+    vmm: PathBuf,
+    cpu_model: String,
+}
+
+impl KvmDriver {
+    /// A driver that starts `vmm`, or the `ballast-vmm` beside this program.
+    ///
+    /// # Errors
+    /// `HostFailure` when KVM or the program cannot be used.
+    pub fn new(vmm: Option<&Path>) -> Result<Self, Refusal> {
+        check_kvm()?;
+        let cpuinfo = sampler::read_proc("cpuinfo");
+        let cpu_model = cpuinfo.as_deref().and_then(proc::cpu_model).ok_or_else(|| {
+            Refusal::new(
+                RefusalCode::HostFailure,
+                "/proc/cpuinfo does not say vendor, family, model and flags",
+                "run the kvm driver on x86-64 with /proc mounted",
+            )
+        })?;
+        Ok(Self { vmm: find_vmm(vmm)?, cpu_model })
+    }
+}
+
+#[async_trait]
+impl Driver for KvmDriver {
+    fn kind(&self) -> v1::DriverKind {
+        v1::DriverKind::Kvm
+    }
+
+    fn cpu_model(&self) -> String {
+        self.cpu_model.clone()
+    }
+
+    async fn spawn(&self, vm: &VmId, dir: &VmDir) -> Result<Arc<dyn Machine>, Refusal> {
+        let process = Process::spawn(&self.vmm, vm, dir)?;
+        let socket = dir.socket();
+        let connected = tokio::select! {
+            connected = client::connect(&socket, START_TIMEOUT) => connected,
+            () = process.ended() => Err(ended_at_once(vm, dir)),
+        };
+        match connected {
+            Ok(client) => {
+                Ok(Arc::new(KvmMachine::start(vm.clone(), dir.clone(), process, client).await?))
+            }
+            Err(refusal) => {
+                process.kill();
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn adopt(
+        &self,
+        vm: &VmId,
+        dir: &VmDir,
+        process: Option<ProcessId>,
+    ) -> Result<Option<Arc<dyn Machine>>, Refusal> {
+        let Some(id) = process else {
+            // Started, but the agent ended before it wrote down which process it is.
+            if let Some(stray) = Process::find(&dir.socket()) {
+                info!(%vm, "ending a process that never got a guest");
+                stray.kill();
+                stray.ended().await;
+            }
+            return Ok(None);
+        };
+        let Some(process) = Process::open(id)? else {
+            warn!(%vm, pid = id.pid, "the VM's process is gone");
+            return Ok(None);
+        };
+        let client = client::connect(&dir.socket(), START_TIMEOUT).await?;
+        let machine = KvmMachine::start(vm.clone(), dir.clone(), process, client).await?;
+        Ok(Some(Arc::new(machine)))
+    }
+}
+
+fn ended_at_once(vm: &VmId, dir: &VmDir) -> Refusal {
+    Refusal::new(
+        RefusalCode::HostFailure,
+        format!("the {VMM} process of VM {vm} ended at once: {}", process::last_words(dir)),
+        "correct what it names",
+    )
+}
+
+fn check_kvm() -> Result<(), Refusal> {
+    let unusable = |why: String| {
+        Refusal::new(
+            RefusalCode::HostFailure,
+            format!("/dev/kvm cannot be used: {why}"),
+            "enable virtualisation and give the agent access to /dev/kvm, or set driver = \"sim\"",
+        )
+    };
+    let kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    let kvm = kvm.map_err(|error| unusable(error.to_string()))?;
+    // SAFETY: the request takes no argument and touches no memory of ours.
+    let version = unsafe { libc::ioctl(kvm.as_raw_fd(), KVM_GET_API_VERSION, 0) };
+    if version == KVM_API_VERSION {
+        Ok(())
+    } else {
+        Err(unusable(format!("its API version is {version}, not {KVM_API_VERSION}")))
+    }
+}
+
+fn find_vmm(configured: Option<&Path>) -> Result<PathBuf, Refusal> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = match configured {
+        Some(path) => path.to_owned(),
+        None => {
+            let own = std::env::current_exe().unwrap_or_default();
+            // Called under a link to a binary that is every daemon, the link's neighbour is meant.
+            let called = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+            [called.with_file_name(VMM), own.with_file_name(VMM)]
+                .into_iter()
+                .find(|path| path.is_absolute() && path.exists())
+                .unwrap_or_else(|| own.with_file_name(VMM))
+        }
+    };
+    let usable = std::fs::metadata(&path)
+        .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
+    if path.is_absolute() && usable {
+        return Ok(path);
+    }
+    Err(Refusal::new(
+        RefusalCode::HostFailure,
+        format!("{} is not a program", path.display()),
+        format!("install {VMM} there, or set vmm_binary to its absolute path"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_vmm_is_named() {
+        let refusal = find_vmm(Some(Path::new("/nonexistent/ballast-vmm"))).unwrap_err();
+        assert!(refusal.to_string().contains("/nonexistent/ballast-vmm"), "{refusal}");
+        assert!(refusal.remedy.contains("vmm_binary"), "{refusal}");
+        assert!(find_vmm(Some(Path::new("/proc/version"))).is_err());
+        assert!(find_vmm(Some(Path::new("/bin/sh"))).is_ok());
+    }
+}

@@ -1,0 +1,171 @@
+//! What runs VMs, behind one trait.
+//!
+//! A [`Driver`] makes [`Machine`]s; a machine is the mechanism of one VM and
+//! knows nothing of owners. Which request is accepted when, under which epoch,
+//! and what is written to disk before is decided above, by the one task that
+//! owns the VM ([`crate::vm`]). A machine outlives the agent: dropping a
+//! [`Machine`] ends nothing, and [`Driver::adopt`] finds it again.
+//!
+//! ```text
+//!  spawn ──▶ empty machine ──boot──▶ running ◀──────────── resolve(ABORT), source
+//!                 │                     │ send                   ▲
+//!                 └──receive──▶ incoming│──▶ ready ──────────────┤
+//!                                  │    └───────▲                └─ resolve(SUPERSEDED): ended
+//!                                  └── resolve(COMMIT): running; resolve(ABORT): ended
+//! ```
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use ballast_model::vm::MigrationPolicy;
+use ballast_model::{BytesPerSec, Epoch, MigrationId, Refusal, VmId, VmSpec};
+use ballast_proto::v1;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::vm::dir::VmDir;
+
+pub mod kvm;
+pub mod sim;
+
+/// The token a source must show, in bytes.
+pub const TOKEN_BYTES: usize = 32;
+
+/// A process, named so that another one that got its number later is not taken for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessId {
+    /// The process number.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot: field 22 of `/proc/<pid>/stat`.
+    pub start_ticks: u64,
+}
+
+/// What a machine is doing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MachineView {
+    /// False once it is gone for good; nothing changes after that.
+    pub alive: bool,
+    /// The guest.
+    pub state: v1::VmState,
+    /// In words, where the state alone does not say enough.
+    pub detail: String,
+    /// The migration it takes part in or took part in last.
+    pub migration: Option<v1::MigrationStatus>,
+}
+
+/// What a destination waits for.
+#[derive(Debug, Clone)]
+pub struct Incoming {
+    /// The migration.
+    pub migration: MigrationId,
+    /// The address to listen on; the port is the machine's choice.
+    pub listen: IpAddr,
+    /// What the source must show.
+    pub token: [u8; TOKEN_BYTES],
+    /// The VM.
+    pub spec: VmSpec,
+    /// The epoch under which the source owns it.
+    pub source_epoch: Epoch,
+}
+
+/// Where a source sends to.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// The migration.
+    pub migration: MigrationId,
+    /// `ip:port` the destination listens on.
+    pub address: String,
+    /// What it wants to be shown.
+    pub token: Vec<u8>,
+    /// How the VM wants to be moved.
+    pub policy: MigrationPolicy,
+    /// Limit of the stream; zero for none.
+    pub bandwidth: BytesPerSec,
+}
+
+/// Makes machines.
+#[async_trait]
+pub trait Driver: Send + Sync + 'static {
+    /// Which it is.
+    fn kind(&self) -> v1::DriverKind;
+
+    /// What must match for a VM to move here; empty when anything goes.
+    fn cpu_model(&self) -> String;
+
+    /// An empty machine: nothing runs in it, and it may be dropped without loss.
+    ///
+    /// # Errors
+    /// `HostFailure` with what the machine said.
+    async fn spawn(&self, vm: &VmId, dir: &VmDir) -> Result<Arc<dyn Machine>, Refusal>;
+
+    /// The machine that an earlier agent left in `dir`; none when it is gone.
+    /// `process` is what was recorded of it; without that it never ran a guest, and is ended here.
+    ///
+    /// # Errors
+    /// `HostFailure` when it is there but cannot be talked to.
+    async fn adopt(
+        &self,
+        vm: &VmId,
+        dir: &VmDir,
+        process: Option<ProcessId>,
+    ) -> Result<Option<Arc<dyn Machine>>, Refusal>;
+}
+
+/// The mechanism of one VM. All calls are bounded in time.
+#[async_trait]
+pub trait Machine: Send + Sync + 'static {
+    /// Its process, where it has one.
+    fn process(&self) -> Option<ProcessId>;
+
+    /// What it is doing, kept up to date.
+    fn view(&self) -> watch::Receiver<MachineView>;
+
+    /// Starts a guest. Only in an empty machine.
+    ///
+    /// # Errors
+    /// As the machine says: a missing kernel, too little memory.
+    async fn boot(&self, spec: &VmSpec, epoch: Epoch) -> Result<(), Refusal>;
+
+    /// Gets ready to be filled. Only in an empty machine. Returns `ip:port` it listens on.
+    ///
+    /// # Errors
+    /// As the machine says.
+    async fn receive(&self, incoming: &Incoming) -> Result<String, Refusal>;
+
+    /// Begins to send. The guest goes on.
+    ///
+    /// # Errors
+    /// As the machine says: no connection, another migration.
+    async fn send(&self, outgoing: &Outgoing) -> Result<(), Refusal>;
+
+    /// What the owner record says of the migration. Idempotent. When it returns, [`Self::view`] shows it.
+    ///
+    /// # Errors
+    /// `Unavailable` when it cannot be known whether the machine heard it.
+    async fn resolve(
+        &self,
+        migration: MigrationId,
+        verdict: v1::MigrationVerdict,
+        epoch: Epoch,
+    ) -> Result<(), Refusal>;
+
+    /// Load since the previous call.
+    ///
+    /// # Errors
+    /// `Unavailable` when the machine does not answer.
+    async fn sample(&self) -> Result<v1::VmLoad, Refusal>;
+
+    /// What the guest said from `offset` on.
+    ///
+    /// # Errors
+    /// `Unavailable` when the machine does not answer.
+    async fn read_console(&self, offset: u64) -> Result<v1::ReadConsoleResponse, Refusal>;
+
+    /// Ends guest and machine for good. Returns once both are gone.
+    ///
+    /// # Errors
+    /// `HostFailure` when it could not be ended.
+    async fn shutdown(&self) -> Result<(), Refusal>;
+}
