@@ -1,5 +1,8 @@
 //! Migrations between two processes, of a guest that checks its own memory.
 
+// Helpers of tests may unwrap like tests.
+#![allow(clippy::unwrap_used)]
+
 #[path = "support/process.rs"]
 mod process;
 
@@ -57,4 +60,36 @@ async fn a_guest_under_load_moves_and_loses_nothing() {
     let done = destination.migration().await.progress.unwrap().downtime.unwrap();
     assert!(done.resume_micros > 0 && done.commit_micros > 0, "{done:?}");
     eprintln!("source {sent:?}\ndestination {done:?}\nguest stall {:?}", report.stall_max);
+}
+
+/// Several hosts in a row, with a size that is no multiple of anything but a
+/// page, more than one vCPU, and a link that is limited.
+#[tokio::test]
+async fn a_guest_moves_again_and_again() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut spec = lab.spec(40, &busy());
+    spec.memory_bytes += 3 * 4096;
+    spec.vcpus = 2;
+    let mut source = lab.vmm("host0").await;
+    source.boot(spec.clone()).await.unwrap();
+    source.beats(3).await;
+    for hop in 1..=3 {
+        let mut next = lab.vmm(&format!("host{hop}")).await;
+        let address = next.listen(spec.clone()).await.unwrap();
+        source.send(&address, |send| send.bandwidth_bytes_per_sec = 256 << 20).await.unwrap();
+        next.watch_state(MigrationState::Ready).await;
+        source.watch_state(MigrationState::Ready).await;
+        source.read_console().await;
+        std::mem::swap(&mut source.console, &mut next.console);
+        next.resolve(MigrationVerdict::Commit, hop + 1).await.unwrap();
+        source.resolve(MigrationVerdict::Superseded, hop + 1).await.unwrap();
+        assert!(source.ended().await.success());
+        let report = next.beats(5).await;
+        assert_eq!((report.boots, report.heartbeats_lost, report.memory_errors), (1, 0, 0));
+        source = next;
+    }
+    assert_eq!(source.status().await.epoch, 4);
 }

@@ -87,6 +87,10 @@ impl Control {
     /// The connection to interrupt when a verdict comes.
     pub(crate) fn attach(&self, socket: &TcpStream) -> std::io::Result<()> {
         *lock(&self.socket) = Some(socket.try_clone()?);
+        // One that came before found nothing to interrupt.
+        if self.verdict().is_some() {
+            socket.shutdown(Shutdown::Both)?;
+        }
         Ok(())
     }
 
