@@ -99,6 +99,46 @@ async fn a_boot_that_is_refused_leaves_nothing_half_done() {
     vmm.beats(3).await;
 }
 
+/// The probe guest, but for an entry where nothing is mapped and no way to handle the fault.
+fn image_that_ends_at_once() -> Vec<u8> {
+    const OWNER: &[u8] = b"Ballast\0";
+    let mut image = ballast_guest::IMAGE.to_vec();
+    let owner = image.windows(OWNER.len()).position(|window| window == OWNER).unwrap();
+    let mut set = |word: usize, value: u64| {
+        let at = owner + OWNER.len() + 8 * word;
+        image[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    };
+    set(1, 0x7fff_ffff_f000); // entry
+    set(6, 0); // limit of the IDT
+    image
+}
+
+#[tokio::test]
+async fn a_guest_that_ends_by_itself_is_stopped_and_can_be_asked_why() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    std::fs::write(lab.path("guest"), image_that_ends_at_once()).unwrap();
+    let mut vmm = lab.vmm("a").await;
+    let mut spec = lab.spec(32, &quick());
+    spec.vcpus = 2;
+    vmm.boot(spec).await.unwrap();
+    let end = std::time::Instant::now() + process::PATIENCE;
+    while vmm.state().await != VmState::Stopped {
+        assert!(std::time::Instant::now() < end, "{:?}", vmm.status().await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let detail = vmm.status().await.detail;
+    assert!(detail.contains("vCPU 0"), "{detail}");
+    let sent = vmm.send("127.0.0.1:1", |_| {}).await;
+    check_refused(sent, RefusalCode::WrongState, "Stopped");
+    vmm.client.resume(v1::ResumeRequest {}).await.unwrap();
+    assert_eq!(vmm.state().await, VmState::Stopped, "it stays where it is");
+    vmm.client.shutdown(v1::ShutdownRequest {}).await.unwrap();
+    assert!(vmm.ended().await.success());
+}
+
 #[tokio::test]
 async fn a_shutdown_is_answered_and_then_carried_out() {
     if !have_kvm() {
