@@ -125,6 +125,9 @@ fn quick_controller() -> toml::Table {
         [balance]
         interval_ms = 1000
         cooldown_ms = 20000
+        // Slow enough to be watched.
+        [migration]
+        bandwidth_bytes_per_sec = 40000000
     }
 }
 

@@ -221,4 +221,55 @@ mod tests {
         assert!(clip.contains("ab") && !clip.contains('c') && !clip.contains('x'), "{clip:?}");
         assert!(clip.starts_with('\u{1b}') && clip.ends_with('m'), "{clip:?}");
     }
+
+    #[test]
+    fn hosts_and_migrations_are_one_line_each() {
+        use ballast_proto::v1;
+        let resources =
+            |cpu, mib: u64| v1::Resources { cpu_millicores: cpu, memory_bytes: mib << 20 };
+        let host = v1::HostStatus {
+            description: Some(v1::HostDescription {
+                host: "host-1".into(),
+                capacity: Some(resources(600, 1024)),
+                ..v1::HostDescription::default()
+            }),
+            demand: Some(resources(840, 512)),
+            state: v1::HostState::Draining.into(),
+            known: true,
+            vms: vec!["demo-01".into()],
+            ..v1::HostStatus::default()
+        };
+        let migration = v1::Migration {
+            vm: "demo-01".into(),
+            from: "host-1".into(),
+            to: "host-2".into(),
+            phase: "transferring".into(),
+            progress: Some(v1::MigrationProgress {
+                rounds: 1,
+                bytes_sent: 16 << 20,
+                bytes_remaining: 16 << 20,
+                bytes_total: 64 << 20,
+                ..v1::MigrationProgress::default()
+            }),
+            ..v1::Migration::default()
+        };
+        let look = Look {
+            hosts: vec![host],
+            migrations: vec![migration],
+            status: v1::ClusterStatus { imbalance: 0.5, ..v1::ClusterStatus::default() },
+        };
+        assert_eq!(
+            host_lines(&look, false),
+            [
+                "host-1   CPU ████████████████████████  140%  memory ████████████░░░░░░░░░░░░  50%   1 VMs  draining"
+            ]
+        );
+        assert_eq!(
+            migration_lines(&look),
+            [
+                "  demo-01  host-1 → host-2  ██████████████████░░░░░░  75%  transferring, round 1, 16.0 MiB sent"
+            ]
+        );
+        assert_eq!(imbalance_line(&look), "imbalance 0.500, 1 migrations running");
+    }
 }
