@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod store;
+pub mod telemetry;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
