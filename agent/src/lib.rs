@@ -145,7 +145,7 @@ impl Agent {
     /// Whatever keeps it from working: the driver, the state directory, the addresses.
     pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Self, Refusal> {
         let capacity = capacity(&config)?;
-        let driver = make_driver(&config)?;
+        let driver = make_driver(&config).await?;
         let readiness = Readiness::waiting_for(&[READY_REGISTERED, READY_DRIVER]);
         let metrics = Metrics::new(config.vm_metrics)?;
         let state = StateDir::open(&config.state_dir)?;
@@ -232,10 +232,12 @@ fn capacity(config: &Config) -> Result<Resources, Refusal> {
     }
 }
 
-fn make_driver(config: &Config) -> Result<Arc<dyn Driver>, Refusal> {
+async fn make_driver(config: &Config) -> Result<Arc<dyn Driver>, Refusal> {
     Ok(match config.driver {
         DriverChoice::Sim => Arc::new(driver::sim::SimDriver::new(config.link)),
-        DriverChoice::Kvm => Arc::new(driver::kvm::KvmDriver::new(config.vmm_binary.as_deref())?),
+        DriverChoice::Kvm => {
+            Arc::new(driver::kvm::KvmDriver::new(config.vmm_binary.as_deref()).await?)
+        }
     })
 }
 

@@ -143,23 +143,6 @@ pub fn process_io(io: &str) -> Option<Traffic> {
     Some(Traffic { inward: field("read_bytes:")?, outward: field("write_bytes:")? })
 }
 
-/// Vendor, family, model and a hash of the flags of the first CPU in `/proc/cpuinfo`.
-pub fn cpu_model(cpuinfo: &str) -> Option<String> {
-    let first = cpuinfo.split("\n\n").next()?;
-    let field = |name: &str| {
-        first.lines().take(64).find_map(|line| {
-            let (key, value) = line.split_once(':')?;
-            (key.trim() == name).then(|| value.trim())
-        })
-    };
-    let (vendor, family, model) = (field("vendor_id")?, field("cpu family")?, field("model")?);
-    // FNV-1a: the same on every host and in every version.
-    let hash = field("flags")?.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    Some(format!("{vendor}-{family}-{model}-{hash:016x}"))
-}
-
 /// `after - before` per second of `time`; zero when a counter went backwards.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // float-to-int casts saturate
 pub fn per_second(before: u64, after: u64, time: Duration) -> u64 {
@@ -231,16 +214,6 @@ mod tests {
         let text = "rchar: 9\nwchar: 9\nread_bytes: 4096\nwrite_bytes: 8192\n";
         assert_eq!(process_io(text), Some(Traffic { inward: 4096, outward: 8192 }));
         assert_eq!(process_io("rchar: 9\n"), None);
-    }
-
-    #[test]
-    fn cpuinfo() {
-        let text = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 106\n\
-            model name\t: X\nflags\t\t: fpu vme\n\nprocessor\t: 1\nvendor_id\t: Other\n";
-        let model = cpu_model(text).unwrap();
-        assert!(model.starts_with("GenuineIntel-6-106-"), "{model}");
-        assert_ne!(cpu_model(&text.replace("vme", "avx")).unwrap(), model);
-        assert_eq!(cpu_model("processor: 0\n"), None);
     }
 
     #[test]

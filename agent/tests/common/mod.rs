@@ -163,12 +163,16 @@ impl RegistryService for Stub {
 
 pub fn config_text(host: &str, dir: &Path, controller: SocketAddr, driver: &str) -> String {
     let dir = dir.join(host);
+    // The kvm driver's program: an example of this package, so built with its tests.
+    let deps = std::env::current_exe().unwrap();
+    let vmm = deps.parent().unwrap().parent().unwrap().join("examples/vmm");
     format!(
         "host = \"{host}\"\nlisten = \"127.0.0.1:0\"\nhttp_listen = \"127.0.0.1:0\"\n\
          controller = \"http://{controller}\"\nstate_dir = \"{}\"\ndriver = \"{driver}\"\n\
          migration_address = \"127.0.0.1\"\nlink = \"1Gbit/s\"\n\
-         [capacity]\ncpu = \"1\"\nmemory = \"512MiB\"\n",
-        dir.display()
+         vmm_binary = \"{}\"\n[capacity]\ncpu = \"1\"\nmemory = \"512MiB\"\n",
+        dir.display(),
+        vmm.display()
     )
 }
 

@@ -129,8 +129,8 @@ async fn monitor(shared: Arc<Shared>) {
     let mut stream: Option<Streaming<MigrationStatus>> = None;
     loop {
         tokio::select! {
+            // News before the end: a process says how its migration ended, then ends.
             biased;
-            () = shared.process.ended() => break,
             status = next(&mut stream) => match status {
                 Some(status) => {
                     let before = shared.view.borrow().migration.as_ref().map(|m| m.state);
@@ -142,6 +142,7 @@ async fn monitor(shared: Arc<Shared>) {
                 }
                 None => stream = None,
             },
+            () = shared.process.ended() => break,
             () = shared.look.notified() => look(&shared).await,
             () = tokio::time::sleep(LOOK_INTERVAL) => look(&shared).await,
         }

@@ -7,6 +7,7 @@
 
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,6 @@ use tracing::{info, warn};
 use self::machine::KvmMachine;
 use self::process::Process;
 use super::{Driver, Machine, ProcessId};
-use crate::load::{proc, sampler};
 use crate::vm::dir::VmDir;
 
 mod client;
@@ -30,6 +30,8 @@ const VMM: &str = "ballast-vmm";
 /// `KVM_GET_API_VERSION` (linux/kvm.h), and the only answer it ever had.
 const KVM_GET_API_VERSION: libc::c_ulong = 0xAE00;
 const KVM_API_VERSION: libc::c_int = 12;
+/// The longest CPU model that is taken from a VMM.
+const CPU_MODEL_BYTES_MAX: usize = 256;
 /// How long a process may take to answer on its socket after it was started.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -45,17 +47,11 @@ impl KvmDriver {
     ///
     /// # Errors
     /// `HostFailure` when KVM or the program cannot be used.
-    pub fn new(vmm: Option<&Path>) -> Result<Self, Refusal> {
+    pub async fn new(vmm: Option<&Path>) -> Result<Self, Refusal> {
         check_kvm()?;
-        let cpuinfo = sampler::read_proc("cpuinfo");
-        let cpu_model = cpuinfo.as_deref().and_then(proc::cpu_model).ok_or_else(|| {
-            Refusal::new(
-                RefusalCode::HostFailure,
-                "/proc/cpuinfo does not say vendor, family, model and flags",
-                "run the kvm driver on x86-64 with /proc mounted",
-            )
-        })?;
-        Ok(Self { vmm: find_vmm(vmm)?, cpu_model })
+        let vmm = find_vmm(vmm)?;
+        let cpu_model = ask_cpu_model(&vmm).await?;
+        Ok(Self { vmm, cpu_model })
     }
 }
 
@@ -137,6 +133,29 @@ fn check_kvm() -> Result<(), Refusal> {
     } else {
         Err(unusable(format!("its API version is {version}, not {KVM_API_VERSION}")))
     }
+}
+
+/// The VMM knows which CPU its guests see.
+async fn ask_cpu_model(vmm: &Path) -> Result<String, Refusal> {
+    let failed = |why: String| {
+        Refusal::new(
+            RefusalCode::HostFailure,
+            format!("{} --cpu-model failed: {why}", vmm.display()),
+            "check that vmm_binary is ballast-vmm, of the agent's own version",
+        )
+    };
+    let mut command = tokio::process::Command::new(vmm);
+    command.arg("--cpu-model").stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(START_TIMEOUT, command.output())
+        .await
+        .map_err(|_| failed(format!("no answer in {START_TIMEOUT:?}")))?
+        .map_err(|error| failed(error.to_string()))?;
+    let model = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if !output.status.success() || model.is_empty() || model.len() > CPU_MODEL_BYTES_MAX {
+        let words = String::from_utf8_lossy(&output.stderr);
+        return Err(failed(format!("{}: {:.200}", output.status, words.trim())));
+    }
+    Ok(model)
 }
 
 fn find_vmm(configured: Option<&Path>) -> Result<PathBuf, Refusal> {
