@@ -316,7 +316,7 @@ impl VmmService for Api {
         let verdict = verdict(&request)?;
         let id = migration_id(&request.migration, "migration").map_err(refuse)?;
         let control = self.vm.migration(id).map_err(refuse)?;
-        self.vm.resolve(&control, verdict).map_err(refuse)?;
+        control.resolve(verdict).map_err(refuse)?;
         // Answers when it has been carried out.
         let _ = control.watch().wait_for(control::Status::has_ended).await;
         let state = self.vm.snapshot().state;

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::machine::Machine;
-use crate::migration::control::{Control, Verdict};
+use crate::migration::control::Control;
 use crate::migration::framing::Hello;
 use crate::migration::{destination, source};
 use crate::sample::{Load, Sampler};
@@ -296,11 +296,6 @@ impl Vm {
                 "check the migration's id",
             )
         })
-    }
-
-    /// Hands the verdict on; see [`Control::resolve`].
-    pub(crate) fn resolve(&self, control: &Control, verdict: Verdict) -> Result<(), Refusal> {
-        control.resolve(verdict)
     }
 
     /// Load since the call before; zero while there is no guest.
