@@ -15,11 +15,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ballast_model::{Refusal, RefusalCode};
+use ballast_model::Refusal;
 use serde::Deserialize;
 
 use super::Store;
 use super::embedded::EmbeddedStore;
+use super::etcd::EtcdStore;
 
 /// The `[store]` table of the controller's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -44,11 +45,7 @@ pub enum StoreConfig {
 pub async fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, Refusal> {
     match config {
         StoreConfig::Embedded { path } => Ok(Arc::new(EmbeddedStore::open(path).await?)),
-        StoreConfig::Etcd { .. } => Err(Refusal::new(
-            RefusalCode::Unsupported,
-            "this build cannot talk to etcd",
-            "configure the embedded store",
-        )),
+        StoreConfig::Etcd { endpoints } => Ok(Arc::new(EtcdStore::open(endpoints).await?)),
     }
 }
 

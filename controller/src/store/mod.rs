@@ -14,10 +14,14 @@
 //! | [`config`] | which store to use, from the configuration file; [`open`] |
 //! | [`keys`] | every key Ballast writes, one function per kind |
 //! | [`embedded`] | the store in a file |
+//! | [`etcd`] | the store in an etcd cluster |
+//! | [`etcd_process`] | an etcd of our own, for demonstrations and tests |
 //! | [`leader`] | which of several controllers acts |
 
 pub mod config;
 pub mod embedded;
+pub mod etcd;
+pub mod etcd_process;
 pub mod keys;
 pub mod leader;
 

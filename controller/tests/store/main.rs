@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // this whole crate is tests
 
 mod embedded;
+mod etcd;
 #[path = "../support/faulty.rs"]
 mod faulty;
 mod leader;
