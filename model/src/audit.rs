@@ -132,6 +132,8 @@ pub mod action {
     pub const MIGRATION_CANCEL: &str = "migration.cancel";
     /// A recommended plan is applied.
     pub const PLAN_APPLY: &str = "plan.apply";
+    /// How much the balancer may do is set.
+    pub const AUTOMATION_SET: &str = "automation.set";
 }
 
 impl AuditEntry {
