@@ -1,0 +1,244 @@
+//! The point of no return and what excludes it.
+//!
+//! A commit and an abort both compare the revision the migration's record was
+//! read at, so exactly one of them happens (decision 0003).
+
+use ballast_model::audit::action;
+use ballast_model::{
+    Epoch, HostId, MigrationId, MigrationOutcome, MigrationPhase, ReasonTrail, Refusal,
+    RefusalCode, VmId,
+};
+use ballast_proto::v1::MigrationVerdict;
+
+use crate::controller::Controller;
+use crate::journal::{Act, outcome_of};
+use crate::now;
+use crate::state::{MigrationRecord, Versioned, json, unchanged};
+use crate::store::{Transaction, keys};
+
+/// Looks at the record and tries again this often when somebody else was first.
+const TRIES_MAX: usize = 5;
+
+/// What a destination asks for.
+#[derive(Debug, Clone)]
+pub struct CommitAsked {
+    /// The migration.
+    pub migration: MigrationId,
+    /// Its VM.
+    pub vm: VmId,
+    /// The host that asks.
+    pub host: HostId,
+    /// The source's epoch, as the destination knows it.
+    pub source_epoch: Epoch,
+}
+
+impl Controller {
+    /// Hands the VM to the destination. Idempotent: asked again by the same host it grants the same epoch.
+    ///
+    /// # Errors
+    /// `Unavailable`: ask again. `NotFound`, `InvalidArgument`, `WrongState`, `Conflict`: the
+    /// destination must discard its copy.
+    pub async fn commit_migration(&self, asked: &CommitAsked) -> Result<Epoch, Refusal> {
+        self.leading()?;
+        for _ in 0..TRIES_MAX {
+            let record = self.repository.known_migration(asked.migration).await?;
+            let migration = &record.value.migration;
+            let matches = migration.vm == asked.vm
+                && migration.to == asked.host
+                && migration.source_epoch == asked.source_epoch;
+            if !matches {
+                return Err(Refusal::new(
+                    RefusalCode::InvalidArgument,
+                    format!(
+                        "migration {} is another than host {} asks for",
+                        migration.id, asked.host
+                    ),
+                    "discard the copy",
+                ));
+            }
+            match &migration.phase {
+                MigrationPhase::Committed { epoch } => return Ok(*epoch),
+                MigrationPhase::Ended { outcome: MigrationOutcome::Completed } => {
+                    return Ok(migration.source_epoch.next());
+                }
+                MigrationPhase::Transferring { .. } => {}
+                phase => {
+                    return Err(Refusal::new(
+                        RefusalCode::WrongState,
+                        format!("migration {} is {phase} and can no longer commit", migration.id),
+                        "discard the copy",
+                    ));
+                }
+            }
+            match self.hand_over(&record).await {
+                Err(refusal) if refusal.code == RefusalCode::Conflict => {}
+                answer => return answer,
+            }
+        }
+        Err(Refusal::new(
+            RefusalCode::Unavailable,
+            format!("the record of migration {} changes all the time", asked.migration),
+            "ask again",
+        ))
+    }
+
+    /// The one transaction that moves the ownership.
+    async fn hand_over(&self, record: &Versioned<MigrationRecord>) -> Result<Epoch, Refusal> {
+        let migration = &record.value.migration;
+        let vm = self.repository.known_vm(&migration.vm).await?;
+        let owner = &vm.owner.value;
+        if owner.host != migration.from || owner.epoch != migration.source_epoch {
+            return Err(Refusal::new(
+                RefusalCode::StaleEpoch,
+                format!(
+                    "VM {} belongs to host {} at {}, no longer to {} at {}",
+                    migration.vm, owner.host, owner.epoch, migration.from, migration.source_epoch
+                ),
+                "discard the copy",
+            ));
+        }
+        let owner = owner.handed_to(migration.to.clone());
+        let mut committed = record.value.clone();
+        committed.migration.phase = MigrationPhase::Committed { epoch: owner.epoch };
+        committed.migration.updated_at = now();
+        if let Some(driver) = self.driver(migration.id) {
+            committed.migration.progress = driver.progress();
+        }
+        let (key, owner_key) = (keys::migration(migration.id), keys::vm_owner(&migration.vm));
+        let transaction = Transaction::when(unchanged(key.clone(), record.revision))
+            .and(unchanged(owner_key.clone(), vm.owner.revision))
+            .put(key, json(&committed))
+            .put(owner_key, json(&owner));
+        self.repository.transact(transaction).await?;
+        tracing::info!(
+            migration = %migration.id, vm = %migration.vm, host = %owner.host, epoch = %owner.epoch,
+            "committed: the destination owns the VM"
+        );
+        self.notify_driver(migration.id);
+        Ok(owner.epoch)
+    }
+
+    /// What the record says to a side that asks.
+    ///
+    /// # Errors
+    /// `Unavailable`: ask again.
+    pub async fn query_migration(
+        &self,
+        migration: MigrationId,
+        vm: &VmId,
+        host: &HostId,
+    ) -> Result<(MigrationVerdict, Epoch), Refusal> {
+        self.leading()?;
+        let Some(record) = self.repository.migration(migration).await? else {
+            return self.query_owner(vm, host).await;
+        };
+        let migration = record.value.migration;
+        let granted = migration.source_epoch.next();
+        Ok(match migration.phase {
+            MigrationPhase::Preparing | MigrationPhase::Transferring { .. } => {
+                (MigrationVerdict::Pending, migration.source_epoch)
+            }
+            MigrationPhase::Committed { .. }
+            | MigrationPhase::Ended { outcome: MigrationOutcome::Completed } => {
+                let arrived = *host == migration.to;
+                (
+                    if arrived { MigrationVerdict::Commit } else { MigrationVerdict::Superseded },
+                    granted,
+                )
+            }
+            MigrationPhase::Aborting { .. } => (MigrationVerdict::Abort, migration.source_epoch),
+            // It may have failed before the commit or after it: the owner record knows.
+            MigrationPhase::Ended { .. } => return self.query_owner(vm, host).await,
+        })
+    }
+
+    async fn query_owner(
+        &self,
+        vm: &VmId,
+        host: &HostId,
+    ) -> Result<(MigrationVerdict, Epoch), Refusal> {
+        let owner = self.repository.vm(vm).await?.map(|vm| vm.owner.value);
+        Ok(match owner {
+            // To the source: go on.
+            Some(owner) if owner.host == *host => (MigrationVerdict::Abort, owner.epoch),
+            Some(owner) => (MigrationVerdict::Superseded, owner.epoch),
+            None => (MigrationVerdict::Superseded, Epoch(0)),
+        })
+    }
+
+    /// Writes `Aborting`, which forbids a commit from then on. Answers with the phase the record has
+    /// afterwards: another one than `Aborting` means that it came too late.
+    ///
+    /// # Errors
+    /// `NotFound`, or `Unavailable` when the store does not answer.
+    pub(crate) async fn abort_migration(
+        &self,
+        id: MigrationId,
+        why: &str,
+        cancelled: bool,
+    ) -> Result<MigrationPhase, Refusal> {
+        for _ in 0..TRIES_MAX {
+            let record = self.repository.known_migration(id).await?;
+            if !record.value.migration.phase.is_before_commit() {
+                return Ok(record.value.migration.phase);
+            }
+            let mut aborting = record.value;
+            let phase = MigrationPhase::Aborting { why: why.to_owned(), cancelled };
+            aborting.migration.phase = phase.clone();
+            aborting.migration.updated_at = now();
+            if let Some(driver) = self.driver(id) {
+                aborting.migration.progress = driver.progress();
+            }
+            let key = keys::migration(id);
+            let transaction = Transaction::when(unchanged(key.clone(), record.revision))
+                .put(key, json(&aborting));
+            match self.repository.transact(transaction).await {
+                Ok(_) => {
+                    tracing::warn!(migration = %id, %why, "a migration is aborted");
+                    self.notify_driver(id);
+                    return Ok(phase);
+                }
+                Err(refusal) if refusal.code == RefusalCode::Conflict => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Err(Refusal::new(
+            RefusalCode::Unavailable,
+            format!("the record of migration {id} changes all the time"),
+            "try again",
+        ))
+    }
+
+    /// Cancels a migration at an operator's word.
+    ///
+    /// # Errors
+    /// `NotFound`; `WrongState` when it has committed or ended; `Unavailable`.
+    pub async fn cancel_migration(
+        &self,
+        id: MigrationId,
+        reasons: ReasonTrail,
+    ) -> Result<(), Refusal> {
+        let too_late = |phase: &MigrationPhase| {
+            Refusal::new(
+                RefusalCode::WrongState,
+                format!("migration {id} is {phase} and can no longer be cancelled"),
+                "let it end; migrate the VM back if it is not to stay there",
+            )
+        };
+        let record = self.repository.known_migration(id).await?.value;
+        if !record.migration.phase.is_before_commit() {
+            return Err(too_late(&record.migration.phase));
+        }
+        let why = reasons.to_string();
+        let act = Act::new(action::MIGRATION_CANCEL, id, reasons).with("vm", &record.migration.vm);
+        let opened = self.journal.open(&act, Transaction::default()).await?;
+        let phase = self.abort_migration(id, &why, true).await;
+        let answer = match phase {
+            Ok(MigrationPhase::Aborting { .. }) => Ok(()),
+            Ok(phase) => Err(too_late(&phase)),
+            Err(refusal) => Err(refusal),
+        };
+        self.journal.close(opened, outcome_of(&answer)).await;
+        answer
+    }
+}

@@ -1,0 +1,229 @@
+//! Inventory and windows become the planner's one input.
+//!
+//! Whether a VM can move at all is decided by [`mobility`], one function for
+//! every workflow; what it answers the planner, the operator's orders and
+//! `vm show` all take from here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ballast_model::rule::RuleKind;
+use ballast_model::snapshot::{Mobility, MoveInFlight, PlacedVm};
+use ballast_model::{
+    ClusterSnapshot, Host, HostId, HostState, MigrationOutcome, MigrationPhase, Resources, Rule,
+    Timestamp, VmId,
+};
+use ballast_proto::v1;
+
+use crate::registry::{Live, VmView};
+use crate::state::{HostRecord, Inventory, VmChange, VmEntry};
+
+/// The rest after a first failed migration; grows with every further failure.
+const FAILURE_REST: Duration = Duration::from_secs(10);
+/// Failures in a row after which the rest grows no more.
+const FAILURES_COUNTED: u32 = 6;
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The balancer: VMs rest after a move.
+    Balance,
+    /// An operator's order: it is up to them.
+    Order,
+}
+
+/// How a VM's last migrations went.
+#[derive(Debug, Clone, Copy)]
+struct Past {
+    ended_at: Timestamp,
+    completed: bool,
+    failures: u32,
+}
+
+/// Builds the snapshot.
+pub fn build(
+    inventory: &Inventory,
+    live: &Live,
+    purpose: Purpose,
+    cooldown: Duration,
+    now: Timestamp,
+) -> ClusterSnapshot {
+    let mut snapshot = ClusterSnapshot::empty(inventory.revision, now);
+    for host in inventory.hosts.values() {
+        snapshot.hosts.insert(host.id.clone(), host_of(host, live));
+    }
+    let past = past(inventory);
+    for (id, vm) in &inventory.vms {
+        let owner = &vm.owner.value.host;
+        let Some(host) = inventory.hosts.get(owner) else { continue };
+        let view = live.vm(id, owner);
+        let spec = &vm.record.value.spec;
+        let rests = match purpose {
+            Purpose::Balance => rest(past.get(id), host.state, cooldown, now),
+            Purpose::Order => None,
+        };
+        let placed = PlacedVm {
+            id: id.clone(),
+            host: owner.clone(),
+            size: spec.size(),
+            demand: view.demand.unwrap_or_else(|| Resources::new(spec.size().cpu, spec.memory)),
+            dirty_rate: view.dirty_rate,
+            automation: spec.automation,
+            mobility: mobility(vm, &view, purpose, rests),
+        };
+        snapshot.vms.insert(id.clone(), placed);
+    }
+    for record in inventory.running() {
+        let migration = &record.migration;
+        add_flight(&mut snapshot, migration);
+    }
+    for rule in inventory.rules.values() {
+        if let Some(rule) = rule_of_the_present(rule, &snapshot) {
+            snapshot.rules.insert(rule.id.clone(), rule);
+        }
+    }
+    snapshot
+}
+
+/// While a migration runs the VM counts as on its way from source to destination, also after the
+/// commit, when the owner record names the destination already: its memory is held at both.
+fn add_flight(snapshot: &mut ClusterSnapshot, migration: &ballast_model::Migration) {
+    let Some(vm) = snapshot.vms.get_mut(&migration.vm) else { return };
+    if !snapshot.hosts.contains_key(&migration.from) || !snapshot.hosts.contains_key(&migration.to)
+    {
+        return;
+    }
+    vm.host = migration.from.clone();
+    snapshot.migrations.push(MoveInFlight {
+        id: migration.id,
+        vm: migration.vm.clone(),
+        from: migration.from.clone(),
+        to: migration.to.clone(),
+    });
+}
+
+fn host_of(host: &HostRecord, live: &Live) -> Host {
+    Host {
+        id: host.id.clone(),
+        capacity: host.capacity,
+        state: host.state,
+        telemetry: live.host(&host.id).telemetry,
+        link: host.link,
+        labels: host.labels.clone(),
+    }
+}
+
+/// Whether a VM can move at all, and if not, why not and what would change that.
+pub fn mobility(
+    vm: &VmEntry,
+    view: &VmView,
+    purpose: Purpose,
+    rests: Option<(String, String)>,
+) -> Mobility {
+    let fixed =
+        |reason: String, remedy: &str| Mobility::Fixed { reason, remedy: remedy.to_owned() };
+    match &vm.record.value.change {
+        VmChange::Creating => {
+            return fixed("it is being created".into(), "wait until it runs");
+        }
+        VmChange::Removing => {
+            return fixed("it is being removed".into(), "nothing: it will be gone");
+        }
+        VmChange::Moving { .. } | VmChange::Settled => {}
+    }
+    let host = &vm.owner.value.host;
+    match &view.status {
+        Some(status) if status.state == i32::from(v1::VmState::Running) => {}
+        Some(status) => {
+            let state = v1::VmState::try_from(status.state).unwrap_or_default();
+            let state = state.as_str_name().trim_start_matches("VM_STATE_").to_lowercase();
+            return fixed(
+                format!("it is {state} on host {host} {}", status.detail).trim_end().to_owned(),
+                "remove it and create it again, or bring it to run",
+            );
+        }
+        None if view.host_reports => {
+            return fixed(
+                format!("host {host}, which owns it, does not have it"),
+                "check the host, then remove the VM and create it again",
+            );
+        }
+        None => {
+            return fixed(
+                format!("host {host} has not reported yet"),
+                "check that its agent runs and reports",
+            );
+        }
+    }
+    if purpose == Purpose::Balance && view.demand.is_none() {
+        return fixed("there are too few samples of its load".into(), "wait for more reports");
+    }
+    match rests {
+        Some((reason, remedy)) => Mobility::Fixed { reason, remedy },
+        None => Mobility::Movable,
+    }
+}
+
+/// Whether the VM rests after a move, whoever moved it, or after failed attempts. A drain does
+/// not wait for the rest after a move.
+fn rest(
+    past: Option<&Past>,
+    host: HostState,
+    cooldown: Duration,
+    now: Timestamp,
+) -> Option<(String, String)> {
+    let past = past?;
+    let (length, after) = if past.completed {
+        let cooldown = if host == HostState::Draining { Duration::ZERO } else { cooldown };
+        (cooldown, "it was moved")
+    } else {
+        let times = past.failures.min(FAILURES_COUNTED);
+        (FAILURE_REST * times, "its last migration failed")
+    };
+    let until = past.ended_at.plus(length);
+    (until > now).then(|| {
+        let since = now.since(past.ended_at).as_secs();
+        (
+            format!("{after} {since} s ago and rests"),
+            format!("wait {} s, or migrate it by hand", until.since(now).as_secs() + 1),
+        )
+    })
+}
+
+fn past(inventory: &Inventory) -> BTreeMap<&VmId, Past> {
+    let mut past: BTreeMap<&VmId, Past> = BTreeMap::new();
+    for record in &inventory.migrations {
+        let MigrationPhase::Ended { outcome } = &record.migration.phase else { continue };
+        let before = past.get(&record.migration.vm).map_or(0, |past| past.failures);
+        let (completed, failures) = match outcome {
+            MigrationOutcome::Completed => (true, 0),
+            MigrationOutcome::Failed { .. } => (false, before.saturating_add(1)),
+            // Somebody did not want it to move now.
+            MigrationOutcome::Cancelled { .. } => (true, before),
+        };
+        let ended_at = record.migration.updated_at;
+        past.insert(&record.migration.vm, Past { ended_at, completed, failures });
+    }
+    past
+}
+
+/// The rule as far as it concerns VMs and hosts that exist; `None` when it concerns nothing.
+fn rule_of_the_present(rule: &Rule, snapshot: &ClusterSnapshot) -> Option<Rule> {
+    let there = |vms: &BTreeSet<VmId>| -> BTreeSet<VmId> {
+        vms.iter().filter(|vm| snapshot.vms.contains_key(*vm)).cloned().collect()
+    };
+    let kind = match &rule.kind {
+        RuleKind::AntiAffinity { vms } => {
+            let vms = there(vms);
+            (vms.len() > 1).then_some(RuleKind::AntiAffinity { vms })?
+        }
+        RuleKind::VmHost { vms, hosts, strength } => {
+            let vms = there(vms);
+            let known = |host: &&HostId| snapshot.hosts.contains_key(*host);
+            let hosts: BTreeSet<HostId> = hosts.iter().filter(known).cloned().collect();
+            let concerns = !vms.is_empty() && !hosts.is_empty();
+            concerns.then_some(RuleKind::VmHost { vms, hosts, strength: *strength })?
+        }
+    };
+    Some(Rule { id: rule.id.clone(), revision: rule.revision, kind })
+}

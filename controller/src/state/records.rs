@@ -1,0 +1,114 @@
+//! What stands under each key of the store, beside the model's own records.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ballast_model::plan::StepCause;
+use ballast_model::vm::Automation;
+use ballast_model::{
+    Bytes, BytesPerSec, ClusterSnapshot, HostId, HostState, Migration, MigrationId, PlanId,
+    Planning, ReasonTrail, Resources, Timestamp, VmSpec,
+};
+use serde::{Deserialize, Serialize};
+
+/// A host: `hosts/<host>`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostRecord {
+    /// Its name.
+    pub id: HostId,
+    /// `ip:port` of its agent.
+    pub endpoint: String,
+    /// `DriverKind` as its protocol number.
+    pub driver: i32,
+    /// What it offers to VMs.
+    pub capacity: Resources,
+    /// The rate at which it can send or receive a migration.
+    pub link: BytesPerSec,
+    /// Free-form labels.
+    pub labels: BTreeMap<String, String>,
+    /// The agent's version.
+    pub version: String,
+    /// What must match for a VM to move here; empty for sim.
+    pub cpu_model: String,
+    /// What an operator lets it do.
+    pub state: HostState,
+    /// Why it drains, while it does.
+    #[serde(default)]
+    pub drain: ReasonTrail,
+}
+
+/// A VM: `vms/<vm>/spec`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmRecord {
+    /// What its owner asked for.
+    pub spec: VmSpec,
+    /// What is being done to it.
+    pub change: VmChange,
+}
+
+/// What is being done to a VM. One thing at a time: each starts by compare-and-swap from `Settled`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "change", deny_unknown_fields)]
+pub enum VmChange {
+    /// Nothing.
+    Settled,
+    /// It is being created.
+    Creating,
+    /// It is being removed.
+    Removing,
+    /// It is being migrated.
+    Moving {
+        /// By this migration.
+        migration: MigrationId,
+    },
+}
+
+/// A migration with what only the controller needs: `migrations/<id>`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrationRecord {
+    /// The migration.
+    pub migration: Migration,
+    /// Why, as the planner sorts it; absent for an operator's order.
+    pub cause: Option<StepCause>,
+    /// What the planner expected of it.
+    pub predicted: Option<Predicted>,
+    /// The cluster's imbalance when it began.
+    pub imbalance_before: f64,
+}
+
+/// What the planner expected of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Predicted {
+    /// By how much the imbalance falls.
+    pub gain: f64,
+    /// Bytes on the wire.
+    pub bytes: Bytes,
+    /// From start to end.
+    pub duration: Duration,
+}
+
+/// A plan shown to operators: `plans/<plan>`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanRecord {
+    /// Its id.
+    pub id: PlanId,
+    /// When it was made.
+    pub at: Timestamp,
+    /// Plan and report.
+    pub planning: Planning,
+    /// What it was made from.
+    pub snapshot: ClusterSnapshot,
+}
+
+/// Cluster-wide settings: `settings`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// How much the balancer may do, once an operator said so.
+    pub automation: Option<Automation>,
+}
