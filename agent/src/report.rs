@@ -87,7 +87,7 @@ impl Reporter {
     fn registered(&self, answer: &RegisterResponse) {
         let (least, most) = INTERVAL_RANGE;
         let interval = Duration::from_millis(answer.report_interval_ms.into()).clamp(least, most);
-        self.interval.send_replace(interval);
+        self.interval.send_if_modified(|present| std::mem::replace(present, interval) != interval);
         self.metrics.registrations.inc();
         self.metrics.registered.set(1);
         self.readiness.met(READY_REGISTERED);

@@ -42,7 +42,7 @@ async fn an_agent_registers_and_reports() {
 async fn a_controller_that_comes_back_is_registered_with_again() {
     let dir = tempfile::tempdir().unwrap();
     let stub = Stub::start(Mood::Grant).await;
-    let mut agent = Running::start(config("a", dir.path(), stub.address, "sim")).await;
+    let mut agent = Running::start(config("back-again", dir.path(), stub.address, "sim")).await;
     create(&mut agent.client, vm("web-1"), 5).await;
     stub.until(|heard| !heard.reports.is_empty()).await;
     stub.stop.cancel();
@@ -59,7 +59,7 @@ async fn a_controller_that_comes_back_is_registered_with_again() {
         .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(again));
     tokio::spawn(server);
     fresh.until(|heard| heard.registrations.iter().any(|r| r.vms.len() == 1)).await;
-    fresh.until(|heard| heard.reports.get("a").is_some_and(|r| r[0].sequence == 1)).await;
+    fresh.until(|heard| heard.reports.get("back-again").is_some_and(|r| r[0].sequence == 1)).await;
     assert_eq!(list(&mut agent.client).await[0].state(), VmState::Running);
     agent.end().await;
 }

@@ -82,7 +82,9 @@ impl Stub {
     /// Until it has heard that.
     pub async fn until(&self, mut heard: impl FnMut(&Heard) -> bool) {
         let mut watch = self.heard.subscribe();
-        tokio::time::timeout(PATIENCE, watch.wait_for(|h| heard(h))).await.unwrap().unwrap();
+        if tokio::time::timeout(PATIENCE, watch.wait_for(|h| heard(h))).await.is_err() {
+            panic!("the controller never heard that, but: {:?}", self.heard.borrow());
+        }
     }
 }
 

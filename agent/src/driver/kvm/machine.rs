@@ -156,7 +156,7 @@ async fn monitor(shared: Arc<Shared>) {
     shared.change(|view| {
         view.alive = false;
         view.state = VmState::Stopped;
-        view.detail = format!("the process has ended: {detail}");
+        view.detail = format!("the process has ended; the last line of its log: {detail}");
     });
 }
 
