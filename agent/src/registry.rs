@@ -5,17 +5,26 @@
 //! Nothing here can end a VM because the controller does not answer: only an
 //! answer of the controller itself decides.
 
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ballast_model::{Epoch, HostId, MigrationId, Refusal, RefusalCode, VmId};
 use ballast_proto::error::from_status;
 use ballast_proto::v1::registry_service_client::RegistryServiceClient;
 use ballast_proto::v1::{CommitMigrationRequest, MigrationVerdict, QueryMigrationRequest};
-use tonic::transport::{Channel, Endpoint};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint, Uri};
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
 
+/// For one connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Where an address names no port.
+const HTTP_PORT: u16 = 80;
 /// For one question.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The source asks calmly: the controller pushes the answer, too.
@@ -24,6 +33,7 @@ const QUERY_INTERVAL: Duration = Duration::from_millis(500);
 /// A client of the controller's RegistryService.
 #[derive(Debug, Clone)]
 pub struct Registry {
+    endpoint: Endpoint,
     channel: Channel,
     host: HostId,
     controller: String,
@@ -53,18 +63,57 @@ impl Registry {
                 "write it as \"http://ip:port\"",
             )
         })?;
-        let channel = endpoint
-            .connect_timeout(Duration::from_secs(2))
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(Duration::from_secs(5))
             .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true)
-            .tcp_nodelay(true)
-            .connect_lazy();
-        Ok(Self { channel, host, controller: format!("controller at {controller}") })
+            .tcp_nodelay(true);
+        let channel = endpoint.connect_lazy();
+        let controller = format!("controller at {controller}");
+        Ok(Self { endpoint, channel, host, controller })
     }
 
-    /// The client, for registering and reporting.
-    pub fn client(&self) -> RegistryServiceClient<Channel> {
+    /// A client for registering and reporting over one connection, which is not made again when it
+    /// breaks: who registered with one controller must not report to the next, which does not know it.
+    ///
+    /// # Errors
+    /// `Unavailable` when there is no connection.
+    pub async fn session(&self) -> Result<RegistryServiceClient<Channel>, Refusal> {
+        let once = Arc::new(AtomicBool::new(true));
+        let connector = tower::service_fn(move |address: Uri| {
+            let first = once.swap(false, Ordering::Relaxed);
+            async move {
+                if !first {
+                    return Err(io::Error::other("the connection is over"));
+                }
+                let host = address.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+                let port = address.port_u16().unwrap_or(HTTP_PORT);
+                let stream = TcpStream::connect((host, port)).await?;
+                stream.set_nodelay(true)?;
+                Ok(TokioIo::new(stream))
+            }
+        });
+        let connect = self.endpoint.connect_with_connector(connector);
+        let failed = |why: String| {
+            Refusal::new(
+                RefusalCode::Unavailable,
+                format!("cannot connect to the {}: {why}", self.controller),
+                "check that it runs and can be reached",
+            )
+        };
+        match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
+            Ok(Ok(channel)) => Ok(RegistryServiceClient::new(channel)),
+            Ok(Err(error)) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                Err(failed(cause.unwrap_or_else(|| error.to_string())))
+            }
+            Err(_) => Err(failed(format!("no answer in {CONNECT_TIMEOUT:?}"))),
+        }
+    }
+
+    /// A client for single questions.
+    fn client(&self) -> RegistryServiceClient<Channel> {
         RegistryServiceClient::new(self.channel.clone())
     }
 

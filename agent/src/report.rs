@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use ballast_model::Refusal;
 use ballast_proto::error::from_status;
+use ballast_proto::v1::registry_service_client::RegistryServiceClient;
 use ballast_proto::v1::{
     HostDescription, HostLoad, LoadReport, RegisterRequest, RegisterResponse, VmStatus,
 };
 use ballast_service::http::Readiness;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::READY_REGISTERED;
@@ -29,6 +31,8 @@ const INTERVAL_RANGE: (Duration, Duration) = (Duration::from_millis(50), Duratio
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Reports that may wait for a slow controller; then the newest are dropped.
 const REPORTS_WAITING_MAX: usize = 4;
+
+type Client = RegistryServiceClient<Channel>;
 
 /// Registers and reports.
 pub struct Reporter {
@@ -54,10 +58,10 @@ impl Reporter {
         let mut pause = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         loop {
             let ended = match self.register().await {
-                Ok(answer) => {
+                Ok((client, answer)) => {
                     pause.reset();
                     self.registered(&answer);
-                    self.report().await
+                    self.report(client).await
                 }
                 Err(refusal) => refusal,
             };
@@ -68,13 +72,13 @@ impl Reporter {
         }
     }
 
-    async fn register(&self) -> Result<RegisterResponse, Refusal> {
+    async fn register(&self) -> Result<(Client, RegisterResponse), Refusal> {
+        let mut client = self.registry.session().await?;
         let vms = self.host.vms().iter().map(|(vm, view)| view.status(vm)).collect();
         let message = RegisterRequest { host: Some(self.description.clone()), vms };
-        let mut client = self.registry.client();
         let answer = tokio::time::timeout(REGISTER_TIMEOUT, client.register(message)).await;
         match answer {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Ok(answer)) => Ok((client, answer.into_inner())),
             Ok(Err(status)) => Err(from_status(&status, self.registry.name())),
             Err(_) => Err(Refusal::new(
                 ballast_model::RefusalCode::Timeout,
@@ -95,9 +99,8 @@ impl Reporter {
     }
 
     /// Reports each observation until the stream ends. Why it ended.
-    async fn report(&mut self) -> Refusal {
+    async fn report(&mut self, mut client: Client) -> Refusal {
         let (reports, queue) = mpsc::channel(REPORTS_WAITING_MAX);
-        let mut client = self.registry.client();
         let mut stream = std::pin::pin!(client.report_load(ReceiverStream::new(queue)));
         self.observations.mark_changed();
         let mut sequence = 0;
