@@ -15,7 +15,6 @@
 //! death of this process, leaves the same to the [guard](guard), only harder.
 
 mod config;
-mod etcd;
 pub mod guard;
 mod process;
 
@@ -23,6 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ballast_controller::store::etcd_process::EtcdProcess;
 use ballast_model::{HostId, Refusal, RefusalCode, Resources};
 use ballast_proto::v1;
 use tempfile::TempDir;
@@ -67,7 +67,7 @@ pub struct Cluster {
     url: String,
     controller: Process,
     agents: Vec<Process>,
-    etcd: Option<Process>,
+    etcd: Option<EtcdProcess>,
     guard: Guard,
     dir: TempDir,
 }
@@ -95,7 +95,7 @@ impl Cluster {
         })?;
         let guard = Guard::start(dir.path())?;
         let etcd = match options.store {
-            StoreKind::Etcd => Some(etcd::start(dir.path()).await?),
+            StoreKind::Etcd => Some(start_etcd(dir.path().join("state")).await?),
             StoreKind::Embedded => None,
         };
         let grpc = free_address(Ipv4Addr::LOCALHOST)?;
@@ -104,7 +104,7 @@ impl Cluster {
             dir.path(),
             grpc,
             free_address(Ipv4Addr::LOCALHOST)?,
-            etcd.as_ref().map(|etcd| etcd.1.as_str()),
+            etcd.as_ref().map(EtcdProcess::endpoint).as_deref(),
             &options.controller_config,
         )?;
         let mut controller = Process::new(
@@ -131,7 +131,6 @@ impl Cluster {
             agent.spawn()?;
             agents.push(agent);
         }
-        let etcd = etcd.map(|etcd| etcd.0);
         let mut cluster = Self { url, controller, agents, etcd, guard, dir };
         cluster.wait_ready().await?;
         Ok(cluster)
@@ -234,10 +233,7 @@ impl Cluster {
         }
         self.controller.ask_to_end();
         self.controller.end_by(Instant::now() + END_LIMIT).await;
-        if let Some(etcd) = &mut self.etcd {
-            etcd.ask_to_end();
-            etcd.end_by(Instant::now() + END_LIMIT).await;
-        }
+        drop(self.etcd.take());
         let swept = guard::sweep(self.dir.path());
         self.guard.release();
         let dir = self.dir.path().display().to_string();
@@ -251,11 +247,10 @@ impl Cluster {
         deleted.and(swept)
     }
 
-    /// Leaves everything running for good, and the directory in place.
+    /// Leaves everything running for good, and the directory in place. An etcd ends with this process all the same.
     pub fn keep(mut self) -> PathBuf {
         self.guard.release();
         self.agents.iter_mut().for_each(Process::release);
-        self.etcd.iter_mut().for_each(Process::release);
         self.controller.release();
         self.dir.disable_cleanup(true);
         self.dir.path().to_owned()
@@ -263,7 +258,7 @@ impl Cluster {
 
     /// The process ids of all daemons, e.g. to tell how to end a kept cluster.
     pub fn pids(&self) -> Vec<u32> {
-        let all = self.agents.iter().chain([&self.controller]).chain(&self.etcd);
+        let all = self.agents.iter().chain([&self.controller]);
         all.filter_map(Process::pid).collect()
     }
 
@@ -332,6 +327,15 @@ impl Cluster {
             tokio::time::sleep(POLL).await;
         }
     }
+}
+
+/// Starts etcd without holding up the runtime.
+async fn start_etcd(dir: PathBuf) -> Result<EtcdProcess, Refusal> {
+    let started = tokio::task::spawn_blocking(move || EtcdProcess::start(&dir)).await;
+    started.unwrap_or_else(|error| {
+        let reason = format!("starting etcd failed: {error}");
+        Err(Refusal::new(RefusalCode::Internal, reason, "report a defect"))
+    })
 }
 
 fn no_such_host(index: usize) -> Refusal {

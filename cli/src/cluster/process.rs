@@ -20,7 +20,7 @@ const TAIL_BYTES: u64 = 4096;
 pub(super) struct Process {
     name: String,
     program: PathBuf,
-    args: Vec<std::ffi::OsString>,
+    config: PathBuf,
     log: PathBuf,
     log_level: String,
     child: Option<Child>,
@@ -35,22 +35,10 @@ impl Process {
         config: &Path,
         log_level: &str,
     ) -> Self {
-        let args = vec!["--config".into(), config.into()];
-        Self::other(dir, dir.join("bin").join(program), args, name, log_level)
-    }
-
-    /// Any other program with its log in `dir`, not yet started.
-    pub(super) fn other(
-        dir: &Path,
-        program: PathBuf,
-        args: Vec<std::ffi::OsString>,
-        name: &str,
-        log_level: &str,
-    ) -> Self {
         Self {
             name: name.to_owned(),
-            program,
-            args,
+            program: dir.join("bin").join(program),
+            config: config.to_owned(),
             log: dir.join("log").join(format!("{name}.log")),
             log_level: log_level.to_owned(),
             child: None,
@@ -71,7 +59,8 @@ impl Process {
         let start = || -> std::io::Result<Child> {
             let log = File::options().create(true).append(true).open(&self.log)?;
             Command::new(&self.program)
-                .args(&self.args)
+                .arg("--config")
+                .arg(&self.config)
                 .env("RUST_LOG", &self.log_level)
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)

@@ -61,7 +61,7 @@ async fn list(context: &Context) -> Result<(), Refusal> {
         ("CPU DEMAND", Align::Right),
         ("OF", Align::Right),
         ("CPU%", Align::Right),
-        ("MEMORY", Align::Right),
+        ("MEM DEMAND", Align::Right),
         ("OF", Align::Right),
         ("MEM%", Align::Right),
         ("REPORT", Align::Right),
@@ -126,7 +126,7 @@ async fn show(context: &Context, id: &HostId) -> Result<(), Refusal> {
             ),
         ),
         (
-            "memory of VMs",
+            "memory demand of VMs",
             of(
                 bytes(demand.memory_bytes),
                 bytes(capacity.memory_bytes),

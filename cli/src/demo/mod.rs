@@ -37,6 +37,13 @@ const HOSTS: usize = 4;
 /// # Errors
 /// What went wrong, missed expectations included, after everything was cleaned up.
 pub(crate) async fn run(args: DemoArgs) -> Result<(), Refusal> {
+    if args.keep && args.store == DemoStore::Etcd {
+        return Err(Refusal::new(
+            RefusalCode::InvalidArgument,
+            "the demo's etcd ends with the demo, so its cluster cannot be kept",
+            "leave out --keep, or use --store embedded",
+        ));
+    }
     let mut view = View::new(args.json);
     let interrupted = interruption()?;
     tokio::pin!(interrupted);
@@ -188,7 +195,7 @@ fn keep(cluster: Cluster, view: &mut View) {
     let url = cluster.url().to_owned();
     let pids: Vec<String> = cluster.pids().iter().map(u32::to_string).collect();
     let dir = cluster.keep();
-    view.text(&format!(
+    view.verbatim(&format!(
         "\nThe cluster goes on; its files are in {dir}.\n\
          use it:  export BALLAST_CONTROLLER={url}; ballast host ls\n\
          end it:  ballast vm ls -o json | jq -r '.[].vm' | xargs ballast vm rm; \

@@ -1,5 +1,6 @@
 //! The demo's story: pile up, level, drain, ask the guests. Straight-line; every wait has a bound.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use ballast_model::{Millicores, Planning, Ratio, Refusal, RefusalCode};
@@ -24,7 +25,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 const GUESTS_LIMIT: Duration = Duration::from_secs(15);
 /// The share of the load the VMs were told to make that must have been measured.
 const MEASURED_MIN: Ratio = Ratio::new(0.7);
-/// A measured load counts as settled when it changes by less than this share between looks this far apart.
+/// A measured load counts as settled when every look in this time is within this share of their median.
 const SETTLED_CHANGE_MAX: f64 = 0.05;
 const SETTLED_EVERY: Duration = Duration::from_secs(2);
 /// The load is level when this many plans in a row have no step.
@@ -43,6 +44,8 @@ pub(super) struct Scenario<'a> {
     consoles: Option<Consoles>,
     consoles_last: Instant,
     begun: Instant,
+    /// Memory of each VM.
+    sizes: BTreeMap<String, u64>,
 }
 
 /// What the run was told.
@@ -74,6 +77,7 @@ pub(super) async fn run(
         consoles: setting.has_guests.then(|| Consoles::new(vms)),
         consoles_last: Instant::now(),
         begun: setting.begun,
+        sizes: setting.load.vms.iter().map(|vm| (vm.id.to_string(), vm.memory.get())).collect(),
     };
     scenario.pile_up(setting).await?;
     let before = scenario.measure(setting).await?;
@@ -105,18 +109,19 @@ impl Scenario<'_> {
         self.view.phase("waiting until their load is measured");
         let deadline = Instant::now() + MEASURE_LIMIT;
         let expected = setting.load.cpu.scaled(MEASURED_MIN);
-        let mut settled = (Instant::now(), 0.0);
+        let (mut since, mut seen) = (Instant::now(), Vec::new());
         loop {
             let look = self.look().await?;
             let measured = demand(&look);
-            let now = look.status.imbalance;
-            if settled.0.elapsed() >= SETTLED_EVERY {
-                let change = (now - settled.1).abs();
-                if measured >= expected && change < SETTLED_CHANGE_MAX * now {
+            seen.push(look.status.imbalance);
+            if since.elapsed() >= SETTLED_EVERY {
+                let now = median(&mut seen);
+                let settled = seen.iter().all(|one| (one - now).abs() < SETTLED_CHANGE_MAX * now);
+                if measured >= expected && settled {
                     self.view.line(&format!("measured: {measured} CPU, imbalance {now:.3}"));
                     return Ok(now);
                 }
-                settled = (Instant::now(), now);
+                (since, seen) = (Instant::now(), Vec::new());
             }
             pause(deadline, || {
                 format!("only {measured} of {} CPU were measured", setting.load.cpu)
@@ -125,22 +130,27 @@ impl Scenario<'_> {
         }
     }
 
-    /// Lets the balancer work until it has nothing left to do; answers with the imbalance.
+    /// Lets the balancer work until it has nothing left to do; answers with the imbalance, the
+    /// median over the looks since its last move, because one look may catch a load in between.
     async fn level(&mut self) -> Result<f64, Refusal> {
         self.view.phase("the balancer may act: automation full");
         self.set_automation(v1::Automation::Full, "let the balancer level the load").await?;
         let deadline = Instant::now() + LEVEL_LIMIT;
-        let (mut empty, mut asked) = (0, Instant::now());
+        let (mut empty, mut asked, mut seen) = (0, Instant::now(), Vec::new());
         loop {
             let look = self.look().await?;
+            seen.push(look.status.imbalance);
             if look.running().next().is_some() {
                 empty = 0;
             } else if asked.elapsed() >= PLAN_EVERY {
                 asked = Instant::now();
                 empty = if self.plan_is_empty().await? { empty + 1 } else { 0 };
             }
+            if empty == 0 {
+                seen.clear();
+            }
             if empty >= EMPTY_PLANS {
-                let now = look.status.imbalance;
+                let now = median(&mut seen);
                 self.view.line(&format!("level: nothing left to move, imbalance {now:.3}"));
                 return Ok(now);
             }
@@ -151,7 +161,8 @@ impl Scenario<'_> {
     /// Empties the host with the most VMs, as for maintenance; answers with its name.
     async fn drain(&mut self) -> Result<String, Refusal> {
         let look = self.look().await?;
-        let fullest = look.hosts.iter().rev().max_by_key(|host| host.vms.len());
+        // Of several, the last: the first one has just been relieved.
+        let fullest = look.hosts.iter().max_by_key(|host| host.vms.len());
         let host = fullest.map(name).unwrap_or_default().to_owned();
         self.view.phase(&format!("draining {host} as for maintenance"));
         let actor = self.actor.because("as for maintenance");
@@ -231,7 +242,7 @@ impl Scenario<'_> {
 
     /// One look: shown, compared with the last one, and the consoles read when it is time.
     async fn look(&mut self) -> Result<Look, Refusal> {
-        let look = Look::take(&self.client).await?;
+        let look = Look::take(&self.client, &self.sizes).await?;
         for line in self.tracker.changes(&look) {
             self.view.line(&line);
         }
@@ -264,6 +275,12 @@ impl Scenario<'_> {
         let request = v1::SetAutomationRequest { level: level.into(), actor };
         self.client.set_automation(request).await.map(drop)
     }
+}
+
+/// The middle value; sorts them. Zero when there is none.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 /// What all VMs together would use.

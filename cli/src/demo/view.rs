@@ -46,17 +46,34 @@ impl View {
         self.bars_last = None;
     }
 
-    /// Something that happened.
+    /// Something that happened. On a terminal it takes one row.
     pub(super) fn line(&mut self, text: &str) {
         self.erase();
-        let _ = writeln!(self.out, "[{:>6.1}s] {text}", self.start.elapsed().as_secs_f64());
+        let line = format!("[{:>6.1}s] {text}", self.start.elapsed().as_secs_f64());
+        let line = self.columns().map_or(line.clone(), |columns| clipped(&line, columns));
+        let _ = writeln!(self.out, "{line}");
         let _ = self.out.flush();
     }
 
-    /// Text that stands by itself, e.g. the summary.
-    pub(super) fn text(&mut self, text: &str) {
+    /// The width of the terminal; none where there is no terminal.
+    fn columns(&self) -> Option<usize> {
+        self.live.then(|| usize::from(terminal::size().map_or(80, |size| size.0)))
+    }
+
+    /// Text to be copied, whole however long its lines.
+    pub(super) fn verbatim(&mut self, text: &str) {
         self.erase();
         let _ = self.out.write_all(text.as_bytes());
+        let _ = self.out.flush();
+    }
+
+    /// Text that stands by itself, e.g. the summary. On a terminal each line takes one row.
+    pub(super) fn text(&mut self, text: &str) {
+        self.erase();
+        for line in text.lines() {
+            let line = self.columns().map_or(line.to_owned(), |columns| clipped(line, columns));
+            let _ = writeln!(self.out, "{line}");
+        }
         let _ = self.out.flush();
     }
 
@@ -74,7 +91,8 @@ impl View {
     }
 
     fn draw(&mut self, look: &Look) {
-        let (columns, rows) = terminal::size().unwrap_or((80, 24));
+        let rows = terminal::size().map_or(24, |size| size.1);
+        let columns = self.columns().unwrap_or(80);
         let mut lines = host_lines(look, true);
         lines.push(imbalance_line(look));
         lines.extend(migration_lines(look));
@@ -82,7 +100,7 @@ impl View {
         self.erase();
         let _ = queue!(self.out, cursor::Hide);
         for line in &lines {
-            let _ = writeln!(self.out, "{}", clipped(line, usize::from(columns)));
+            let _ = writeln!(self.out, "{}", clipped(line, columns));
         }
         self.drawn = u16::try_from(lines.len()).unwrap_or(0);
         let _ = self.out.flush();
@@ -114,7 +132,8 @@ fn host_lines(look: &Look, colour: bool) -> Vec<String> {
         let capacity = host.description.as_ref().and_then(|host| host.capacity).unwrap_or_default();
         let demand = host.demand.unwrap_or_default();
         let cpu = share(demand.cpu_millicores, capacity.cpu_millicores);
-        let memory = share(demand.memory_bytes, capacity.memory_bytes);
+        let memory = look.memory.get(name(host)).copied().unwrap_or_default();
+        let memory = share(memory, capacity.memory_bytes);
         let state = match (host.known, host.state()) {
             (false, _) => "  unknown",
             (true, ballast_proto::v1::HostState::Draining) => "  draining",
@@ -184,7 +203,7 @@ fn coloured(bar: String, share: f64, colour: bool) -> String {
 
 /// The line cut at the terminal's edge, so that it takes one row. Escape sequences take no room.
 fn clipped(line: &str, columns: usize) -> String {
-    let mut text = String::new();
+    let mut text = String::with_capacity(line.len());
     let mut room = columns;
     let mut escape = false;
     for c in line.chars() {
@@ -233,7 +252,7 @@ mod tests {
                 capacity: Some(resources(600, 1024)),
                 ..v1::HostDescription::default()
             }),
-            demand: Some(resources(840, 512)),
+            demand: Some(resources(840, 100)),
             state: v1::HostState::Draining.into(),
             known: true,
             vms: vec!["demo-01".into()],
@@ -257,6 +276,7 @@ mod tests {
             hosts: vec![host],
             migrations: vec![migration],
             status: v1::ClusterStatus { imbalance: 0.5, ..v1::ClusterStatus::default() },
+            memory: [("host-1".to_owned(), 512 << 20)].into(),
         };
         assert_eq!(
             host_lines(&look, false),

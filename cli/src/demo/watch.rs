@@ -22,11 +22,16 @@ pub(super) struct Look {
     /// Newest first.
     pub(super) migrations: Vec<v1::Migration>,
     pub(super) status: v1::ClusterStatus,
+    /// Memory of the VMs on each host: their size, which is what must fit.
+    pub(super) memory: BTreeMap<String, u64>,
 }
 
 impl Look {
-    /// Asks the controller.
-    pub(super) async fn take(client: &Client) -> Result<Self, Refusal> {
+    /// Asks the controller; `sizes` is the memory of each VM.
+    pub(super) async fn take(
+        client: &Client,
+        sizes: &BTreeMap<String, u64>,
+    ) -> Result<Self, Refusal> {
         let migrations =
             v1::ListMigrationsRequest { vm: String::new(), running: false, limit: 1000 };
         let (hosts, migrations, status) = tokio::try_join!(
@@ -36,7 +41,9 @@ impl Look {
         )?;
         let mut hosts = hosts.hosts;
         hosts.sort_by(|a, b| name(a).cmp(name(b)));
-        Ok(Self { hosts, migrations: migrations.migrations, status })
+        let size = |host: &v1::HostStatus| host.vms.iter().filter_map(|vm| sizes.get(vm)).sum();
+        let memory = hosts.iter().map(|host| (name(host).to_owned(), size(host))).collect();
+        Ok(Self { hosts, migrations: migrations.migrations, status, memory })
     }
 
     pub(super) fn running(&self) -> impl Iterator<Item = &v1::Migration> {

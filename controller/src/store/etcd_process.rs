@@ -161,6 +161,7 @@ fn launch(dir: &Path, client: SocketAddr, peer: SocketAddr) -> Result<Child, Ref
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
         .args(["--initial-cluster", &format!("ballast={peer}")])
         .args(["--auto-compaction-mode", "revision", "--auto-compaction-retention", "10000"])
+        .process_group(0) // a Ctrl-C on the terminal is for us, who know in which order to end things
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log);
