@@ -7,4 +7,5 @@ mod etcd;
 #[path = "../support/faulty.rs"]
 mod faulty;
 mod leader;
+mod random;
 mod suite;

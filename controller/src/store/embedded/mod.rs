@@ -465,3 +465,6 @@ impl Store for EmbeddedStore {
         Arc::clone(&self.inner).run(job).await
     }
 }
+
+#[cfg(test)]
+mod tests;
