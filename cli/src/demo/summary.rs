@@ -211,10 +211,11 @@ pub(super) fn text(findings: &Findings<'_>, figures: &Figures) -> String {
             (
                 "downtime",
                 format!(
-                    "median {:.1} ms, longest {:.1} ms; longest stall a guest noticed {:.0} ms",
-                    figures.downtime_ms_p50, figures.downtime_ms_max, figures.guest_stall_ms_max
+                    "median {:.1} ms, longest {:.1} ms",
+                    figures.downtime_ms_p50, figures.downtime_ms_max
                 ),
             ),
+            ("guests", findings.guests.map_or_else(String::new, |_| guests_in_short(figures))),
             (
                 "drained",
                 format!("{} has {} VMs left", figures.drained_host, figures.drained_host_vms)
@@ -224,6 +225,16 @@ pub(super) fn text(findings: &Findings<'_>, figures: &Figures) -> String {
         ])
     );
     text
+}
+
+fn guests_in_short(figures: &Figures) -> String {
+    format!(
+        "{} memory errors, {} of {} heartbeats lost, longest stall noticed {:.0} ms",
+        figures.guest_memory_errors,
+        figures.heartbeats_lost,
+        figures.heartbeats + figures.heartbeats_lost,
+        figures.guest_stall_ms_max
+    )
 }
 
 fn migrations(look: &super::watch::Look) -> Table {

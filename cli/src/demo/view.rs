@@ -153,12 +153,15 @@ fn host_lines(look: &Look, colour: bool) -> Vec<String> {
 }
 
 fn imbalance_line(look: &Look) -> String {
-    let running = look.running().count();
+    let running = match look.running().count() {
+        1 => "1 migration".to_owned(),
+        count => format!("{count} migrations"),
+    };
     let paused = match look.status.paused_because.as_str() {
         "" => String::new(),
         why => format!("; the balancer has paused itself: {why}"),
     };
-    format!("imbalance {:.3}, {running} migrations running{paused}", look.status.imbalance)
+    format!("imbalance {:.3}, {running} running{paused}", look.status.imbalance)
 }
 
 fn migration_lines(look: &Look) -> Vec<String> {
@@ -204,7 +207,8 @@ fn coloured(bar: String, share: f64, colour: bool) -> String {
 /// The line cut at the terminal's edge, so that it takes one row. Escape sequences take no room.
 fn clipped(line: &str, columns: usize) -> String {
     let mut text = String::with_capacity(line.len());
-    let mut room = columns;
+    let visible = visible_chars(line);
+    let mut room = if visible > columns { columns.saturating_sub(1) } else { columns };
     let mut escape = false;
     for c in line.chars() {
         if c == '\u{1b}' {
@@ -216,9 +220,25 @@ fn clipped(line: &str, columns: usize) -> String {
         } else if room > 0 {
             text.push(c);
             room -= 1;
+            if room == 0 && visible > columns {
+                text.push('…');
+            }
         }
     }
     text
+}
+
+/// Characters that take room: all but escape sequences.
+fn visible_chars(line: &str) -> usize {
+    let mut escape = false;
+    line.chars()
+        .filter(|c| {
+            let starts = *c == '\u{1b}';
+            let hidden = escape || starts;
+            escape = hidden && (starts || !c.is_ascii_alphabetic());
+            !hidden
+        })
+        .count()
 }
 
 #[cfg(test)]
@@ -237,8 +257,9 @@ mod tests {
     fn a_clipped_line_keeps_its_escape_sequences() {
         let line = format!("{}x", "abc".with(Color::Red));
         let clip = clipped(&line, 2);
-        assert!(clip.contains("ab") && !clip.contains('c') && !clip.contains('x'), "{clip:?}");
+        assert!(clip.contains("a…") && !clip.contains('b') && !clip.contains('x'), "{clip:?}");
         assert!(clip.starts_with('\u{1b}') && clip.ends_with('m'), "{clip:?}");
+        assert_eq!(clipped(&line, 4), line);
     }
 
     #[test]
@@ -290,6 +311,6 @@ mod tests {
                 "  demo-01  host-1 → host-2  ██████████████████░░░░░░  75%  transferring, round 1, 16.0 MiB sent"
             ]
         );
-        assert_eq!(imbalance_line(&look), "imbalance 0.500, 1 migrations running");
+        assert_eq!(imbalance_line(&look), "imbalance 0.500, 1 migration running");
     }
 }
