@@ -28,7 +28,7 @@ impl Actor {
         let name = ["SUDO_USER", "USER", "LOGNAME"]
             .iter()
             .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
-            .unwrap_or_else(|| format!("uid-{}", rustix::process::getuid().as_raw()));
+            .unwrap_or_else(|| user_name(rustix::process::getuid().as_raw()));
         Self { who: format!("operator:{name}"), why }
     }
 
@@ -157,6 +157,17 @@ impl Client {
     }
 }
 
+/// The user's name by /etc/passwd, else the number.
+fn user_name(uid: u32) -> String {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let named = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    named.unwrap_or_else(|| format!("uid-{uid}"))
+}
+
 /// The innermost cause, which says most.
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
@@ -164,4 +175,15 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_have_names_where_the_machine_knows_them() {
+        assert_eq!(user_name(0), "root");
+        assert_eq!(user_name(u32::MAX - 7), format!("uid-{}", u32::MAX - 7));
+    }
 }

@@ -256,12 +256,6 @@ impl Cluster {
         self.dir.path().to_owned()
     }
 
-    /// The process ids of all daemons, e.g. to tell how to end a kept cluster.
-    pub fn pids(&self) -> Vec<u32> {
-        let all = self.agents.iter().chain([&self.controller]);
-        all.filter_map(Process::pid).collect()
-    }
-
     fn agent(&mut self, index: usize) -> Result<&mut Process, Refusal> {
         self.agents.get_mut(index).ok_or_else(|| no_such_host(index))
     }

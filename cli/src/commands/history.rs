@@ -1,5 +1,6 @@
 //! `ballast vm history`: a VM's migrations and what else was done to it, as one story.
 
+use ballast_model::audit::action;
 use ballast_model::{Refusal, RefusalCode, VmId};
 use ballast_proto::v1;
 
@@ -27,11 +28,10 @@ struct Event {
 /// # Errors
 /// `NotFound` when there is no trace of it, and what the controller refuses.
 pub(super) async fn show(context: &Context, vm: &VmId) -> Result<(), Refusal> {
-    let mut events = actions_on(&context.client, vm.as_str())
-        .await?
-        .into_iter()
-        .map(Event::from)
-        .collect::<Vec<_>>();
+    // Migrations come from their own records, which say more.
+    let actions = actions_on(&context.client, vm.as_str()).await?;
+    let other = actions.into_iter().filter(|done| done.action != action::MIGRATION);
+    let mut events: Vec<Event> = other.map(Event::from).collect();
     let request = v1::ListMigrationsRequest { vm: vm.to_string(), running: false, limit: 1000 };
     let migrations = context.client.list_migrations(request).await?.migrations;
     events.extend(migrations.into_iter().map(Event::from));

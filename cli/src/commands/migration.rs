@@ -131,7 +131,7 @@ pub(super) async fn show(context: &Context, id: &str) -> Result<(), Refusal> {
         ("reason", reasons(&migration.reasons)),
         ("created", instant(migration.created_unix_millis)),
         ("updated", instant(migration.updated_unix_millis)),
-        ("memory there", done(&migration)),
+        ("done", done(&migration)),
         ("rounds", progress.rounds.to_string()),
         (
             "sent",

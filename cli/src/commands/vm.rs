@@ -111,7 +111,7 @@ pub(super) fn table(vms: Vec<v1::VmRecord>) -> Table {
         let spec = vm.spec.clone().unwrap_or_default();
         let status = vm.status.clone().unwrap_or_default();
         let load = status.load.unwrap_or_default();
-        let note = match (&status.migration, vm.immobile) {
+        let note = match (view::under_way(&status), vm.immobile) {
             (Some(_), _) => "migrating".to_owned(),
             (None, Some(immobile)) => format!("cannot move: {}", immobile.reason),
             (None, None) => status.detail,
@@ -141,6 +141,7 @@ fn show(context: &Context, vm: v1::VmRecord) -> Result<(), Refusal> {
     let status = vm.status.unwrap_or_default();
     let load = status.load.unwrap_or_default();
     let policy = spec.migration.unwrap_or_default();
+    let migration = view::under_way(&status).unwrap_or_default();
     let immobile = vm.immobile.map(|no| format!("{}; {}", no.reason, no.remedy));
     let mut labels: Vec<_> =
         spec.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -152,7 +153,7 @@ fn show(context: &Context, vm: v1::VmRecord) -> Result<(), Refusal> {
         ("state", state),
         ("detail", status.detail),
         ("cannot move", immobile.unwrap_or_default()),
-        ("migration", status.migration.map(|status| status.migration).unwrap_or_default()),
+        ("migration", migration),
         ("vCPUs", spec.vcpus.to_string()),
         ("memory", bytes(spec.memory_bytes)),
         ("CPU demand", cpu(vm.demand.unwrap_or_default().cpu_millicores)),

@@ -22,7 +22,7 @@ use ballast_model::{Refusal, RefusalCode};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{DemoArgs, DemoDriver, DemoStore};
-use crate::cluster::{Cluster, ClusterOptions, DriverKind, StoreKind};
+use crate::cluster::{Cluster, ClusterOptions, DriverKind, StoreKind, guard};
 use crate::output;
 use load::Load;
 use scenario::Setting;
@@ -193,14 +193,12 @@ fn interruption() -> Result<impl Future<Output = Refusal>, Refusal> {
 
 fn keep(cluster: Cluster, view: &mut View) {
     let url = cluster.url().to_owned();
-    let pids: Vec<String> = cluster.pids().iter().map(u32::to_string).collect();
     let dir = cluster.keep();
     view.verbatim(&format!(
         "\nThe cluster goes on; its files are in {dir}.\n\
          use it:  export BALLAST_CONTROLLER={url}; ballast host ls\n\
-         end it:  ballast vm ls -o json | jq -r '.[].vm' | xargs ballast vm rm; \
-         kill {pids}; rm -r {dir}\n",
+         end it:  {dir}/bin/{guard} {dir} </dev/null\n",
         dir = dir.display(),
-        pids = pids.join(" "),
+        guard = guard::PROGRAM,
     ));
 }

@@ -116,6 +116,7 @@ impl From<v1::VmRecord> for Vm {
         let status = message.status.unwrap_or_default();
         let load = status.load.unwrap_or_default();
         let policy = spec.migration.unwrap_or_default();
+        let migration = under_way(&status);
         Self {
             vm: spec.id,
             host: message.host,
@@ -134,7 +135,7 @@ impl From<v1::VmRecord> for Vm {
             demand: message.demand.unwrap_or_default().into(),
             resident_bytes: load.resident_bytes,
             dirty_bytes_per_sec: load.dirty_bytes_per_sec,
-            migration: status.migration.map(|migration| migration.migration),
+            migration,
             immobile: message.immobile.map(Refusal::from),
         }
     }
@@ -150,6 +151,12 @@ pub(crate) fn vm_state(vm: &v1::VmRecord) -> &'static str {
         Some(v1::VmState::Stopped) => "stopped",
         Some(v1::VmState::Unspecified) | None => "unknown",
     }
+}
+
+/// The migration the VM takes part in; none once it has ended.
+pub(crate) fn under_way(status: &v1::VmStatus) -> Option<String> {
+    let migration = status.migration.as_ref().filter(|migration| !migration.state().is_ended())?;
+    Some(migration.migration.clone())
 }
 
 /// `full`, `partial`, `manual`.

@@ -90,7 +90,7 @@ fn head(sequence: u64, hash: &str) -> Option<AuditHead> {
 fn broken(found: &Break) -> Refusal {
     Refusal::new(
         RefusalCode::HostFailure,
-        format!("the audit trail is broken at {found}"),
+        format!("the audit trail is broken: {found}"),
         "compare with an exported copy, and find out who can write to the store",
     )
 }
