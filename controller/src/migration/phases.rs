@@ -200,10 +200,11 @@ impl Controller {
         destination: &dyn Agent,
     ) -> Result<(), Refusal> {
         let migration = &record.value.migration;
-        let status = find(&migration.vm, destination).await?;
-        let state = status.as_ref().map(|status| (status.epoch, status.state));
-        match state {
-            Some((at, state)) if at == epoch.0 && has_begun(state) => Ok(()),
+        match find(&migration.vm, destination).await? {
+            Some(status) if status.epoch == epoch.0 && has_begun(status.state) => {
+                self.live.vm_seen(&migration.to, &migration.vm, status);
+                Ok(())
+            }
             Some(_) => {
                 let verdict = MigrationVerdict::Commit;
                 destination.resolve(migration.id, &migration.vm, verdict, epoch).await?;

@@ -83,6 +83,11 @@ impl Live {
         })
     }
 
+    /// A VM was seen on `host` otherwise than by a report.
+    pub fn vm_seen(&self, host: &HostId, vm: &VmId, status: v1::VmStatus) {
+        self.windows().vm_seen(host, vm.clone(), status, now());
+    }
+
     /// A host as last heard.
     pub fn host(&self, host: &HostId) -> HostView {
         let windows = self.windows();

@@ -80,6 +80,9 @@ struct HostWindow {
     overhead: Window<Resources>,
     load: Option<HostLoad>,
     statuses: BTreeMap<VmId, VmStatus>,
+    /// What was seen on the host otherwise than by a report, and when: stands until reports that
+    /// were under way at the time have come.
+    seen: BTreeMap<VmId, (Timestamp, VmStatus)>,
     /// CPU time counters of the last report, each with the epoch it was counted under.
     cpu_times: BTreeMap<VmId, (u64, u64)>,
 }
@@ -121,6 +124,7 @@ impl Windows {
             overhead: Window::default(),
             load: None,
             statuses: BTreeMap::new(),
+            seen: BTreeMap::new(),
             cpu_times: BTreeMap::new(),
         };
         self.hosts.insert(host, window);
@@ -131,6 +135,14 @@ impl Windows {
         if let Some(window) = self.hosts.get_mut(host) {
             window.stream = Stream::default();
             window.cpu_times.clear();
+        }
+    }
+
+    /// A VM was seen on `host` otherwise than by a report, e.g. in the answer to its creation.
+    /// Stands for a VM that reports do not name yet.
+    pub fn vm_seen(&mut self, host: &HostId, vm: VmId, status: VmStatus, now: Timestamp) {
+        if let Some(window) = self.hosts.get_mut(host) {
+            window.seen.insert(vm, (now, status));
         }
     }
 
@@ -158,6 +170,10 @@ impl Windows {
         window.overhead.push(now, believed.overhead, self.limits.span);
         window.load = Some(believed.load);
         window.statuses = believed.statuses;
+        let fresh = self.limits.stale_after;
+        window
+            .seen
+            .retain(|vm, (when, _)| now.since(*when) < fresh && !window.statuses.contains_key(vm));
         for (vm, status) in window.statuses.iter().filter(|(_, status)| gate::is_running(status)) {
             if let Some(load) = &status.load {
                 let sample =
@@ -202,9 +218,10 @@ impl Windows {
         self.hosts.get(host)?.heard
     }
 
-    /// What the host said last of the VM, if it named it.
+    /// What the host said last of the VM, or what was seen of it since.
     pub fn status(&self, host: &HostId, vm: &VmId) -> Option<&VmStatus> {
-        self.hosts.get(host)?.statuses.get(vm)
+        let window = self.hosts.get(host)?;
+        window.statuses.get(vm).or_else(|| window.seen.get(vm).map(|(_, status)| status))
     }
 
     /// Every VM the host named last.

@@ -89,6 +89,23 @@ fn a_host_is_known_after_enough_good_reports() {
 }
 
 #[test]
+fn what_was_seen_stands_until_reports_can_know_of_it() {
+    let mut windows = windows(3);
+    let created = VmStatus { vm: "vm-2".to_owned(), epoch: 9, ..VmStatus::default() };
+    windows.vm_seen(&host("a"), vm("vm-2"), created, at(3));
+    let epoch = |windows: &Windows| windows.status(&host("a"), &vm("vm-2")).map(|s| s.epoch);
+    assert_eq!(epoch(&windows), Some(9));
+    for second in 4..=7 {
+        assert_eq!(windows.report(&host("a"), report(second), at(second)), Some(Ok(())));
+    }
+    assert_eq!(epoch(&windows), Some(9), "a report may have been under way");
+    for second in 8..=9 {
+        assert_eq!(windows.report(&host("a"), report(second), at(second)), Some(Ok(())));
+    }
+    assert_eq!(epoch(&windows), None, "reports would name it by now");
+}
+
+#[test]
 fn a_silent_host_becomes_unknown() {
     let windows = windows(3);
     assert!(is_known(&windows, 8));
