@@ -172,20 +172,12 @@ async fn lead(controller: &Arc<Controller>, readiness: &Readiness, shutdown: &Ca
 
 /// Picks up what a predecessor left, then balances until the term ends.
 async fn act(controller: &Arc<Controller>, readiness: &Readiness) {
-    let recover = async {
-        let migrations = controller.pick_up_migrations().await?;
-        controller.repair_vms().await?;
-        Ok::<_, Refusal>(migrations)
-    };
-    let mut recovered = recover.await;
-    while let Err(refusal) = recovered {
+    while let Err(refusal) = controller.recover().await {
         tracing::warn!(%refusal, "cannot pick up what was left; trying again");
         readiness.unmet("store", refusal.to_string());
         tokio::time::sleep(RECOVERY_RETRY).await;
-        recovered = controller.pick_up_migrations().await;
     }
     readiness.met("store");
-    controller.set_recovered(true);
     readiness.met("recovered");
     tracing::info!("this controller leads");
     tokio::join!(Arc::clone(controller).balance(), sweep(controller));
@@ -213,6 +205,18 @@ impl Controller {
         self.journal.begin_term(Audit::new(store, vec![leadership.fence()]));
         self.set_acting(CancellationToken::new());
         self.metrics.leader.set(1);
+    }
+
+    /// Takes up every migration, creation and removal that a predecessor left unfinished. Requests
+    /// are served from then on.
+    ///
+    /// # Errors
+    /// When the store does not answer; to be tried again.
+    pub async fn recover(self: &Arc<Self>) -> Result<(), Refusal> {
+        self.pick_up_migrations().await?;
+        self.repair_vms().await?;
+        self.set_recovered(true);
+        Ok(())
     }
 
     /// It leads no more: everything that acts ends where it is; the next leader goes on from there.

@@ -26,7 +26,7 @@ use crate::store::{Transaction, keys};
 
 /// A transfer may take this many times as long as its memory takes on the link.
 const TRANSFER_TIMES: u32 = 8;
-/// The link rate assumed where neither host says one.
+/// The link rate assumed where neither host nor the configuration says one.
 const LINK_ASSUMED: BytesPerSec = BytesPerSec(50_000_000);
 /// How long one look at a side's figures may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -145,15 +145,11 @@ impl Controller {
     async fn transfer_limit(&self, record: &MigrationRecord) -> Result<Duration, Refusal> {
         let migration = &record.migration;
         let memory = self.repository.known_vm(&migration.vm).await?.record.value.spec.memory;
-        let mut link = LINK_ASSUMED;
-        for host in [&migration.from, &migration.to] {
-            let told = self.repository.known_host(host).await?.value.link;
-            if told > BytesPerSec::ZERO {
-                link = link.min(told);
-            }
-        }
-        let cap = self.config.migration.bandwidth_bytes_per_sec;
-        let link = if cap > 0 { link.min(BytesPerSec(cap)) } else { link };
+        let cap = BytesPerSec(self.config.migration.bandwidth_bytes_per_sec);
+        let from = self.repository.known_host(&migration.from).await?.value.link;
+        let to = self.repository.known_host(&migration.to).await?.value.link;
+        let told = [cap, from, to].into_iter().filter(|rate| *rate > BytesPerSec::ZERO);
+        let link = told.min().unwrap_or(LINK_ASSUMED);
         let once = memory.time_at(link).unwrap_or_default();
         let least = Duration::from_millis(self.config.migration.transfer_timeout_min_ms);
         Ok(least + once * TRANSFER_TIMES)

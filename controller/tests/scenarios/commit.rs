@@ -1,0 +1,112 @@
+//! Exactly one of commit and abort happens.
+
+use ballast_controller::migration::commit::CommitAsked;
+use ballast_controller::store::etcd_process::{EtcdProcess, is_installed};
+use ballast_controller::store::{StoreConfig, open};
+use ballast_model::{Epoch, RefusalCode};
+
+use crate::cluster::{Cluster, eventually, reasons};
+use crate::faults::transferring;
+
+const RACES: usize = 12;
+
+/// The destination asks while an operator cancels.
+async fn race(cluster: &Cluster) {
+    let vm = "a".parse().unwrap();
+    for _ in 0..RACES {
+        cluster.world.set_mute(true);
+        let owner = cluster.controller.repository.known_vm(&vm).await.unwrap().owner.value;
+        let (from, epoch) = (owner.host, owner.epoch);
+        let to = if from.as_str() == "h1" { "h2" } else { "h1" };
+        let id = cluster.migrate("a", to).await.unwrap();
+        eventually("both are ready", || async { cluster.world.runs(&vm).is_empty() }).await;
+        let asked = CommitAsked {
+            migration: id,
+            vm: vm.clone(),
+            host: to.parse().unwrap(),
+            source_epoch: epoch,
+        };
+        let (commit, cancel) = tokio::join!(
+            cluster.controller.commit_migration(&asked),
+            cluster.controller.cancel_migration(id, reasons()),
+        );
+        cluster.world.set_mute(false);
+        assert_ne!(commit.is_ok(), cancel.is_ok(), "{commit:?} {cancel:?}");
+        match commit {
+            Ok(granted) => {
+                assert_eq!(granted, epoch.next());
+                // Asked again, it is the same answer.
+                assert_eq!(cluster.controller.commit_migration(&asked).await.unwrap(), granted);
+                cluster.ended(id).await;
+                assert_eq!(cluster.controller.commit_migration(&asked).await.unwrap(), granted);
+            }
+            Err(refusal) => {
+                assert_eq!(refusal.code, RefusalCode::WrongState, "{refusal}");
+                cluster.ended(id).await;
+                cluster.controller.commit_migration(&asked).await.unwrap_err();
+            }
+        }
+        cluster.settled().await;
+        cluster.report();
+    }
+}
+
+#[tokio::test]
+async fn commit_and_cancel_exclude_each_other() {
+    let cluster = Cluster::start().await;
+    cluster.create("a", "h1").await;
+    race(&cluster).await;
+}
+
+#[tokio::test]
+async fn commit_and_cancel_exclude_each_other_on_etcd() {
+    if !is_installed() {
+        eprintln!("skipped: there is no etcd on this machine");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let etcd =
+        tokio::task::spawn_blocking(move || EtcdProcess::start(&path)).await.unwrap().unwrap();
+    let store = open(&StoreConfig::Etcd { endpoints: vec![etcd.endpoint()] }).await.unwrap();
+    let cluster = Cluster::over(store, |_| {}).await;
+    cluster.create("a", "h1").await;
+    race(&cluster).await;
+}
+
+#[tokio::test]
+async fn a_commit_of_another_host_epoch_or_migration_is_refused() {
+    let cluster = Cluster::start().await;
+    cluster.create("a", "h1").await;
+    cluster.world.set_stuck("a", true);
+    let id = cluster.migrate("a", "h2").await.unwrap();
+    transferring(&cluster, id).await;
+    let epoch = cluster.migration(id).await.source_epoch;
+    let right = CommitAsked {
+        migration: id,
+        vm: "a".parse().unwrap(),
+        host: "h2".parse().unwrap(),
+        source_epoch: epoch,
+    };
+    let wrong = [
+        (
+            CommitAsked { host: "h3".parse().unwrap(), ..right.clone() },
+            RefusalCode::InvalidArgument,
+        ),
+        (CommitAsked { source_epoch: Epoch(1), ..right.clone() }, RefusalCode::InvalidArgument),
+        (
+            CommitAsked {
+                migration: "01890000-0000-7000-8000-000000000000".parse().unwrap(),
+                ..right.clone()
+            },
+            RefusalCode::NotFound,
+        ),
+    ];
+    for (asked, code) in wrong {
+        let refusal = cluster.controller.commit_migration(&asked).await.unwrap_err();
+        assert_eq!(refusal.code, code, "{asked:?}");
+    }
+    cluster.world.set_stuck("a", false);
+    assert_eq!(cluster.ended(id).await.phase.name(), "completed");
+    cluster.settled().await;
+}
