@@ -16,6 +16,7 @@ mod summary;
 mod view;
 mod watch;
 
+use std::os::unix::process::CommandExt;
 use std::time::Instant;
 
 use ballast_model::{Refusal, RefusalCode};
@@ -152,19 +153,31 @@ fn choose_driver(choice: DemoDriver, view: &mut View) -> Result<DriverKind, Refu
         (DemoDriver::Kvm | DemoDriver::Auto, Ok(())) => Ok(DriverKind::Kvm),
         (DemoDriver::Kvm, Err(why)) => Err(Refusal::new(
             RefusalCode::HostFailure,
-            format!("/dev/kvm is not usable: {why}"),
+            format!("VMs cannot be run on this machine: {why}"),
             "load the kvm module and give yourself access to /dev/kvm, or use --driver sim",
         )),
         (DemoDriver::Auto, Err(why)) => {
-            view.line(&format!("/dev/kvm is not usable ({why}): VMs are simulated"));
+            view.line(&format!("VMs are only simulated: {why}"));
             Ok(DriverKind::Sim)
         }
     }
 }
 
-/// Opens `/dev/kvm` as a VMM would.
-fn kvm_usable() -> std::io::Result<()> {
-    std::fs::File::options().read(true).write(true).open("/dev/kvm").map(drop)
+/// Asks the VMM itself, which opens `/dev/kvm` to answer; its one error line says why not.
+fn kvm_usable() -> Result<(), String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let asked = std::process::Command::new(program)
+        .arg0("ballast-vmm")
+        .arg("--cpu-model")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .map_err(|error| error.to_string())?;
+    if asked.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&asked.stderr);
+    let words = words.trim().trim_start_matches("ballast-vmm: ");
+    Err(words.split(';').next().unwrap_or(words).to_owned())
 }
 
 /// Resolves with a refusal on SIGINT, SIGTERM or SIGHUP.
