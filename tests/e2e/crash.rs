@@ -146,14 +146,15 @@ async fn vms_outlive_their_agent_which_adopts_them() {
     }
     let mut test = TestCluster::start(PROGRAM, StoreKind::Embedded).await;
     let mut guest = Guest::create(&test, "probe", "host-1", &busy()).await;
-    let pid = test.record("probe").await.status.expect("it runs").pid;
+    let hosts = test.hosts().await;
+    let pid = async |test: &TestCluster| test.everywhere(&hosts, "probe").await[0].1.pid;
+    let pid_before = pid(&test).await;
     let before = guest.goes_on(&test).await;
     test.cluster.kill_agent(0).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await; // twenty heartbeats that nobody reads
     test.cluster.restart_agent(0).await.unwrap();
     assert_eq!(test.runs_once("probe").await, "host-1");
-    let status = test.record("probe").await.status.expect("it runs");
-    assert_eq!(status.pid, pid, "the same process");
+    assert_eq!(pid(&test).await, pid_before, "the same process");
     let after = guest.goes_on(&test).await;
     assert!(after.heartbeats >= before.heartbeats + 15, "{before:?} {after:?}");
     // And it can be moved.

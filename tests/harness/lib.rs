@@ -8,6 +8,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a panic is a failed test")]
 
 mod guests;
+mod logs;
 mod program;
 
 use std::path::PathBuf;
@@ -53,6 +54,8 @@ pub fn kvm_or_skip(test: &str) -> bool {
 /// A controller that moves nothing by itself, agents, and a connection.
 #[derive(Debug)]
 pub struct TestCluster {
+    /// Dropped before the directory with the logs is.
+    logs: logs::ShownOnPanic,
     /// The processes.
     pub cluster: Cluster,
     /// The operator's connection to the controller; broken while the controller is down.
@@ -73,11 +76,13 @@ impl TestCluster {
         };
         let cluster = Cluster::start(options).await.unwrap_or_else(|refusal| panic!("{refusal}"));
         let client = cluster.client().await.unwrap();
-        Self { cluster, client }
+        let logs = logs::ShownOnPanic::of(cluster.dir());
+        Self { logs, cluster, client }
     }
 
     /// Ends everything; nothing may be left.
     pub async fn stop(self) {
+        drop(self.logs);
         self.cluster.stop().await.unwrap();
     }
 
@@ -91,6 +96,11 @@ impl TestCluster {
         self.cluster.kill_controller().await.unwrap();
         self.cluster.restart_controller().await.unwrap();
         self.client = self.cluster.client().await.unwrap();
+        eventually("the load of every host is known again", async || {
+            let hosts = self.client.list_hosts(v1::ListHostsRequest {}).await.ok()?.hosts;
+            hosts.iter().all(|host| host.known).then_some(())
+        })
+        .await;
     }
 
     /// Sends a signal to the controller, e.g. to stop it and let it go on.
