@@ -46,8 +46,8 @@ pub enum Decision {
     Granted(Epoch),
     /// Source: it is another's, under this epoch.
     Superseded(Epoch),
-    /// It stays where it was.
-    Aborted(Refusal),
+    /// It stays where it was, or comes back there: then under a later epoch than before.
+    Aborted(Refusal, Epoch),
 }
 
 impl Registry {
@@ -149,7 +149,7 @@ impl Registry {
                     let refusal = from_status(&status, &self.controller);
                     if is_own(&status) && decides(refusal.code) {
                         warn!(%migration, %vm, %refusal, "the commit was refused");
-                        return Decision::Aborted(refusal);
+                        return Decision::Aborted(refusal, Epoch(0));
                     }
                     warn!(%migration, %vm, %refusal, "no answer about the commit yet");
                 }
@@ -180,7 +180,9 @@ impl Registry {
                         MigrationVerdict::Superseded if epoch > source_epoch => {
                             return Decision::Superseded(epoch);
                         }
-                        MigrationVerdict::Abort => return Decision::Aborted(called_off(migration)),
+                        MigrationVerdict::Abort => {
+                            return Decision::Aborted(called_off(migration), epoch);
+                        }
                         other => debug!(%migration, %vm, ?other, "not decided yet"),
                     }
                 }
@@ -239,7 +241,7 @@ impl Decision {
         match self {
             Self::Granted(epoch) => (MigrationVerdict::Commit, *epoch),
             Self::Superseded(epoch) => (MigrationVerdict::Superseded, *epoch),
-            Self::Aborted(_) => (MigrationVerdict::Abort, Epoch(0)),
+            Self::Aborted(_, epoch) => (MigrationVerdict::Abort, *epoch),
         }
     }
 }

@@ -5,15 +5,21 @@
 //!
 //! ```text
 //!  Preparing ──▶ Transferring ──▶ Committed ──▶ Ended(Completed)
-//!      │              │                              the source is discarded between the two
-//!      └──────┬───────┘
-//!             ▼
-//!          Aborting ──▶ Ended(Aborted | Failed)      the destination is discarded between the two
+//!      │              │               │               the source is discarded between the two
+//!      └──────┬───────┘               │
+//!             ▼                       │ given back
+//!          Aborting ◀─────────────────┘
+//!             │                                       the destination is discarded between the two
+//!             └──▶ Ended(Cancelled | Failed)
 //! ```
 //!
 //! The step to `Committed` is one store transaction that also hands the owner
 //! record over; it and the step to `Aborting` compare the record's revision, so
 //! exactly one of them happens.
+//!
+//! Committed is given back (owner record to the source, epoch + 1, `Aborting`,
+//! again in one transaction) only when the destination's copy is gone and
+//! certainly never ran, while the source still holds its own.
 
 use std::fmt;
 use std::time::Duration;

@@ -13,6 +13,7 @@
 //! | [`state`] | saving and loading everything but memory |
 //! | [`migration`] | from one process to another while the guest runs |
 //! | [`sample`] | the VM's load |
+//! | [`unrun`] | the proof that an incoming VM never ran here |
 //! | [`boot`] | from a kernel image to the first instruction |
 //! | [`codec`] | bytes and values |
 //!
@@ -31,6 +32,7 @@ mod migration;
 mod process;
 mod sample;
 mod state;
+mod unrun;
 mod vcpu;
 mod vm;
 

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::Api;
 use crate::kvm;
 use crate::kvm::cpuid::CpuModel;
+use crate::unrun::UnrunMark;
 use crate::vm::Vm;
 
 const PROGRAM: &str = "ballast-vmm";
@@ -113,7 +114,7 @@ async fn serve(socket: &Path, id: VmId) -> Result<(), Refusal> {
     })?;
     let listener = bind(socket)?;
     tracing::info!(vm = %id, socket = %socket.display(), "ready");
-    let vm = Arc::new(Vm::new(id, quit.clone()));
+    let vm = Arc::new(Vm::new(id, UnrunMark::beside(socket), quit.clone()));
     let served = tonic::transport::Server::builder()
         .add_service(VmmServiceServer::new(Api::new(Arc::clone(&vm))))
         .serve_with_incoming_shutdown(

@@ -27,6 +27,7 @@ use crate::migration::control::Control;
 use crate::migration::framing::Hello;
 use crate::migration::{destination, source};
 use crate::sample::{Load, Sampler};
+use crate::unrun::UnrunMark;
 use crate::vcpu::OnEnd;
 
 /// The VM of this process.
@@ -35,6 +36,7 @@ pub(crate) struct Vm {
     id: VmId,
     owned: Mutex<Owned>,
     sampler: Mutex<Sampler>,
+    unrun: UnrunMark,
     /// Cancelled when the process has nothing left to do.
     quit: CancellationToken,
 }
@@ -114,9 +116,9 @@ impl Owned {
 }
 
 impl Vm {
-    pub(crate) fn new(id: VmId, quit: CancellationToken) -> Self {
+    pub(crate) fn new(id: VmId, unrun: UnrunMark, quit: CancellationToken) -> Self {
         let owned = Owned { spec: None, epoch: Epoch(0), stage: Stage::Created, migration: None };
-        Self { id, owned: Mutex::new(owned), sampler: Mutex::default(), quit }
+        Self { id, owned: Mutex::new(owned), sampler: Mutex::default(), unrun, quit }
     }
 
     pub(crate) fn id(&self) -> &VmId {
@@ -159,7 +161,10 @@ impl Vm {
         source_epoch: Epoch,
         migration: MigrationId,
     ) -> Result<Arc<Control>, Refusal> {
-        let machine = self.build(&spec, |spec| Machine::empty(spec, &on_end()))?;
+        let machine = self.build(&spec, |spec| {
+            self.unrun.set()?;
+            Machine::empty(spec, &on_end())
+        })?;
         let control = Control::new(migration, self.id.clone(), Role::Destination, State::Listening);
         let control = Arc::new(control);
         let mut owned = lock(&self.owned);
@@ -205,7 +210,7 @@ impl Vm {
             Stage::Incoming(machine) => Arc::clone(machine),
             _ => return,
         };
-        match destination::receive(&machine, tcp, hello, control) {
+        match destination::receive(&machine, tcp, hello, control, &self.unrun) {
             destination::Ending::Runs(epoch) => {
                 {
                     let mut owned = lock(&self.owned);

@@ -119,6 +119,10 @@ pub trait Machine: Send + Sync + 'static {
     /// Its process, where it has one.
     fn process(&self) -> Option<ProcessId>;
 
+    /// Whether it is certain that the guest of an incoming machine never ran in it, also when the
+    /// machine is gone. False in doubt.
+    fn never_ran(&self) -> bool;
+
     /// What it is doing, kept up to date.
     fn view(&self) -> watch::Receiver<MachineView>;
 

@@ -129,6 +129,11 @@ impl VmDir {
         self.path.join("vmm.sock")
     }
 
+    /// The mark its VMM removes before an incoming guest runs for the first time.
+    pub fn unrun(&self) -> PathBuf {
+        self.socket().with_extension("unrun")
+    }
+
     /// What its VMM prints.
     pub fn log(&self) -> PathBuf {
         self.path.join("vmm.log")

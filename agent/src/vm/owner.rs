@@ -140,7 +140,9 @@ impl Owner {
         self.record = Some(record);
         match machine {
             Some(machine) => self.take(machine),
-            None if incoming.is_some() => return self.discard().await,
+            None if incoming.is_some() && !self.may_have_run_here() => {
+                return self.discard().await;
+            }
             None => {
                 self.stopped("its machine ended while no agent was there");
                 return Ok(());
@@ -309,7 +311,7 @@ impl Owner {
         let decision = match verdict {
             MigrationVerdict::Commit => Decision::Granted(epoch),
             MigrationVerdict::Superseded => Decision::Superseded(epoch),
-            _ => Decision::Aborted(called_off(migration)),
+            _ => Decision::Aborted(called_off(migration), epoch),
         };
         self.carry_out(migration, &decision).await
     }
@@ -341,13 +343,16 @@ impl Owner {
                 self.discard().await?;
                 info!(vm = %self.vm, %migration, "the VM runs elsewhere now");
             }
-            (Decision::Aborted(why), Phase::Incoming(_)) => {
+            (Decision::Aborted(why, _), Phase::Incoming(_)) => {
                 self.end_migration(MigrationState::Aborted, Some(why));
                 self.discard().await?;
                 info!(vm = %self.vm, %migration, %why, "called off");
             }
-            (Decision::Aborted(why), _) => {
+            (Decision::Aborted(why, returned), _) => {
                 let machine = machine?;
+                if *returned > self.standing().epoch {
+                    self.change_record(|record| record.epoch = *returned)?;
+                }
                 machine.resolve(migration, verdict, epoch).await?;
                 self.phase = Phase::Running;
                 self.publish();
@@ -398,17 +403,37 @@ impl Owner {
 
     /// The machine is gone without being told to.
     async fn machine_ended(&mut self, seen: &MachineView) {
-        let why = Refusal::new(
-            RefusalCode::HostFailure,
-            format!("the machine of VM {} ended: {}", self.vm, seen.detail),
-            "look into the host's log",
-        );
+        let why = self.machine_gone(&seen.detail);
         warn!(vm = %self.vm, refusal = %why, "the machine ended");
-        self.end_migration(MigrationState::Aborted, Some(&why));
-        match self.phase {
-            Phase::Incoming(_) => self.discard_or_log().await,
-            _ => self.stopped(&seen.detail),
+        if self.may_have_run_here() {
+            self.stopped(&seen.detail);
+            self.end_migration(MigrationState::Finished, None);
+        } else {
+            self.end_migration(MigrationState::Aborted, Some(&why));
+            match self.phase {
+                Phase::Incoming(_) => self.discard_or_log().await,
+                _ => self.stopped(&seen.detail),
+            }
         }
+    }
+
+    /// Whether an incoming VM may have run here: it was granted, and nothing proves that the guest
+    /// never ran. Only while this is false may a destination say ABORTED: the VM is then given
+    /// back to its source.
+    fn may_have_run_here(&self) -> bool {
+        let granted = |record: &Record| {
+            record.incoming.as_ref().is_some_and(|incoming| record.epoch > incoming.source_epoch)
+        };
+        let proven = self.machine.as_ref().is_some_and(|machine| machine.never_ran());
+        self.record.as_ref().is_some_and(granted) && !proven
+    }
+
+    fn machine_gone(&self, detail: &str) -> Refusal {
+        Refusal::new(
+            RefusalCode::HostFailure,
+            format!("the machine of VM {} ended: {detail}", self.vm),
+            "look into the host's log",
+        )
     }
 
     /// Looks at what no event tells.

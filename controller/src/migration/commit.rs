@@ -118,6 +118,37 @@ impl Controller {
         Ok(owner.epoch)
     }
 
+    /// Gives the VM back to the source: committed, but the destination's copy is gone and never
+    /// ran, while the source still holds its own. As the commit it is one transaction over the
+    /// migration's record and the owner record, so the destination can win nothing afterwards.
+    ///
+    /// # Errors
+    /// `Conflict` when the record has changed; `Unavailable`.
+    pub(crate) async fn hand_back(
+        &self,
+        record: &Versioned<MigrationRecord>,
+        why: &str,
+    ) -> Result<(), Refusal> {
+        let migration = &record.value.migration;
+        let vm = self.repository.known_vm(&migration.vm).await?;
+        let owner = vm.owner.value.handed_to(migration.from.clone());
+        let mut aborting = record.value.clone();
+        aborting.migration.phase =
+            MigrationPhase::Aborting { why: why.to_owned(), cancelled: false };
+        aborting.migration.updated_at = now();
+        let (key, owner_key) = (keys::migration(migration.id), keys::vm_owner(&migration.vm));
+        let transaction = Transaction::when(unchanged(key.clone(), record.revision))
+            .and(unchanged(owner_key.clone(), vm.owner.revision))
+            .put(key, json(&aborting))
+            .put(owner_key, json(&owner));
+        self.repository.transact(transaction).await?;
+        tracing::warn!(
+            migration = %migration.id, vm = %migration.vm, host = %owner.host, epoch = %owner.epoch,
+            %why, "given back: the source owns the VM again"
+        );
+        Ok(())
+    }
+
     /// What the record says to a side that asks.
     ///
     /// # Errors
@@ -139,14 +170,20 @@ impl Controller {
                 (MigrationVerdict::Pending, migration.source_epoch)
             }
             MigrationPhase::Committed { .. }
-            | MigrationPhase::Ended { outcome: MigrationOutcome::Completed } => {
-                let arrived = *host == migration.to;
-                (
-                    if arrived { MigrationVerdict::Commit } else { MigrationVerdict::Superseded },
-                    granted,
-                )
+            | MigrationPhase::Ended { outcome: MigrationOutcome::Completed }
+                if *host == migration.to =>
+            {
+                (MigrationVerdict::Commit, granted)
             }
-            MigrationPhase::Aborting { .. } => (MigrationVerdict::Abort, migration.source_epoch),
+            // The source keeps its copy until the VM is seen running: it may have to be given back.
+            MigrationPhase::Committed { .. } => (MigrationVerdict::Pending, migration.source_epoch),
+            MigrationPhase::Ended { outcome: MigrationOutcome::Completed } => {
+                (MigrationVerdict::Superseded, granted)
+            }
+            MigrationPhase::Aborting { .. } => {
+                let owner = self.repository.known_vm(vm).await?.owner.value;
+                (MigrationVerdict::Abort, owner.epoch)
+            }
             // It may have failed before the commit or after it: the owner record knows.
             MigrationPhase::Ended { .. } => return self.query_owner(vm, host).await,
         })

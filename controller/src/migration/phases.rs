@@ -37,6 +37,14 @@ enum Side {
     Destination,
 }
 
+/// What became of a VM after its commit.
+enum Arrival {
+    /// It runs on the destination, or ran there.
+    Runs,
+    /// The destination's copy is gone and never ran.
+    NeverRan(String),
+}
+
 type Heard = (Side, Result<v1::MigrationStatus, Refusal>);
 
 impl Controller {
@@ -166,7 +174,12 @@ impl Controller {
         let (source, destination) =
             (self.agent(&migration.from).await?, self.agent(&migration.to).await?);
         let outcome = match self.arrival(record, epoch, &*destination).await {
-            Ok(()) => MigrationOutcome::Completed,
+            Ok(Arrival::Runs) => MigrationOutcome::Completed,
+            Ok(Arrival::NeverRan(why)) => {
+                let why = format!("host {}: {why}", migration.to);
+                self.hand_back(record, &why).await?;
+                return Ok(Flow::Continue);
+            }
             Err(refusal) if !self.out_of_patience(record) => return Err(refusal),
             Err(refusal) => MigrationOutcome::Failed {
                 why: format!("committed, but not seen running afterwards: {refusal}"),
@@ -188,18 +201,22 @@ impl Controller {
         self.end_migration(record, outcome, driver).await
     }
 
-    /// Whether the VM has been seen running on the destination under `epoch`.
+    /// Whether the VM has been seen running on the destination under `epoch`. An error: neither
+    /// that nor its contrary.
     async fn arrival(
         &self,
         record: &Versioned<MigrationRecord>,
         epoch: Epoch,
         destination: &dyn Agent,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Arrival, Refusal> {
         let migration = &record.value.migration;
+        if let Some(why) = never_ran(destination, migration.id).await {
+            return Ok(Arrival::NeverRan(why));
+        }
         match find(&migration.vm, destination).await? {
             Some(status) if status.epoch == epoch.0 && has_begun(status.state) => {
                 self.live.vm_seen(&migration.to, &migration.vm, status);
-                Ok(())
+                Ok(Arrival::Runs)
             }
             Some(_) => {
                 let verdict = MigrationVerdict::Commit;
@@ -222,7 +239,9 @@ impl Controller {
         let (source, destination) =
             (self.agent(&migration.from).await?, self.agent(&migration.to).await?);
         look(&*source, migration.id, driver).await;
-        let (id, vm, epoch) = (migration.id, &migration.vm, migration.source_epoch);
+        // Later than the source's own when the VM was given back to it.
+        let epoch = self.repository.known_vm(&migration.vm).await?.owner.value.epoch;
+        let (id, vm) = (migration.id, &migration.vm);
         let (on_source, on_destination) = tokio::join!(
             source.resolve(id, vm, MigrationVerdict::Abort, epoch),
             destination.resolve(id, vm, MigrationVerdict::Abort, epoch),
@@ -388,10 +407,25 @@ fn is_silence(refusal: &Refusal) -> bool {
 
 /// Takes down a side's present figures; they are missed rather than waited for.
 async fn look(agent: &dyn Agent, id: MigrationId, driver: &Driver) {
-    let first = async { agent.watch(id).await.ok()?.next().await?.ok() };
-    if let Ok(Some(status)) = tokio::time::timeout(LOOK_TIMEOUT, first).await {
+    if let Some(status) = status_now(agent, id).await {
         note(driver, &status);
     }
+}
+
+/// What a side says of the migration now, if it says anything.
+async fn status_now(agent: &dyn Agent, id: MigrationId) -> Option<v1::MigrationStatus> {
+    let first = async { agent.watch(id).await.ok()?.next().await?.ok() };
+    tokio::time::timeout(LOOK_TIMEOUT, first).await.ok()?
+}
+
+/// Why the destination never ran the VM, if it is certain: an agent says ABORTED of an incoming
+/// migration only when its VMM was never told to run.
+async fn never_ran(destination: &dyn Agent, id: MigrationId) -> Option<String> {
+    let status = status_now(destination, id).await?;
+    let is_destination = status.role == i32::from(v1::MigrationRole::Destination);
+    let aborted = status.state == i32::from(v1::MigrationState::Aborted);
+    (is_destination && aborted)
+        .then(|| status.refusal.map_or_else(|| "aborted".to_owned(), |r| Refusal::from(r).reason))
 }
 
 fn note(driver: &Driver, status: &v1::MigrationStatus) {

@@ -22,6 +22,7 @@ use super::verify::Comparison;
 use crate::codec::Malformed;
 use crate::machine::Machine;
 use crate::state::{MachineState, STATE_BYTES_MAX};
+use crate::unrun::UnrunMark;
 
 /// How long a Failed frame may take to be heard.
 const LAST_WORD_PATIENCE: Duration = Duration::from_secs(2);
@@ -44,6 +45,7 @@ pub(crate) fn receive(
     tcp: TcpStream,
     hello: &Hello,
     control: &Arc<Control>,
+    unrun: &UnrunMark,
 ) -> Ending {
     let cancelled =
         || Refusal::new(RefusalCode::Cancelled, "the migration was cancelled", "try again");
@@ -56,6 +58,10 @@ pub(crate) fn receive(
         return Ending::Discarded(cancelled());
     };
     let committed = Instant::now();
+    // With the mark in place the VM would be given back to its source although it ran here.
+    if let Err(refusal) = unrun.clear() {
+        return Ending::Discarded(refusal);
+    }
     // There is no way back now: a guest with a wrong clock is better than none.
     if let Err(refusal) = state.start_time(machine) {
         tracing::error!(%refusal, "the guest's clock could not be set; it runs nevertheless");

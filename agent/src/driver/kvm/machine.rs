@@ -187,6 +187,10 @@ impl Machine for KvmMachine {
         Some(self.shared.process.id())
     }
 
+    fn never_ran(&self) -> bool {
+        self.shared.dir.unrun().exists()
+    }
+
     fn view(&self) -> watch::Receiver<MachineView> {
         self.shared.view.subscribe()
     }

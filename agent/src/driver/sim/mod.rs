@@ -77,6 +77,10 @@ impl Machine for SimMachine {
         None
     }
 
+    fn never_ran(&self) -> bool {
+        false
+    }
+
     fn view(&self) -> watch::Receiver<MachineView> {
         self.cell.watch()
     }
