@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ballast_model::{Epoch, HostId, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
+use ballast_proto::convert::field::required;
 use ballast_proto::error::from_status;
 use ballast_proto::v1;
 use futures::StreamExt;
@@ -35,7 +36,7 @@ pub struct Prepared {
 #[async_trait]
 pub trait Agent: Send + Sync + 'static {
     /// Starts a VM; answers once the guest runs.
-    async fn create_vm(&self, spec: &VmSpec, epoch: Epoch) -> Result<(), Refusal>;
+    async fn create_vm(&self, spec: &VmSpec, epoch: Epoch) -> Result<v1::VmStatus, Refusal>;
     /// Ends a VM.
     async fn destroy_vm(&self, vm: &VmId, epoch: Epoch) -> Result<(), Refusal>;
     /// Every VM on the host.
@@ -130,9 +131,10 @@ impl GrpcAgent {
 
 #[async_trait]
 impl Agent for GrpcAgent {
-    async fn create_vm(&self, spec: &VmSpec, epoch: Epoch) -> Result<(), Refusal> {
+    async fn create_vm(&self, spec: &VmSpec, epoch: Epoch) -> Result<v1::VmStatus, Refusal> {
         let request = v1::AgentCreateVmRequest { spec: Some(spec.into()), epoch: epoch.0 };
-        self.call(WORK_TIMEOUT, self.client().create_vm(request)).await.map(drop)
+        let answer = self.call(WORK_TIMEOUT, self.client().create_vm(request)).await?;
+        required(answer.status, "status")
     }
 
     async fn destroy_vm(&self, vm: &VmId, epoch: Epoch) -> Result<(), Refusal> {

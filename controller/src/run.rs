@@ -252,9 +252,6 @@ impl Controller {
             }),
             _ => false,
         });
-        let closed = closed.await?;
-        let head = audit.head().await?;
-        self.metrics.audit_entries.set(i64::try_from(head.sequence).unwrap_or(i64::MAX));
-        Ok(closed)
+        closed.await
     }
 }

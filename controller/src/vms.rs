@@ -68,10 +68,12 @@ impl Controller {
             Ok(agent) => agent.create_vm(&spec, owner.epoch).await,
             Err(refusal) => Err(refusal),
         };
-        if let Err(refusal) = answer {
-            return Err(self.undo_creation(&id, &owner, opened, refusal).await);
+        match answer {
+            Ok(status) => self.live.vm_seen(&owner.host, &id, status),
+            Err(refusal) => {
+                return Err(self.undo_creation(&id, &owner, opened, refusal).await);
+            }
         }
-        self.live.vm_seen(&owner.host, &id, running(&spec, owner.epoch));
         self.settle(&id, Some(opened)).await?;
         tracing::info!(vm = %id, host = %owner.host, epoch = %owner.epoch, "a VM is created");
         Ok(id)
@@ -318,15 +320,4 @@ fn changing(id: &VmId) -> Refusal {
         format!("VM {id} is being created or removed already"),
         "wait until that has ended",
     )
-}
-
-/// What an agent's OK to a creation says.
-fn running(spec: &VmSpec, epoch: Epoch) -> v1::VmStatus {
-    v1::VmStatus {
-        vm: spec.id.to_string(),
-        epoch: epoch.0,
-        state: v1::VmState::Running.into(),
-        spec: Some(spec.into()),
-        ..v1::VmStatus::default()
-    }
 }

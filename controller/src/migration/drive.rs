@@ -55,7 +55,7 @@ impl Controller {
     }
 
     async fn advance(self: &Arc<Self>, id: MigrationId, driver: &Driver) -> Result<Flow, Refusal> {
-        let record = self.repository.known_migration(id).await?;
+        let Some(record) = self.repository.migration(id).await? else { return Ok(Flow::Done) };
         match record.value.migration.phase.clone() {
             MigrationPhase::Preparing => self.prepare(&record).await,
             MigrationPhase::Transferring { .. } => self.transfer(&record, driver).await,

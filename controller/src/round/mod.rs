@@ -93,6 +93,8 @@ impl Controller {
             self.start_step(&planning, *index).await;
         }
         self.recommend(snapshot, planning, &admission).await?;
+        let newest = self.journal.audit()?.head().await?.sequence;
+        self.metrics.audit_entries.set(i64::try_from(newest).unwrap_or(i64::MAX));
         self.prune(&inventory).await
     }
 

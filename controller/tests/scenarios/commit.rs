@@ -4,9 +4,11 @@ use ballast_controller::migration::commit::CommitAsked;
 use ballast_controller::store::etcd_process::{EtcdProcess, is_installed};
 use ballast_controller::store::{StoreConfig, open};
 use ballast_model::{Epoch, RefusalCode};
+use ballast_proto::v1::MigrationVerdict;
 
 use crate::cluster::{Cluster, eventually, reasons};
 use crate::faults::transferring;
+use crate::hosts::{Call, Fault};
 
 const RACES: usize = 12;
 
@@ -107,6 +109,70 @@ async fn a_commit_of_another_host_epoch_or_migration_is_refused() {
         assert_eq!(refusal.code, code, "{asked:?}");
     }
     cluster.world.set_stuck("a", false);
+    assert_eq!(cluster.ended(id).await.phase.name(), "completed");
+    cluster.settled().await;
+}
+
+#[tokio::test]
+async fn a_destination_that_died_after_it_asked_is_not_granted() {
+    let cluster = Cluster::start().await;
+    cluster.create("a", "h1").await;
+    cluster.world.set_mute(true);
+    let id = cluster.migrate("a", "h2").await.unwrap();
+    let vm = "a".parse().unwrap();
+    eventually("both are ready", || async { cluster.world.runs(&vm).is_empty() }).await;
+    // The driver hears nothing of it, and the question is one that was asked before.
+    cluster.world.fail("h2", Call::Watch, &[Fault::Lost; 3]);
+    cluster.world.kill_incoming_quietly("h2");
+    let asked = CommitAsked {
+        migration: id,
+        vm,
+        host: "h2".parse().unwrap(),
+        source_epoch: cluster.migration(id).await.source_epoch,
+    };
+    let refusal = loop {
+        let refusal = cluster.controller.commit_migration(&asked).await.unwrap_err();
+        if refusal.code != RefusalCode::Unavailable {
+            break refusal;
+        }
+    };
+    assert_eq!(refusal.code, RefusalCode::WrongState, "{refusal}");
+    assert_eq!(cluster.ended(id).await.phase.name(), "failed");
+    assert_eq!(cluster.settled().await["a"], "h1");
+}
+
+#[tokio::test]
+async fn a_vm_that_the_destination_lost_right_after_the_grant_goes_back() {
+    let cluster = Cluster::start().await;
+    cluster.create("a", "h1").await;
+    cluster.world.set_mute(true);
+    let id = cluster.migrate("a", "h2").await.unwrap();
+    let vm = "a".parse().unwrap();
+    eventually("both are ready", || async { cluster.world.runs(&vm).is_empty() }).await;
+    let epoch = cluster.migration(id).await.source_epoch;
+    // The driver must not have the VM resumed before it dies.
+    cluster.world.fail("h2", Call::List, &[Fault::Lost; 20]);
+    let asked = CommitAsked {
+        migration: id,
+        vm: vm.clone(),
+        host: "h2".parse().unwrap(),
+        source_epoch: epoch,
+    };
+    cluster.controller.commit_migration(&asked).await.unwrap();
+    let (verdict, _) =
+        cluster.controller.query_migration(id, &vm, &"h1".parse().unwrap()).await.unwrap();
+    assert_eq!(verdict, MigrationVerdict::Pending, "the source keeps its copy");
+    cluster.world.kill_incoming("h2");
+    let migration = cluster.ended(id).await;
+    assert_eq!(migration.phase.name(), "failed", "{migration:?}");
+    assert_eq!(cluster.settled().await["a"], "h1");
+    let owner = cluster.controller.repository.known_vm(&vm).await.unwrap().owner.value;
+    assert_eq!(owner.epoch, epoch.next().next(), "every change of owner is an epoch");
+    cluster.controller.commit_migration(&asked).await.unwrap_err();
+    // And it can move on.
+    cluster.world.set_mute(false);
+    cluster.report();
+    let id = cluster.migrate("a", "h2").await.unwrap();
     assert_eq!(cluster.ended(id).await.phase.name(), "completed");
     cluster.settled().await;
 }

@@ -153,14 +153,18 @@ impl World {
 
     /// The VMM of an incoming VM dies: the destination discards it.
     pub(crate) fn kill_incoming(&self, host: &str) {
+        self.kill_incoming_quietly(host);
+        self.touch();
+    }
+
+    /// The same, and nobody who watches is told.
+    pub(crate) fn kill_incoming_quietly(&self, host: &str) {
         let mut inner = self.lock();
         let host = inner.hosts.get_mut(&host.parse().unwrap()).unwrap();
         host.vms.retain(|_, vm| vm.state != VmState::Incoming);
         for side in host.sides.values_mut().filter(|s| s.role == MigrationRole::Destination) {
             side.state = MigrationState::Aborted;
         }
-        drop(inner);
-        self.touch();
     }
 
     /// A copy that should not be there.
@@ -298,7 +302,7 @@ impl Inner {
                 (MigrationState::Finished, None)
             }
             (MigrationRole::Source, MigrationVerdict::Abort) => {
-                (MigrationState::Aborted, Some(side.epoch))
+                (MigrationState::Aborted, Some(side.epoch.max(epoch)))
             }
             (MigrationRole::Destination, MigrationVerdict::Commit) => {
                 (MigrationState::Finished, Some(epoch))
@@ -343,10 +347,10 @@ impl Agents for MemoryAgents {
 
 #[async_trait]
 impl Agent for MemoryAgent {
-    async fn create_vm(&self, spec: &VmSpec, epoch: Epoch) -> Result<(), Refusal> {
+    async fn create_vm(&self, spec: &VmSpec, epoch: Epoch) -> Result<v1::VmStatus, Refusal> {
         self.world.call(&self.host, Call::Create, |inner| {
             inner.run(&self.host, &spec.id, epoch);
-            Ok(())
+            Ok(status(&spec.id, &inner.hosts[&self.host].vms[&spec.id]))
         })
     }
 
