@@ -114,34 +114,6 @@ async fn a_commit_of_another_host_epoch_or_migration_is_refused() {
 }
 
 #[tokio::test]
-async fn a_destination_that_died_after_it_asked_is_not_granted() {
-    let cluster = Cluster::start().await;
-    cluster.create("a", "h1").await;
-    cluster.world.set_mute(true);
-    let id = cluster.migrate("a", "h2").await.unwrap();
-    let vm = "a".parse().unwrap();
-    eventually("both are ready", || async { cluster.world.runs(&vm).is_empty() }).await;
-    // The driver hears nothing of it, and the question is one that was asked before.
-    cluster.world.fail("h2", Call::Watch, &[Fault::Lost; 3]);
-    cluster.world.kill_incoming_quietly("h2");
-    let asked = CommitAsked {
-        migration: id,
-        vm,
-        host: "h2".parse().unwrap(),
-        source_epoch: cluster.migration(id).await.source_epoch,
-    };
-    let refusal = loop {
-        let refusal = cluster.controller.commit_migration(&asked).await.unwrap_err();
-        if refusal.code != RefusalCode::Unavailable {
-            break refusal;
-        }
-    };
-    assert_eq!(refusal.code, RefusalCode::WrongState, "{refusal}");
-    assert_eq!(cluster.ended(id).await.phase.name(), "failed");
-    assert_eq!(cluster.settled().await["a"], "h1");
-}
-
-#[tokio::test]
 async fn a_vm_that_the_destination_lost_right_after_the_grant_goes_back() {
     let cluster = Cluster::start().await;
     cluster.create("a", "h1").await;

@@ -153,18 +153,14 @@ impl World {
 
     /// The VMM of an incoming VM dies: the destination discards it.
     pub(crate) fn kill_incoming(&self, host: &str) {
-        self.kill_incoming_quietly(host);
-        self.touch();
-    }
-
-    /// The same, and nobody who watches is told.
-    pub(crate) fn kill_incoming_quietly(&self, host: &str) {
         let mut inner = self.lock();
         let host = inner.hosts.get_mut(&host.parse().unwrap()).unwrap();
         host.vms.retain(|_, vm| vm.state != VmState::Incoming);
         for side in host.sides.values_mut().filter(|s| s.role == MigrationRole::Destination) {
             side.state = MigrationState::Aborted;
         }
+        drop(inner);
+        self.touch();
     }
 
     /// A copy that should not be there.
