@@ -96,7 +96,12 @@ impl TestCluster {
         self.cluster.kill_controller().await.unwrap();
         self.cluster.restart_controller().await.unwrap();
         self.client = self.cluster.client().await.unwrap();
-        eventually("the load of every host is known again", async || {
+        self.loads_known().await;
+    }
+
+    /// Waits until the load of every host is known: before that the controller moves nothing.
+    pub async fn loads_known(&self) {
+        eventually("the load of every host is known", async || {
             let hosts = self.client.list_hosts(v1::ListHostsRequest {}).await.ok()?.hosts;
             hosts.iter().all(|host| host.known).then_some(())
         })
@@ -108,8 +113,9 @@ impl TestCluster {
         signal_process(self.cluster.controller_pid().expect("the controller runs"), signal);
     }
 
-    /// Begins to move a VM; answers with the migration's id.
+    /// Begins to move a VM, as soon as the load of every host is known; answers with the migration's id.
     pub async fn migrate(&self, vm: &str, to: &str) -> String {
+        self.loads_known().await;
         let request = v1::MigrateVmRequest {
             vm: vm.to_owned(),
             to: to.to_owned(),
