@@ -30,6 +30,8 @@ use crate::store::{Transaction, keys};
 const APPROVAL_LASTS: Duration = Duration::from_secs(1_800);
 /// The most plans kept.
 const PLANS_KEPT: usize = 50;
+/// The most bytes of a kept plan: what a transaction takes, less some room for the rest of it.
+const PLAN_BYTES_MAX: usize = Transaction::BYTES_MAX - (64 << 10);
 /// The most ended migrations kept.
 const MIGRATIONS_KEPT: usize = 1_000;
 /// The most old records removed in one round.
@@ -162,7 +164,7 @@ impl Controller {
         let mut said = self.said();
         if said.paused != why {
             match &why {
-                Some(why) => tracing::error!(%why, "the balancer pauses itself"),
+                Some(why) => tracing::warn!(%why, "the balancer pauses itself"),
                 None => tracing::info!("the balancer goes on"),
             }
         }
@@ -211,7 +213,7 @@ impl Controller {
         planning: Planning,
     ) -> Result<PlanRecord, Refusal> {
         let record = PlanRecord { id: PlanId::new(Uuid::now_v7()), at: now(), planning, snapshot };
-        let mut transaction = Transaction::default().put(keys::plan(record.id), json(&record));
+        let mut transaction = Transaction::default().put(keys::plan(record.id), storable(&record));
         let kept = self.repository.plans().await?;
         let surplus = (kept.len() + 1).saturating_sub(PLANS_KEPT).min(PRUNED_MAX);
         for old in &kept[..surplus] {
@@ -293,6 +295,23 @@ impl Controller {
     }
 }
 
+/// A plan as it is kept. One of a very large cluster is kept without what only explains it: its
+/// steps are what an operator applies.
+fn storable(record: &PlanRecord) -> Vec<u8> {
+    let whole = json(record);
+    if whole.len() <= PLAN_BYTES_MAX {
+        return whole;
+    }
+    let snapshot = ClusterSnapshot::empty(record.snapshot.revision, record.snapshot.taken_at);
+    let mut short = PlanRecord { snapshot, ..record.clone() };
+    let steps = json(&short);
+    if steps.len() <= PLAN_BYTES_MAX {
+        return steps;
+    }
+    short.planning.verdicts.clear();
+    json(&short)
+}
+
 fn order_of(approved: &Approved) -> Order {
     let step = &approved.step;
     Order {
@@ -319,4 +338,36 @@ fn host_state(host: &ballast_model::Host) -> &'static str {
 
 fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ballast_model::{Plan, Ratio, Revision, Timestamp};
+
+    #[test]
+    fn a_plan_of_any_size_can_be_kept() {
+        for vms in [1_u32, 5_000, 100_000] {
+            let stays = |n: u32| {
+                let verdict = Verdict::Stays { reason: "the load is level as it is".to_owned() };
+                (format!("vm-{n}").parse().unwrap(), verdict)
+            };
+            let plan = Plan {
+                snapshot: Revision(1),
+                steps: Vec::new(),
+                imbalance_before: Ratio::ZERO,
+                imbalance_after: Ratio::ZERO,
+            };
+            let record = PlanRecord {
+                id: PlanId::new(Uuid::now_v7()),
+                at: Timestamp(1),
+                planning: Planning { plan, verdicts: (0..vms).map(stays).collect() },
+                snapshot: ClusterSnapshot::empty(Revision(1), Timestamp(1)),
+            };
+            let kept = storable(&record);
+            assert!(kept.len() <= PLAN_BYTES_MAX, "{vms} VMs");
+            let read: PlanRecord = serde_json::from_slice(&kept).unwrap();
+            assert_eq!(read.planning.plan, record.planning.plan);
+        }
+    }
 }
