@@ -20,10 +20,10 @@ mod process;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ballast_controller::store::etcd_process::EtcdProcess;
-use ballast_model::{HostId, Refusal, RefusalCode, Resources};
+use ballast_model::{HostId, Refusal, RefusalCode, Resources, Timestamp};
 use ballast_proto::v1;
 use tempfile::TempDir;
 
@@ -132,7 +132,7 @@ impl Cluster {
             agents.push(agent);
         }
         let mut cluster = Self { url, controller, agents, etcd, guard, dir };
-        cluster.wait_ready().await?;
+        cluster.wait_ready(Timestamp::default()).await?;
         Ok(cluster)
     }
 
@@ -213,8 +213,9 @@ impl Cluster {
     /// # Errors
     /// As [`start`](Self::start).
     pub async fn restart_agent(&mut self, index: usize) -> Result<(), Refusal> {
+        let since = Timestamp::from(SystemTime::now());
         self.agent(index)?.spawn()?;
-        self.wait_ready().await
+        self.wait_ready(since).await
     }
 
     /// Ends everything in order: VMs, agents, controller, etcd; what does not end when asked is
@@ -298,7 +299,8 @@ impl Cluster {
         }
     }
 
-    async fn wait_ready(&mut self) -> Result<(), Refusal> {
+    /// Waits until the controller knows the load of every host by a report that came after `since`.
+    async fn wait_ready(&mut self, since: Timestamp) -> Result<(), Refusal> {
         let client = self.wait_controller().await?;
         let deadline = Instant::now() + READY_LIMIT;
         loop {
@@ -307,7 +309,10 @@ impl Cluster {
                 agent.check_alive()?;
             }
             let hosts = client.list_hosts(v1::ListHostsRequest {}).await?.hosts;
-            let known = hosts.iter().filter(|host| host.known).count();
+            let fresh = |host: &&v1::HostStatus| {
+                host.known && host.last_report_unix_millis > since.unix_millis()
+            };
+            let known = hosts.iter().filter(fresh).count();
             if known >= self.agents.len() {
                 return Ok(());
             }

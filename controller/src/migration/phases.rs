@@ -256,7 +256,9 @@ impl Controller {
             }
         }
         match find(vm, &*source).await {
-            Ok(Some(status)) if has_begun(status.state) => {}
+            Ok(Some(status)) if has_begun(status.state) => {
+                self.live.vm_seen(&migration.from, vm, status);
+            }
             Ok(_) if !self.out_of_patience(record) => {
                 return Err(not_yet(vm, migration.from.as_str()));
             }

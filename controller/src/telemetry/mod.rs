@@ -142,6 +142,8 @@ impl Windows {
     /// Stands for a VM that reports do not name yet.
     pub fn vm_seen(&mut self, host: &HostId, vm: VmId, status: VmStatus, now: Timestamp) {
         if let Some(window) = self.hosts.get_mut(host) {
+            // What the last report said of it is older.
+            window.statuses.remove(&vm);
             window.seen.insert(vm, (now, status));
         }
     }
