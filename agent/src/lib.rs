@@ -91,19 +91,11 @@ struct Args {
 
 /// The program `ballast-agent`, callable from another binary.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args = match Args::try_parse_from(args) {
-        Ok(args) => args,
-        Err(error) => {
-            // What cannot be printed has no reader.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
-    };
-    ballast_service::logging::init(args.log_format);
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(refusal) => ballast_service::exit::report("ballast-agent", &refusal),
-    }
+    let remedy = "see ballast-agent --help";
+    ballast_service::program::run("ballast-agent", remedy, args, |args: Args| {
+        ballast_service::logging::init(args.log_format);
+        run(&args)
+    })
 }
 
 fn run(args: &Args) -> Result<(), Refusal> {

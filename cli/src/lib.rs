@@ -24,14 +24,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use ballast_model::{Refusal, RefusalCode};
-use ballast_service::exit;
-use clap::Parser;
-use clap::error::ErrorKind;
+use ballast_service::program;
 
 use args::Cli;
 
 /// The program's name, in front of every error line.
 const PROGRAM: &str = "ballast";
+/// What to do about a mistake on the command line.
+const USAGE_REMEDY: &str = "see 'ballast help' and '--help' after any command";
 
 /// The program `ballast`, or the daemon it was called as.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -41,18 +41,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some("ballast-agent") => ballast_agent::main(args),
         Some("ballast-vmm") => ballast_vmm::main(args),
         Some(cluster::guard::PROGRAM) => cluster::guard::main(args),
-        _ => operator(args),
-    }
-}
-
-fn operator(args: Vec<OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
-        Err(error) => return report_usage(&error),
-    };
-    match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(refusal) => exit::report(PROGRAM, &refusal),
+        _ => program::run(PROGRAM, USAGE_REMEDY, args, run),
     }
 }
 
@@ -68,43 +57,15 @@ fn run(cli: Cli) -> Result<(), Refusal> {
     runtime.block_on(commands::run(cli))
 }
 
-/// Help goes to standard output as it is; a mistake becomes one line like every other refusal.
-fn report_usage(error: &clap::Error) -> ExitCode {
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            let shown = output::print(&error.render().to_string());
-            shown.map_or_else(|refusal| exit::report(PROGRAM, &refusal), |()| ExitCode::SUCCESS)
-        }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            eprint!("{}", error.render());
-            ExitCode::from(exit::exit_code(RefusalCode::InvalidArgument))
-        }
-        _ => {
-            let refusal = Refusal::new(
-                RefusalCode::InvalidArgument,
-                usage_line(&error.render().to_string()),
-                "see 'ballast help' and '--help' after any command",
-            );
-            exit::report(PROGRAM, &refusal)
-        }
-    }
-}
-
-/// The parser's message without its label, its usage text and its line breaks.
-fn usage_line(rendered: &str) -> String {
-    let text = rendered.strip_prefix("error: ").unwrap_or(rendered);
-    let told = |line: &&str| !line.starts_with("Usage:") && !line.starts_with("For more");
-    let lines = text.lines().take_while(told).map(str::trim).filter(|line| !line.is_empty());
-    lines.collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     fn check_usage(args: &[&str], expected: &str) {
         let error = Cli::try_parse_from(args).unwrap_err();
-        let line = usage_line(&error.render().to_string());
+        let line = program::usage_refusal(&error, USAGE_REMEDY).reason;
         assert!(line.contains(expected) && !line.contains('\n'), "{line}");
     }
 

@@ -20,7 +20,7 @@ use ballast_proto::v1::controller_service_server::ControllerServiceServer;
 use ballast_proto::v1::registry_service_server::RegistryServiceServer;
 use ballast_service::http::Readiness;
 use ballast_service::logging::LogFormat;
-use ballast_service::{exit, http, logging, net, signal};
+use ballast_service::{http, logging, net, program, signal};
 use clap::Parser;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -59,18 +59,10 @@ struct Args {
 
 /// The program `ballast-controller`, callable from another binary.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args = match Args::try_parse_from(args) {
-        Ok(args) => args,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
-    };
-    logging::init(args.log_format);
-    match start(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(refusal) => exit::report(PROGRAM, &refusal),
-    }
+    program::run(PROGRAM, "see ballast-controller --help", args, |args: Args| {
+        logging::init(args.log_format);
+        start(&args)
+    })
 }
 
 fn start(args: &Args) -> Result<(), Refusal> {

@@ -7,6 +7,7 @@
 //! | [`exit`] | one error line and one exit code per kind of refusal |
 //! | [`net`] | binding a listener, with errors that name the remedy |
 //! | [`http`] | `/metrics`, `/livez`, `/readyz` |
+//! | [`program`] | the outermost part of a program: arguments in, exit code out |
 //! | [`signal`] | ends the process in order on SIGINT and SIGTERM |
 
 pub mod config;
@@ -14,4 +15,5 @@ pub mod exit;
 pub mod http;
 pub mod logging;
 pub mod net;
+pub mod program;
 pub mod signal;

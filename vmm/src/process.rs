@@ -16,7 +16,7 @@ use std::time::Duration;
 use ballast_model::{Refusal, RefusalCode, VmId};
 use ballast_proto::v1::vmm_service_server::VmmServiceServer;
 use ballast_service::logging::{self, LogFormat};
-use ballast_service::{exit, signal};
+use ballast_service::{program, signal};
 use clap::Parser;
 use rustix::fs::Mode;
 use tokio::net::UnixListener;
@@ -53,19 +53,10 @@ struct Args {
 
 /// See [`crate::main`].
 pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args = match Args::try_parse_from(args) {
-        Ok(args) => args,
-        Err(error) => {
-            // Help and version are no errors; a closed standard output is not ours to report.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
-    };
-    logging::init(args.log_format);
-    match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(refusal) => exit::report(PROGRAM, &refusal),
-    }
+    program::run(PROGRAM, "see ballast-vmm --help", args, |args: Args| {
+        logging::init(args.log_format);
+        run(args)
+    })
 }
 
 fn run(args: Args) -> Result<(), Refusal> {

@@ -21,6 +21,9 @@ pub const PROGRAM: &str = "ballast-guard";
 
 /// How long a sweep goes on looking for processes that do not end.
 const SWEEP_LIMIT: Duration = Duration::from_secs(10);
+/// So many looks in a row must find nothing: for a moment within its exec a process has no
+/// command line and is not seen.
+const EMPTY_LOOKS: u32 = 3;
 /// How often a sweep looks.
 const SWEEP_POLL: Duration = Duration::from_millis(50);
 
@@ -91,9 +94,11 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// `HostFailure` naming the processes that do not end.
 pub fn sweep(dir: &Path) -> Result<(), Refusal> {
     let deadline = Instant::now() + SWEEP_LIMIT;
+    let mut empty_looks = 0;
     loop {
         let found = members(dir);
-        if found.is_empty() {
+        empty_looks = if found.is_empty() { empty_looks + 1 } else { 0 };
+        if empty_looks == EMPTY_LOOKS {
             return Ok(());
         }
         if Instant::now() > deadline {
