@@ -1,17 +1,8 @@
 //! Values for unit tests.
 
-use ballast_model::vm::{Automation, MigrationPolicy};
 use ballast_model::{Bytes, VmSpec};
 
 pub(crate) fn spec(id: &str, cmdline: &str) -> VmSpec {
-    VmSpec {
-        id: id.parse().unwrap(),
-        vcpus: 1,
-        memory: Bytes::mib(64),
-        kernel: "/nonexistent".into(),
-        cmdline: cmdline.into(),
-        labels: Default::default(),
-        automation: Automation::Full,
-        migration: MigrationPolicy::default(),
-    }
+    let spec = VmSpec::new(id.parse().unwrap(), 1, Bytes::mib(64), "/nonexistent");
+    VmSpec { cmdline: cmdline.into(), ..spec }
 }

@@ -13,12 +13,14 @@
 //! | [`refusal`] | a "no" with its reason and its remedy |
 //! | [`reason`] | the trail of who, why and when behind an operation |
 //! | [`vm`], [`host`], [`rule`] | what a pool is made of |
+//! | [`hardware`] | what a VM is built of: CPU baseline, disks, networks |
 //! | [`snapshot`] | the whole cluster as one value |
 //! | [`plan`] | what the planner answers |
 //! | [`migration`] | one VM's move: phases, progress, outcome |
 //! | [`audit`] | audit entries and their hash chain |
 
 pub mod audit;
+pub mod hardware;
 pub mod host;
 pub mod id;
 pub mod migration;
@@ -33,6 +35,7 @@ pub mod unit;
 pub mod vm;
 
 pub use audit::{AuditEntry, AuditHash, AuditHead};
+pub use hardware::{CpuBaseline, DiskSpec, MacAddress, MemoryBacking, NetworkSpec};
 pub use host::{Host, HostState, Telemetry};
 pub use id::{HostId, MigrationId, PlanId, RuleId, VmId};
 pub use migration::{Migration, MigrationOutcome, MigrationPhase};

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::hardware::{self, CpuBaseline, DiskSpec, MemoryBacking, NetworkSpec};
 use crate::{Bytes, Epoch, HostId, Millicores, Refusal, RefusalCode, Resources, VmId};
 
 /// The most vCPUs a VM may have.
@@ -33,6 +34,21 @@ pub struct VmSpec {
     /// The kernel command line.
     #[serde(default)]
     pub cmdline: String,
+    /// The initial RAM disk, an absolute path as for the kernel.
+    #[serde(default)]
+    pub initrd: Option<PathBuf>,
+    /// The CPU features it sees.
+    #[serde(default)]
+    pub cpu: CpuBaseline,
+    /// The pages behind its memory.
+    #[serde(default)]
+    pub memory_backing: MemoryBacking,
+    /// Its disks, in the order the guest finds them.
+    #[serde(default)]
+    pub disks: Vec<DiskSpec>,
+    /// Its network devices, in the order the guest finds them.
+    #[serde(default)]
+    pub networks: Vec<NetworkSpec>,
     /// Free-form labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -81,6 +97,25 @@ impl MigrationPolicy {
 }
 
 impl VmSpec {
+    /// A VM with everything else as it is when its owner says nothing.
+    pub fn new(id: VmId, vcpus: u32, memory: Bytes, kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            id,
+            vcpus,
+            memory,
+            kernel: kernel.into(),
+            cmdline: String::new(),
+            initrd: None,
+            cpu: CpuBaseline::default(),
+            memory_backing: MemoryBacking::default(),
+            disks: Vec::new(),
+            networks: Vec::new(),
+            labels: BTreeMap::new(),
+            automation: Automation::default(),
+            migration: MigrationPolicy::default(),
+        }
+    }
+
     /// CPU it can use at most and the memory it has.
     pub fn size(&self) -> Resources {
         Resources::new(Millicores::cores(u64::from(self.vcpus)), self.memory)
@@ -110,6 +145,14 @@ impl VmSpec {
                 "give the path as every host resolves it, starting with '/'",
             );
         }
+        if let Some(initrd) = self.initrd.as_ref().filter(|initrd| !initrd.is_absolute()) {
+            return invalid(
+                format!("initrd path {} of VM {id} is not absolute", initrd.display()),
+                "give the path as every host resolves it, starting with '/'",
+            );
+        }
+        hardware::validate_disks(id, &self.disks)?;
+        hardware::validate_networks(id, &self.networks)?;
         if self.cmdline.len() > CMDLINE_BYTES_MAX || self.cmdline.contains('\0') {
             return invalid(
                 format!("the kernel command line of VM {id} is too long or holds a NUL byte"),
@@ -154,16 +197,7 @@ mod tests {
     use super::*;
 
     fn spec() -> VmSpec {
-        VmSpec {
-            id: "web-1".parse().unwrap(),
-            vcpus: 1,
-            memory: Bytes::mib(64),
-            kernel: "/boot/guest".into(),
-            cmdline: String::new(),
-            labels: BTreeMap::new(),
-            automation: Automation::Full,
-            migration: MigrationPolicy::default(),
-        }
+        VmSpec::new("web-1".parse().unwrap(), 1, Bytes::mib(64), "/boot/guest")
     }
 
     #[test]
@@ -173,10 +207,11 @@ mod tests {
 
     #[test]
     fn out_of_range_fields_are_refused_with_a_remedy() {
-        let cases: [fn(&mut VmSpec); 5] = [
+        let cases: [fn(&mut VmSpec); 6] = [
             |s| s.vcpus = 0,
             |s| s.memory = Bytes(4097),
             |s| s.kernel = "guest".into(),
+            |s| s.initrd = Some("initrd".into()),
             |s| s.cmdline = "x".repeat(CMDLINE_BYTES_MAX + 1),
             |s| s.migration.downtime_limit_ms = 0,
         ];

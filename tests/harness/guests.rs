@@ -25,9 +25,9 @@ impl Guest {
             memory_bytes: (params.memory_mib_min() + 16) << 20,
             kernel: test.cluster.kernel().to_string_lossy().into_owned(),
             cmdline: params.to_cmdline(),
-            labels: [].into(),
             automation: v1::Automation::Full.into(),
             migration: Some(v1::MigrationPolicy { downtime_limit_ms: 300, verify: true }),
+            ..v1::VmSpec::default()
         };
         let actor = TestCluster::actor("a test needs it");
         let request = v1::CreateVmRequest { spec: Some(spec), host: host.to_owned(), actor };

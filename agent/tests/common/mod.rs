@@ -218,9 +218,9 @@ pub fn spec(id: &str, kernel: &str, cmdline: &str) -> v1::VmSpec {
         memory_bytes: 64 << 20,
         kernel: kernel.into(),
         cmdline: cmdline.into(),
-        labels: HashMap::new(),
         automation: v1::Automation::Full.into(),
         migration: Some(v1::MigrationPolicy { downtime_limit_ms: 300, verify: true }),
+        ..v1::VmSpec::default()
     }
 }
 

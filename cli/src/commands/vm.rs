@@ -54,10 +54,6 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<(), Ref
 /// `InvalidArgument` naming what is out of range.
 pub(super) fn checked_create(args: CreateArgs) -> Result<v1::CreateVmRequest, Refusal> {
     let spec = VmSpec {
-        id: args.vm,
-        vcpus: args.vcpus,
-        memory: args.memory,
-        kernel: args.kernel,
         cmdline: args.cmdline,
         labels: args.labels.into_iter().collect(),
         automation: args.automation.into(),
@@ -65,6 +61,7 @@ pub(super) fn checked_create(args: CreateArgs) -> Result<v1::CreateVmRequest, Re
             downtime_limit_ms: u32::try_from(args.downtime_limit.0.as_millis()).unwrap_or(u32::MAX),
             verify: args.verify,
         },
+        ..VmSpec::new(args.vm, args.vcpus, args.memory, args.kernel)
     };
     // There and back: the same checks that the controller will make.
     let spec = VmSpec::try_from(v1::VmSpec::from(&spec))?;

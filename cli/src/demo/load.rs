@@ -2,7 +2,6 @@
 //! leave a small machine room to breathe.
 
 use ballast_guest::Params;
-use ballast_model::vm::{Automation, MigrationPolicy};
 use ballast_model::{Bytes, Millicores, Refusal, RefusalCode, Resources, VmSpec};
 
 /// CPU of all VMs together, in percent of one core. The VMs are as real as the machine's cores.
@@ -64,16 +63,9 @@ fn vm(index: u32, count: u32, kernel: &std::path::Path) -> Result<VmSpec, Refusa
     if params.memory_mib_min() > u64::from(memory_mib) {
         return Err(defect(format!("VM {name} does not fit into {memory_mib} MiB")));
     }
-    Ok(VmSpec {
-        id: name.parse().map_err(|error| defect(format!("{error}")))?,
-        vcpus: 1,
-        memory: Bytes::mib(u64::from(memory_mib)),
-        kernel: kernel.to_owned(),
-        cmdline: params.to_cmdline(),
-        labels: std::collections::BTreeMap::new(),
-        automation: Automation::Full,
-        migration: MigrationPolicy::default(),
-    })
+    let id = name.parse().map_err(|error| defect(format!("{error}")))?;
+    let memory = Bytes::mib(u64::from(memory_mib));
+    Ok(VmSpec { cmdline: params.to_cmdline(), ..VmSpec::new(id, 1, memory, kernel) })
 }
 
 #[cfg(test)]

@@ -14,7 +14,6 @@ use ballast_controller::store::embedded::EmbeddedStore;
 use ballast_controller::store::leader::{Candidate, Leadership};
 use ballast_controller::store::{Store, Transaction, keys};
 use ballast_model::audit::verify::verify_chain;
-use ballast_model::vm::MigrationPolicy;
 use ballast_model::{
     Bytes, HostId, Migration, MigrationId, ReasonTrail, Refusal, Timestamp, VmId, VmSpec,
 };
@@ -42,16 +41,7 @@ pub(crate) fn reasons() -> ReasonTrail {
 }
 
 pub(crate) fn spec(id: &str) -> VmSpec {
-    VmSpec {
-        id: id.parse().unwrap(),
-        vcpus: 1,
-        memory: Bytes::mib(64),
-        kernel: "/boot/guest".into(),
-        cmdline: String::new(),
-        labels: BTreeMap::new(),
-        automation: ballast_model::vm::Automation::Full,
-        migration: MigrationPolicy::default(),
-    }
+    VmSpec::new(id.parse().unwrap(), 1, Bytes::mib(64), "/boot/guest")
 }
 
 fn config() -> Config {

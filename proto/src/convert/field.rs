@@ -4,6 +4,7 @@
 //! the refusal points at the place to correct.
 
 use std::fmt::Display;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ballast_model::id::NAME_BYTES_MAX;
@@ -106,6 +107,31 @@ pub fn plan_id(text: &str, field: &str) -> Result<PlanId, Refusal> {
     uuid(text, field, "plan")
 }
 
+/// A path as it goes over the wire. One that is not UTF-8 loses what is not; paths
+/// that came through a file or the wire never are.
+pub fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// A path.
+///
+/// # Errors
+/// `InvalidArgument` naming the field, when it holds a NUL byte.
+pub fn path(text: String, field: &str) -> Result<PathBuf, Refusal> {
+    if text.contains('\0') {
+        return Err(invalid(field, "holds a NUL byte", "give the path as plain text"));
+    }
+    Ok(text.into())
+}
+
+/// A path, or none where the field is empty.
+///
+/// # Errors
+/// `InvalidArgument` naming the field, when it holds a NUL byte.
+pub fn optional_path(text: String, field: &str) -> Result<Option<PathBuf>, Refusal> {
+    (!text.is_empty()).then(|| path(text, field)).transpose()
+}
+
 /// A message that must be there.
 ///
 /// # Errors
@@ -122,15 +148,25 @@ pub fn required_enum<E>(value: i32, field: &str) -> Result<E, Refusal>
 where
     E: TryFrom<i32> + Default + PartialEq,
 {
-    match E::try_from(value) {
-        Ok(known) if known != E::default() => Ok(known),
-        Ok(_) => Err(invalid(field, "is not said", "set it to one of the values of its enum")),
-        Err(_) => Err(invalid(
+    let known: E = known_enum(value, field)?;
+    if known == E::default() {
+        return Err(invalid(field, "is not said", "set it to one of the values of its enum"));
+    }
+    Ok(known)
+}
+
+/// The same for an enum that has a value for "not said".
+///
+/// # Errors
+/// `InvalidArgument` naming the field.
+pub fn known_enum<E: TryFrom<i32>>(value: i32, field: &str) -> Result<E, Refusal> {
+    E::try_from(value).map_err(|_| {
+        invalid(
             field,
             format!("value {value} is not known here"),
             "bring both sides to the same version",
-        )),
-    }
+        )
+    })
 }
 
 /// What an operator lets a host do.

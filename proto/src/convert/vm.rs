@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use ballast_model::vm::{Automation, MigrationPolicy};
 use ballast_model::{Bytes, Millicores, Refusal, Resources, VmSpec};
 
-use super::field::{invalid, required, required_enum, vm_id};
+use super::field::{invalid, optional_path, path, required, required_enum, text, vm_id};
+use super::hardware::{cpu_baseline, disk, memory_backing, network};
 use crate::v1;
 
 /// The most labels a VM or host may have.
@@ -88,17 +89,22 @@ pub fn automation(value: i32, field: &str) -> Result<Automation, Refusal> {
 }
 
 impl From<&VmSpec> for v1::VmSpec {
-    /// A kernel path that is not UTF-8 loses what is not; [`VmSpec`]s that came through a file or the wire never have one.
+    /// A path that is not UTF-8 loses what is not; [`VmSpec`]s that came through a file or the wire never have one.
     fn from(spec: &VmSpec) -> Self {
         Self {
             id: spec.id.to_string(),
             vcpus: spec.vcpus,
             memory_bytes: spec.memory.get(),
-            kernel: spec.kernel.to_string_lossy().into_owned(),
+            kernel: text(&spec.kernel),
             cmdline: spec.cmdline.clone(),
             labels: spec.labels.clone().into_iter().collect(),
             automation: v1::Automation::from(spec.automation).into(),
             migration: Some(spec.migration.into()),
+            initrd: spec.initrd.as_deref().map(text).unwrap_or_default(),
+            cpu: v1::CpuBaseline::from(spec.cpu).into(),
+            memory_backing: Some(spec.memory_backing.into()),
+            disks: spec.disks.iter().map(Into::into).collect(),
+            networks: spec.networks.iter().map(Into::into).collect(),
         }
     }
 }
@@ -108,18 +114,20 @@ impl TryFrom<v1::VmSpec> for VmSpec {
 
     /// Checks names, enums and, by [`VmSpec::validate`], every range.
     fn try_from(message: v1::VmSpec) -> Result<Self, Refusal> {
-        if message.kernel.contains('\0') {
-            return Err(invalid("spec.kernel", "holds a NUL byte", "give the path as plain text"));
-        }
         let spec = Self {
             id: vm_id(&message.id, "spec.id")?,
             vcpus: message.vcpus,
             memory: Bytes(message.memory_bytes),
-            kernel: message.kernel.into(),
+            kernel: path(message.kernel, "spec.kernel")?,
             cmdline: message.cmdline,
             labels: labels(message.labels, "spec.labels")?,
             automation: automation(message.automation, "spec.automation")?,
             migration: required(message.migration, "spec.migration")?.into(),
+            initrd: optional_path(message.initrd, "spec.initrd")?,
+            cpu: cpu_baseline(message.cpu, "spec.cpu")?,
+            memory_backing: memory_backing(message.memory_backing)?,
+            disks: message.disks.into_iter().map(disk).collect::<Result<_, _>>()?,
+            networks: message.networks.into_iter().map(network).collect::<Result<_, _>>()?,
         };
         spec.validate()?;
         Ok(spec)
@@ -148,14 +156,11 @@ mod tests {
         )
             .prop_map(|(id, vcpus, pages, kernel, cmdline, labels, automation, policy)| {
                 VmSpec {
-                    id: id.parse().unwrap(),
-                    vcpus,
-                    memory: Bytes(pages * 4096),
-                    kernel: kernel.into(),
                     cmdline,
                     labels,
                     automation,
                     migration: MigrationPolicy { downtime_limit_ms: policy.0, verify: policy.1 },
+                    ..VmSpec::new(id.parse().unwrap(), vcpus, Bytes(pages * 4096), kernel)
                 }
             })
     }
@@ -183,6 +188,7 @@ mod tests {
             labels: [("tier".to_owned(), "web".to_owned())].into(),
             automation: v1::Automation::Full.into(),
             migration: Some(MigrationPolicy::default().into()),
+            ..v1::VmSpec::default()
         };
         VmSpec::try_from(message.clone()).unwrap();
         spoil(&mut message);

@@ -31,14 +31,8 @@ fn paused_guest(vcpus: u32) -> (tempfile::TempDir, VmSpec, Machine) {
     std::fs::write(&kernel, ballast_guest::IMAGE).unwrap();
     let params = Params { heartbeat_ms: 10, duty_percent: 50, ..Params::default() };
     let spec = VmSpec {
-        id: "probe".parse().unwrap(),
-        vcpus,
-        memory: Bytes::mib(32),
-        kernel,
         cmdline: params.to_cmdline(),
-        labels: Default::default(),
-        automation: Default::default(),
-        migration: Default::default(),
+        ..VmSpec::new("probe".parse().unwrap(), vcpus, Bytes::mib(32), kernel)
     };
     let machine = Machine::boot(&spec, &quiet()).unwrap();
     machine.resume();

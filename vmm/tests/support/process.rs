@@ -58,9 +58,9 @@ impl Lab {
             memory_bytes: mib << 20,
             kernel: self.path("guest").to_str().unwrap().to_owned(),
             cmdline: params.to_cmdline(),
-            labels: Default::default(),
             automation: v1::Automation::Full.into(),
             migration: Some(v1::MigrationPolicy { downtime_limit_ms: 300, verify: true }),
+            ..v1::VmSpec::default()
         }
     }
 
