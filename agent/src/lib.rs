@@ -24,7 +24,6 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +32,7 @@ use ballast_model::{Refusal, RefusalCode, Resources};
 use ballast_proto::v1;
 use ballast_proto::v1::agent_service_server::AgentServiceServer;
 use ballast_service::http::Readiness;
-use ballast_service::logging::LogFormat;
+use ballast_service::program::{self, DaemonArgs, Threads};
 use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -81,24 +80,20 @@ const GRACE: Duration = Duration::from_secs(3);
 #[derive(Debug, Parser)]
 #[command(name = "ballast-agent", version)]
 struct Args {
-    /// Configuration file (TOML); deploy/config/agent.toml has every key.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// How log lines look.
-    #[arg(long, value_enum, default_value_t)]
-    log_format: LogFormat,
+    #[command(flatten)]
+    daemon: DaemonArgs,
 }
 
 /// The program `ballast-agent`, callable from another binary.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let remedy = "see ballast-agent --help";
-    ballast_service::program::run("ballast-agent", remedy, args, |args: Args| {
-        ballast_service::logging::init(args.log_format);
-        run(&args)
+    program::run("ballast-agent", remedy, args, |args: Args| {
+        ballast_service::logging::init(args.daemon.log_format);
+        run(&args.daemon)
     })
 }
 
-fn run(args: &Args) -> Result<(), Refusal> {
+fn run(args: &DaemonArgs) -> Result<(), Refusal> {
     let config = Config::load(&args.config)?;
     let failed = |what: &str, error: std::io::Error| {
         Refusal::new(
@@ -107,11 +102,7 @@ fn run(args: &Args) -> Result<(), Refusal> {
             "check the machine's limits on processes and files",
         )
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| failed("start", error))?;
-    runtime.block_on(async {
+    program::runtime(Threads::PerCore)?.block_on(async {
         let shutdown = ballast_service::signal::shutdown_token()
             .map_err(|error| failed("install signal handlers", error))?;
         let agent = Agent::start(config, shutdown).await?;

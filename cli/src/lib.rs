@@ -23,7 +23,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
-use ballast_model::{Refusal, RefusalCode};
+use ballast_model::Refusal;
 use ballast_service::program;
 
 use args::Cli;
@@ -46,15 +46,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Refusal> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| {
-        Refusal::new(
-            RefusalCode::HostFailure,
-            format!("cannot start: {error}"),
-            "check the limits on open files and memory",
-        )
-    })?;
-    runtime.block_on(commands::run(cli))
+    program::runtime(program::Threads::One)?.block_on(commands::run(cli))
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@
 //! Nothing is written before the ports are bound, so a start that fails leaves nothing behind.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +18,7 @@ use ballast_model::{Refusal, RefusalCode};
 use ballast_proto::v1::controller_service_server::ControllerServiceServer;
 use ballast_proto::v1::registry_service_server::RegistryServiceServer;
 use ballast_service::http::Readiness;
-use ballast_service::logging::LogFormat;
+use ballast_service::program::{DaemonArgs, Threads};
 use ballast_service::{http, logging, net, program, signal};
 use clap::Parser;
 use tokio::net::TcpListener;
@@ -49,34 +48,22 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(300);
 #[derive(Debug, Parser)]
 #[command(name = PROGRAM, version)]
 struct Args {
-    /// The configuration file; deploy/config/controller.toml has every key.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// How log lines look.
-    #[arg(long, value_enum, default_value_t)]
-    log_format: LogFormat,
+    #[command(flatten)]
+    daemon: DaemonArgs,
 }
 
 /// The program `ballast-controller`, callable from another binary.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     program::run(PROGRAM, "see ballast-controller --help", args, |args: Args| {
-        logging::init(args.log_format);
-        start(&args)
+        logging::init(args.daemon.log_format);
+        start(&args.daemon)
     })
 }
 
-fn start(args: &Args) -> Result<(), Refusal> {
+fn start(args: &DaemonArgs) -> Result<(), Refusal> {
     let config: Config = ballast_service::config::load(&args.config)?;
     config.validate()?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| {
-            Refusal::new(
-                RefusalCode::HostFailure,
-                format!("cannot start the runtime: {e}"),
-                "check the limits on threads and open files",
-            )
-        })?;
-    runtime.block_on(run(config))
+    program::runtime(Threads::PerCore)?.block_on(run(config))
 }
 
 async fn run(config: Config) -> Result<(), Refusal> {

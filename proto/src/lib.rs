@@ -7,6 +7,7 @@
 
 pub mod convert;
 pub mod error;
+pub mod socket;
 
 /// Messages, clients and servers, generated.
 #[allow(missing_docs, unreachable_pub, unused_qualifications)]

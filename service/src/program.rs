@@ -1,13 +1,54 @@
 //! The outermost part of every program: arguments in, one error line and an exit code out.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ballast_model::{Refusal, RefusalCode};
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{Args, Parser};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::exit;
+use crate::logging::LogFormat;
+
+/// What every daemon with a configuration file is called with.
+#[derive(Debug, Args)]
+pub struct DaemonArgs {
+    /// The configuration file (TOML); deploy/config has an example with every key
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// How many threads a program's runtime has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// The calling one.
+    One,
+    /// One a core.
+    PerCore,
+}
+
+/// The runtime all asynchronous work of a program runs on.
+///
+/// # Errors
+/// `HostFailure` when the machine grants no threads or files.
+pub fn runtime(threads: Threads) -> Result<Runtime, Refusal> {
+    let mut builder = match threads {
+        Threads::One => Builder::new_current_thread(),
+        Threads::PerCore => Builder::new_multi_thread(),
+    };
+    builder.enable_all().build().map_err(|error| {
+        Refusal::new(
+            RefusalCode::HostFailure,
+            format!("cannot start: {error}"),
+            "check the limits on threads, open files and memory",
+        )
+    })
+}
 
 /// Parses `args` and runs `start` with them. Help and version go to standard output; a mistake on
 /// the command line, with `remedy`, and whatever `start` refuses become one line on standard error.

@@ -74,14 +74,7 @@ fn run(args: Args) -> Result<(), Refusal> {
         ));
     };
     ignore_hangups();
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
-            Refusal::new(
-                RefusalCode::HostFailure,
-                format!("cannot wait for input: {error}"),
-                "check the limit on open files",
-            )
-        })?;
+    let runtime = program::runtime(program::Threads::One)?;
     let outcome = runtime.block_on(serve(&socket, vm));
     // Work that blocks (a migration's source that waits) ends with the process.
     runtime.shutdown_background();

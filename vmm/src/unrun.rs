@@ -1,5 +1,5 @@
-//! The mark of an incoming VM that has not run here: a file beside the socket,
-//! `vmm.unrun` beside `vmm.sock`.
+//! The mark of an incoming VM that has not run here: a file beside the socket
+//! ([`unrun_mark`]).
 //!
 //! It is made before anything can arrive and removed right before the first
 //! instruction of the guest. So when this process dies, whoever finds the mark
@@ -11,6 +11,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use ballast_model::{Refusal, RefusalCode};
+use ballast_proto::socket::unrun_mark;
 
 /// Where the mark is, whether it is there or not.
 #[derive(Debug, Clone)]
@@ -19,7 +20,7 @@ pub(crate) struct UnrunMark(PathBuf);
 impl UnrunMark {
     /// The mark of the process that serves on `socket`.
     pub(crate) fn beside(socket: &Path) -> Self {
-        Self(socket.with_extension("unrun"))
+        Self(unrun_mark(socket))
     }
 
     /// Makes the mark.

@@ -131,7 +131,7 @@ impl VmDir {
 
     /// The mark its VMM removes before an incoming guest runs for the first time.
     pub fn unrun(&self) -> PathBuf {
-        self.socket().with_extension("unrun")
+        ballast_proto::socket::unrun_mark(&self.socket())
     }
 
     /// What its VMM prints.
