@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ballast_model::{BytesPerSec, Epoch, Refusal, RefusalCode, VmSpec};
-use ballast_proto::convert::field::{migration_id, required, required_enum};
+use ballast_proto::convert::field::{
+    absolute_path, migration_id, optional_path, required, required_enum,
+};
 use ballast_proto::convert::migration::micros;
 use ballast_proto::error::to_status;
 use ballast_proto::v1;
@@ -23,6 +25,7 @@ use crate::migration::destination::nobody_came;
 use crate::migration::framing::{Hello, TOKEN_BYTES, VERSIONS};
 use crate::migration::negotiation::{Expected, await_source};
 use crate::migration::source::{BANDWIDTH_MIN, Order};
+use crate::snapshot::After;
 use crate::vm::{Vm, address, no_thread};
 
 /// How long a destination waits for its source.
@@ -204,9 +207,29 @@ impl VmmService for Api {
     async fn boot(&self, request: Request<v1::BootRequest>) -> Answer<v1::BootResponse> {
         let request = request.into_inner();
         let (spec, epoch) = (self.spec(request.spec)?, Epoch(request.epoch));
+        let restore_from = optional_path(request.restore_from, "restore_from").map_err(refuse)?;
         let vm = Arc::clone(&self.vm);
-        blocking(move || vm.boot(spec, epoch)).await?.map_err(refuse)?;
+        let begin = move || match restore_from {
+            Some(path) => vm.restore(spec, epoch, &path),
+            None => vm.boot(spec, epoch),
+        };
+        blocking(begin).await?.map_err(refuse)?;
         Ok(Response::new(v1::BootResponse {}))
+    }
+
+    async fn save_snapshot(
+        &self,
+        request: Request<v1::VmmSaveSnapshotRequest>,
+    ) -> Answer<v1::SaveSnapshotResponse> {
+        let request = request.into_inner();
+        let path = absolute_path(request.path, "path").map_err(refuse)?;
+        let after = if request.stop { After::Stop } else { After::GoOn };
+        let vm = Arc::clone(&self.vm);
+        let saved = blocking(move || vm.save(&path, after)).await?.map_err(refuse)?;
+        Ok(Response::new(v1::SaveSnapshotResponse {
+            bytes: saved.bytes.get(),
+            paused_micros: micros(saved.paused),
+        }))
     }
 
     async fn sample(&self, _: Request<v1::SampleRequest>) -> Answer<v1::SampleResponse> {

@@ -12,6 +12,7 @@
 //! | [`kvm`] | what `kvm-ioctls` lacks, and the CPU the guest sees |
 //! | [`state`] | saving and loading everything but memory |
 //! | [`migration`] | from one process to another while the guest runs |
+//! | [`snapshot`] | the VM in a file, and back |
 //! | [`sample`] | the VM's load |
 //! | [`unrun`] | the proof that an incoming VM never ran here |
 //! | [`boot`] | from a kernel image to the first instruction |
@@ -31,6 +32,7 @@ mod memory;
 mod migration;
 mod process;
 mod sample;
+mod snapshot;
 mod state;
 mod unrun;
 mod vcpu;

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::Api;
 use crate::kvm;
 use crate::kvm::cpuid::CpuModel;
+use crate::snapshot;
 use crate::unrun::UnrunMark;
 use crate::vm::Vm;
 
@@ -38,14 +39,17 @@ const GRACE: Duration = Duration::from_secs(1);
 #[command(name = PROGRAM, version)]
 struct Args {
     /// Unix socket to serve ballast.v1.VmmService on.
-    #[arg(long, required_unless_present = "cpu_model")]
+    #[arg(long, required_unless_present_any = ["cpu_model", "describe_snapshot"])]
     socket: Option<PathBuf>,
     /// Name of the VM.
-    #[arg(long, required_unless_present = "cpu_model")]
+    #[arg(long, required_unless_present_any = ["cpu_model", "describe_snapshot"])]
     vm: Option<VmId>,
     /// Print what must match for a VM to move to this host, and end.
     #[arg(long)]
     cpu_model: bool,
+    /// Print which VM a snapshot file is of, as JSON, and end.
+    #[arg(long, value_name = "FILE")]
+    describe_snapshot: Option<PathBuf>,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -60,6 +64,10 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), Refusal> {
+    if let Some(path) = args.describe_snapshot {
+        println!("{}", snapshot::describe(&path)?);
+        return Ok(());
+    }
     let kvm = kvm::open()?;
     if args.cpu_model {
         println!("{}", CpuModel::of_host(&kvm)?);

@@ -4,6 +4,8 @@
 //!   Created ──boot──▶ Runs ──migration: SUPERSEDED──▶ Gone
 //!      │               ▲ │
 //!      │               │ └─ pause, resume, send (and come back)
+//!      │               └─ save, then stop ──▶ Saved
+//!      ├──restore──▶ Runs
 //!      └──receive──▶ Incoming ──COMMIT──┘
 //!                      └─ ABORT, trouble ──▶ Gone
 //! ```
@@ -15,6 +17,7 @@
 //! that may.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ballast_model::{Epoch, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
@@ -27,6 +30,7 @@ use crate::migration::control::Control;
 use crate::migration::framing::Hello;
 use crate::migration::{destination, source};
 use crate::sample::{Load, Sampler};
+use crate::snapshot::{self, After, Saved};
 use crate::unrun::UnrunMark;
 use crate::vcpu::OnEnd;
 
@@ -48,6 +52,8 @@ struct Owned {
     stage: Stage,
     /// The newest migration; kept after its end for whoever asks.
     migration: Option<Arc<Control>>,
+    /// Its snapshot is being taken.
+    saving: bool,
 }
 
 #[derive(Debug)]
@@ -57,6 +63,8 @@ enum Stage {
     Building,
     Runs(Arc<Machine>),
     Incoming(Arc<Machine>),
+    /// It has ended, and goes on from this file.
+    Saved(PathBuf),
     Gone,
 }
 
@@ -87,7 +95,7 @@ impl Owned {
         match &self.stage {
             Stage::Created | Stage::Building => VmState::Created,
             Stage::Incoming(_) => VmState::Incoming,
-            Stage::Gone => VmState::Stopped,
+            Stage::Saved(_) | Stage::Gone => VmState::Stopped,
             Stage::Runs(machine) if machine.vcpus.ended().is_some() => VmState::Stopped,
             Stage::Runs(machine) if machine.vcpus.is_running() => VmState::Running,
             Stage::Runs(_) => VmState::Paused,
@@ -97,6 +105,7 @@ impl Owned {
     fn detail(&self) -> String {
         match &self.stage {
             Stage::Building => "its machine is being built".to_owned(),
+            Stage::Saved(path) => format!("stopped by its snapshot {}", path.display()),
             Stage::Gone => "it is no longer here".to_owned(),
             Stage::Runs(machine) => machine.vcpus.ended().unwrap_or_default(),
             Stage::Created | Stage::Incoming(_) => String::new(),
@@ -106,8 +115,13 @@ impl Owned {
     fn machine(&self) -> Option<&Arc<Machine>> {
         match &self.stage {
             Stage::Runs(machine) | Stage::Incoming(machine) => Some(machine),
-            Stage::Created | Stage::Building | Stage::Gone => None,
+            Stage::Created | Stage::Building | Stage::Saved(_) | Stage::Gone => None,
         }
+    }
+
+    /// Whether something is under way that nothing else may come between.
+    fn occupied(&self) -> bool {
+        self.saving || self.migrates()
     }
 
     fn migrates(&self) -> bool {
@@ -117,7 +131,13 @@ impl Owned {
 
 impl Vm {
     pub(crate) fn new(id: VmId, unrun: UnrunMark, quit: CancellationToken) -> Self {
-        let owned = Owned { spec: None, epoch: Epoch(0), stage: Stage::Created, migration: None };
+        let owned = Owned {
+            spec: None,
+            epoch: Epoch(0),
+            stage: Stage::Created,
+            migration: None,
+            saving: false,
+        };
         Self { id, owned: Mutex::new(owned), sampler: Mutex::default(), unrun, quit }
     }
 
@@ -148,6 +168,47 @@ impl Vm {
         let mut owned = lock(&self.owned);
         (owned.spec, owned.epoch, owned.stage) = (Some(spec), epoch, Stage::Runs(machine));
         Ok(())
+    }
+
+    /// Builds the machine that a snapshot holds and lets the guest go on. When it
+    /// comes to nothing, the process is as it was.
+    ///
+    /// # Errors
+    /// `WrongState` when there is a machine already, and those of [`snapshot::restore`].
+    pub(crate) fn restore(&self, spec: VmSpec, epoch: Epoch, path: &Path) -> Result<(), Refusal> {
+        let machine = self.build(&spec, |spec| snapshot::restore(spec, path, &on_end()))?;
+        machine.resume();
+        tracing::info!(%epoch, from = %path.display(), "the guest goes on");
+        let mut owned = lock(&self.owned);
+        (owned.spec, owned.epoch, owned.stage) = (Some(spec), epoch, Stage::Runs(machine));
+        Ok(())
+    }
+
+    /// Writes the VM to a file. With [`After::Stop`] it has ended when this returns well.
+    ///
+    /// # Errors
+    /// `WrongState` when there is none or it migrates, and those of [`snapshot::save`].
+    pub(crate) fn save(&self, path: &Path, after: After) -> Result<Saved, Refusal> {
+        let (machine, spec) = {
+            let mut owned = lock(&self.owned);
+            let found = match (&owned.stage, &owned.spec) {
+                (Stage::Runs(machine), Some(spec)) if !owned.occupied() => {
+                    (Arc::clone(machine), spec.clone())
+                }
+                _ => return Err(self.unsettled()),
+            };
+            owned.saving = true;
+            found
+        };
+        let saved = snapshot::save(&machine, &spec, path, after);
+        let mut owned = lock(&self.owned);
+        owned.saving = false;
+        if saved.is_ok() && after == After::Stop {
+            machine.vcpus.end();
+            owned.stage = Stage::Saved(path.to_owned());
+        }
+        drop(owned);
+        saved
     }
 
     /// Builds a machine for a migration to fill. When it comes to nothing, the
@@ -243,10 +304,10 @@ impl Vm {
         let mut owned = lock(&self.owned);
         let state = owned.state();
         let machine = match owned.machine() {
-            Some(machine) if state == VmState::Running && !owned.migrates() => Arc::clone(machine),
+            Some(machine) if state == VmState::Running && !owned.occupied() => Arc::clone(machine),
             _ => {
                 return Err(wrong_state(
-                    format!("VM {} is {state:?} or migrates already", self.id),
+                    format!("VM {} is {state:?}, migrates already or is being saved", self.id),
                     "migrate a VM that runs, one migration at a time",
                 ));
             }
@@ -335,14 +396,18 @@ impl Vm {
         Ok(())
     }
 
+    fn unsettled(&self) -> Refusal {
+        wrong_state(
+            format!("VM {} does not run here, is being migrated or is being saved", self.id),
+            "wait for the end of that, or boot the VM first",
+        )
+    }
+
     fn settled_machine(&self) -> Result<Arc<Machine>, Refusal> {
         let owned = lock(&self.owned);
         match &owned.stage {
-            Stage::Runs(machine) if !owned.migrates() => Ok(Arc::clone(machine)),
-            _ => Err(wrong_state(
-                format!("VM {} does not run here, or is being migrated", self.id),
-                "wait for the migration's end, or boot the VM first",
-            )),
+            Stage::Runs(machine) if !owned.occupied() => Ok(Arc::clone(machine)),
+            _ => Err(self.unsettled()),
         }
     }
 

@@ -6,20 +6,9 @@
 #[path = "support/process.rs"]
 mod process;
 
-use ballast_guest::Params;
 use ballast_model::RefusalCode;
 use ballast_proto::v1::{MigrationState, MigrationVerdict, VmState};
-use process::{Lab, check_refused, have_kvm};
-
-fn busy() -> Params {
-    Params {
-        heartbeat_ms: 50,
-        duty_percent: 30,
-        working_set_mib: 16,
-        dirty_mib_per_sec: 20,
-        ..Params::default()
-    }
-}
+use process::{Lab, busy, check_refused, have_kvm};
 
 #[tokio::test]
 async fn a_guest_under_load_moves_and_loses_nothing() {

@@ -9,20 +9,9 @@ mod process;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use ballast_guest::Params;
 use ballast_model::RefusalCode;
 use ballast_proto::v1::{MigrationState, MigrationVerdict, VmState};
-use process::{Lab, MIGRATION, PATIENCE, TOKEN, VM, Vmm, check_refused, have_kvm, refusal};
-
-fn busy() -> Params {
-    Params {
-        heartbeat_ms: 50,
-        duty_percent: 30,
-        working_set_mib: 16,
-        dirty_mib_per_sec: 20,
-        ..Params::default()
-    }
-}
+use process::{Lab, MIGRATION, PATIENCE, TOKEN, VM, Vmm, busy, check_refused, have_kvm, refusal};
 
 /// A guest that runs, and a destination that listens for it.
 async fn pair(lab: &Lab) -> (Vmm, Vmm, String) {

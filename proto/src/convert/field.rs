@@ -124,6 +124,19 @@ pub fn path(text: String, field: &str) -> Result<PathBuf, Refusal> {
     Ok(text.into())
 }
 
+/// A path that means the same whoever resolves it.
+///
+/// # Errors
+/// `InvalidArgument` naming the field, when it is not absolute or holds a NUL byte.
+pub fn absolute_path(text: String, field: &str) -> Result<PathBuf, Refusal> {
+    let path = path(text, field)?;
+    if !path.is_absolute() {
+        let what = format!("{:?} is not an absolute path", path.display().to_string());
+        return Err(invalid(field, what, "give the whole path, starting with '/'"));
+    }
+    Ok(path)
+}
+
 /// A path, or none where the field is empty.
 ///
 /// # Errors

@@ -64,6 +64,11 @@ impl TimeState {
         Self { clock: 0, realtime: 0, host_tsc: None, tsc_offsets: vec![] }
     }
 
+    /// Takes the time of saving for now, so that no time has passed since.
+    pub(crate) fn go_on_now(&mut self) {
+        self.realtime = realtime_now();
+    }
+
     /// Right before the guest runs.
     pub(crate) fn load(&self, machine: &Machine) -> Result<(), Refusal> {
         let data = kvm_clock_data { clock: self.clock_at(realtime_now()), ..Default::default() };

@@ -117,8 +117,22 @@ impl Vmm {
     }
 
     pub async fn boot(&mut self, spec: v1::VmSpec) -> Result<(), Refusal> {
-        let request = v1::BootRequest { spec: Some(spec), epoch: 1 };
+        self.boot_from(spec, "").await
+    }
+
+    /// Boots, or goes on from a snapshot.
+    pub async fn boot_from(&mut self, spec: v1::VmSpec, file: &str) -> Result<(), Refusal> {
+        let request = v1::BootRequest { spec: Some(spec), epoch: 1, restore_from: file.to_owned() };
         self.client.boot(request).await.map(|_| ()).map_err(refusal)
+    }
+
+    pub async fn save(
+        &mut self,
+        file: &str,
+        stop: bool,
+    ) -> Result<v1::SaveSnapshotResponse, Refusal> {
+        let request = v1::VmmSaveSnapshotRequest { path: file.to_owned(), stop };
+        self.client.save_snapshot(request).await.map(|answer| answer.into_inner()).map_err(refusal)
     }
 
     pub async fn status(&mut self) -> v1::VmStatus {
@@ -229,6 +243,17 @@ impl Vmm {
         let request = v1::ResolveMigrationRequest { migration, verdict: verdict.into(), epoch };
         let answer = self.client.resolve_migration(request).await.map_err(refusal)?;
         Ok(v1::VmState::try_from(answer.into_inner().state).unwrap())
+    }
+}
+
+/// A guest that computes and writes all the time.
+pub fn busy() -> Params {
+    Params {
+        heartbeat_ms: 50,
+        duty_percent: 30,
+        working_set_mib: 16,
+        dirty_mib_per_sec: 20,
+        ..Params::default()
     }
 }
 
