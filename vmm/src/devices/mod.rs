@@ -9,6 +9,8 @@
 //! device there.
 
 pub(crate) mod console;
+#[allow(dead_code, reason = "its users, the virtio devices, come next")]
+pub(crate) mod rate_limit;
 pub(crate) mod serial;
 
 use std::sync::Arc;
