@@ -4,6 +4,7 @@
 //! held while waiting.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use ballast_model::{Bytes, Epoch, MigrationId, Refusal, RefusalCode, Resources, VmId, VmSpec};
@@ -73,14 +74,21 @@ impl Host {
         (view.phase != Phase::Empty).then_some(view)
     }
 
-    /// Starts a VM.
+    /// Starts a VM, or lets one go on from a snapshot.
     ///
     /// # Errors
     /// `CapacityExceeded`, or as the VM's task or its machine says.
-    pub async fn create(self: &Arc<Self>, spec: VmSpec, epoch: Epoch) -> Result<(), Refusal> {
+    pub async fn create(
+        self: &Arc<Self>,
+        spec: VmSpec,
+        epoch: Epoch,
+        restore_from: Option<PathBuf>,
+    ) -> Result<(), Refusal> {
         for _ in 0..TRIES_MAX {
             let handle = self.slot(&spec, false)?;
-            let asked = handle.ask(|reply| Request::Create(Box::new(spec.clone()), epoch, reply));
+            let asked = handle.ask(|reply| {
+                Request::Create(Box::new(spec.clone()), epoch, restore_from.clone(), reply)
+            });
             if let Some(answer) = asked.await {
                 return answer;
             }

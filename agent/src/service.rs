@@ -4,7 +4,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use ballast_model::{BytesPerSec, Epoch, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
-use ballast_proto::convert::field::{invalid, migration_id, required, required_enum, vm_id};
+use ballast_proto::convert::field::{
+    absolute_path, invalid, migration_id, optional_path, required, required_enum, vm_id,
+};
 use ballast_proto::error::to_status;
 use ballast_proto::v1::agent_service_server::AgentService;
 use ballast_proto::v1::{self, MigrationStatus};
@@ -15,7 +17,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
-use crate::driver::{Outgoing, TOKEN_BYTES};
+use crate::driver::{Outgoing, Save, TOKEN_BYTES};
 use crate::host::Host;
 use crate::load::Observation;
 use crate::metrics::Metrics;
@@ -60,9 +62,46 @@ impl Service {
         message: v1::AgentCreateVmRequest,
     ) -> Result<v1::AgentCreateVmResponse, Refusal> {
         let (spec, epoch) = (spec(message.spec)?, epoch(message.epoch, "epoch")?);
+        let from = optional_path(message.restore_from, "restore_from")?;
         let vm = spec.id.clone();
-        detached(self.host.clone(), |host| async move { host.create(spec, epoch).await }).await?;
+        let create = |host: Arc<Host>| async move { host.create(spec, epoch, from).await };
+        detached(self.host.clone(), create).await?;
         Ok(v1::AgentCreateVmResponse { status: self.status(&vm) })
+    }
+
+    /// Goes to the machine directly: it knows best what may not come between.
+    async fn save(
+        &self,
+        message: v1::AgentSaveSnapshotRequest,
+    ) -> Result<v1::SaveSnapshotResponse, Refusal> {
+        let vm = vm_id(&message.vm, "vm")?;
+        let path = absolute_path(message.path, "path")?;
+        let view = self.host.vm(&vm).ok_or_else(|| not_found(&vm))?;
+        let (Some(machine), Some(spec)) = (view.machine, view.spec) else {
+            return Err(not_found(&vm));
+        };
+        if view.epoch != epoch(message.epoch, "epoch")? {
+            return Err(Refusal::new(
+                RefusalCode::StaleEpoch,
+                format!("VM {vm} is here under epoch {}, not {}", view.epoch, message.epoch),
+                "look at the VM again, then try again",
+            ));
+        }
+        let order = Save { path, stop: message.stop, memory: spec.memory };
+        // To its end, also when the caller hangs up: else nobody would know of the file.
+        detached(self.host.clone(), |_| async move { machine.save(&order).await }).await
+    }
+
+    async fn describe_file(
+        &self,
+        message: v1::DescribeSnapshotRequest,
+    ) -> Result<v1::DescribeSnapshotResponse, Refusal> {
+        let path = absolute_path(message.path, "path")?;
+        let head = self.host.context().driver.describe_snapshot(&path).await?;
+        Ok(v1::DescribeSnapshotResponse {
+            spec: Some((&head.spec).into()),
+            taken_unix_millis: head.taken_unix_millis,
+        })
     }
 
     async fn prepare(
@@ -209,6 +248,20 @@ impl AgentService for Service {
             Ok(v1::DestroyVmResponse {})
         };
         self.answer("destroy_vm", destroy.await)
+    }
+
+    async fn save_snapshot(
+        &self,
+        request: Request<v1::AgentSaveSnapshotRequest>,
+    ) -> Answer<v1::SaveSnapshotResponse> {
+        self.answer("save_snapshot", self.save(request.into_inner()).await)
+    }
+
+    async fn describe_snapshot(
+        &self,
+        request: Request<v1::DescribeSnapshotRequest>,
+    ) -> Answer<v1::DescribeSnapshotResponse> {
+        self.answer("describe_snapshot", self.describe_file(request.into_inner()).await)
     }
 
     async fn list_vms(

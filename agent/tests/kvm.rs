@@ -196,7 +196,7 @@ async fn a_vm_that_cannot_start_leaves_nothing() {
     let stub = Stub::start(Mood::Grant).await;
     let mut agent = Running::start(config("a", lab.path(), stub.address, "kvm")).await;
     let missing = spec("web-1", "/nonexistent/kernel", "");
-    let request = v1::AgentCreateVmRequest { spec: Some(missing), epoch: 5 };
+    let request = v1::AgentCreateVmRequest { spec: Some(missing), epoch: 5, ..Default::default() };
     let refusal = refusal(&agent.client.create_vm(request).await.unwrap_err());
     assert!(refusal.reason.contains("/nonexistent/kernel"), "{refusal}");
     assert!(list(&mut agent.client).await.is_empty());

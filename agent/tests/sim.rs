@@ -77,7 +77,8 @@ async fn create_and_destroy_are_idempotent_and_guarded_by_the_epoch() {
     let check = |result: Result<tonic::Response<_>, tonic::Status>, code| {
         assert_eq!(refusal(&result.map(|_| ()).unwrap_err()).code, code);
     };
-    let request = |spec, epoch| v1::AgentCreateVmRequest { spec: Some(spec), epoch };
+    let request =
+        |spec, epoch| v1::AgentCreateVmRequest { spec: Some(spec), epoch, ..Default::default() };
     check(client.create_vm(request(vm("web-1"), 4)).await, RefusalCode::StaleEpoch);
     let mut other = vm("web-1");
     other.vcpus = 2;

@@ -91,6 +91,10 @@ calls! {
     get_vm(GetVmRequest) -> VmRecord;
     /// Ends and removes a VM.
     delete_vm(DeleteVmRequest) -> DeleteVmResponse;
+    /// Writes a VM to a file on its host.
+    snapshot_vm(SnapshotVmRequest) -> SnapshotVmResponse;
+    /// Lets a VM go on from a file.
+    restore_vm(RestoreVmRequest) -> VmRecord;
     /// Begins to move a VM.
     migrate_vm(MigrateVmRequest) -> MigrateVmResponse;
     /// A piece of a VM's console.
@@ -139,6 +143,12 @@ impl Client {
         let service =
             ControllerServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         Ok(Self { service, peer, timeout })
+    }
+
+    /// The same connection for a call that takes as long as there is data.
+    #[must_use]
+    pub fn patient(&self, at_least: Duration) -> Self {
+        Self { timeout: self.timeout.max(at_least), ..self.clone() }
     }
 
     async fn bounded<T>(

@@ -106,6 +106,15 @@ async fn changes_carry_who_and_why() {
     well(&url, &["host", "drain", "host-b", "--wait", "--reason", "new memory"]).await;
     well(&url, &["automation", "set", "manual"]).await;
     well(&url, &["vm", "migrate", "web-1", "--to", "host-b", "--wait"]).await;
+    let file = ["vm", "snapshot", "web-1", "--to", "/s/web-1", "--stop"];
+    let said = well(&url, &file).await.lines();
+    assert_eq!(
+        said,
+        [
+            "web-1 is in /s/web-1 on host host-a: 3.0 MiB, paused for 5 ms; it has ended and is removed"
+        ]
+    );
+    well(&url, &["vm", "restore", "--from", "/s/web-1", "--host", "host-b"]).await;
     well(&url, &["rule", "set", "pin", "--kind", "vm-host", "--vms", "a", "--hosts", "h"]).await;
     well(&url, &["vm", "rm", "web-1", "web-2"]).await;
     assert_eq!(
@@ -115,6 +124,8 @@ async fn changes_carry_who_and_why() {
             "drain host-b by operator:alice: new memory",
             "automation AUTOMATION_MANUAL by operator:alice: automation level set by hand",
             "migrate web-1 to \"host-b\" by operator:alice: migrated by hand",
+            "snapshot web-1 to /s/web-1, stop true by operator:alice: saved by hand",
+            "restore /s/web-1 on host-b by operator:alice: restored by hand",
             "rule pin by operator:alice: set by hand",
             "delete web-1 by operator:alice: removed by hand",
             "delete web-2 by operator:alice: removed by hand",

@@ -4,13 +4,15 @@
 //! its own callers time and nobody else.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ballast_model::{Epoch, HostId, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
-use ballast_proto::convert::field::required;
+use ballast_model::{Bytes, Epoch, HostId, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
+use ballast_proto::convert::field::{required, text};
 use ballast_proto::error::from_status;
+use ballast_proto::limits::snapshot_time_max;
 use ballast_proto::v1;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -32,11 +34,30 @@ pub struct Prepared {
     pub token: Vec<u8>,
 }
 
+/// A VM to be started.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// The VM.
+    pub spec: VmSpec,
+    /// The epoch it runs under.
+    pub epoch: Epoch,
+    /// A snapshot on the host, to go on from instead of booting.
+    pub restore_from: Option<PathBuf>,
+}
+
 /// One host's agent. Calls that change something are idempotent.
 #[async_trait]
 pub trait Agent: Send + Sync + 'static {
-    /// Starts a VM; answers once the guest runs.
-    async fn create_vm(&self, spec: &VmSpec, epoch: Epoch) -> Result<v1::VmStatus, Refusal>;
+    /// Starts a VM or lets it go on; answers once the guest runs.
+    async fn create_vm(&self, start: &Start) -> Result<v1::VmStatus, Refusal>;
+    /// Writes a VM of this much memory to a file.
+    async fn save_snapshot(
+        &self,
+        request: v1::AgentSaveSnapshotRequest,
+        memory: Bytes,
+    ) -> Result<v1::SaveSnapshotResponse, Refusal>;
+    /// Which VM a snapshot file is of.
+    async fn describe_snapshot(&self, path: &Path) -> Result<VmSpec, Refusal>;
     /// Ends a VM.
     async fn destroy_vm(&self, vm: &VmId, epoch: Epoch) -> Result<(), Refusal>;
     /// Every VM on the host.
@@ -131,10 +152,31 @@ impl GrpcAgent {
 
 #[async_trait]
 impl Agent for GrpcAgent {
-    async fn create_vm(&self, spec: &VmSpec, epoch: Epoch) -> Result<v1::VmStatus, Refusal> {
-        let request = v1::AgentCreateVmRequest { spec: Some(spec.into()), epoch: epoch.0 };
-        let answer = self.call(WORK_TIMEOUT, self.client().create_vm(request)).await?;
+    async fn create_vm(&self, start: &Start) -> Result<v1::VmStatus, Refusal> {
+        let request = v1::AgentCreateVmRequest {
+            spec: Some((&start.spec).into()),
+            epoch: start.epoch.0,
+            restore_from: start.restore_from.as_deref().map(text).unwrap_or_default(),
+        };
+        let restored = start.restore_from.as_ref().map(|_| snapshot_time_max(start.spec.memory));
+        let limit = WORK_TIMEOUT + restored.unwrap_or_default();
+        let answer = self.call(limit, self.client().create_vm(request)).await?;
         required(answer.status, "status")
+    }
+
+    async fn save_snapshot(
+        &self,
+        request: v1::AgentSaveSnapshotRequest,
+        memory: Bytes,
+    ) -> Result<v1::SaveSnapshotResponse, Refusal> {
+        let limit = WORK_TIMEOUT * 2 + snapshot_time_max(memory);
+        self.call(limit, self.client().save_snapshot(request)).await
+    }
+
+    async fn describe_snapshot(&self, path: &Path) -> Result<VmSpec, Refusal> {
+        let request = v1::DescribeSnapshotRequest { path: text(path) };
+        let answer = self.call(WORK_TIMEOUT, self.client().describe_snapshot(request)).await?;
+        required(answer.spec, "spec")?.try_into()
     }
 
     async fn destroy_vm(&self, vm: &VmId, epoch: Epoch) -> Result<(), Refusal> {

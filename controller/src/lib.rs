@@ -15,7 +15,7 @@
 //! | [`snapshot`] | inventory and windows as the planner's input; whether a VM can move |
 //! | [`round`] | the balancer: plan, admit, start, recommend |
 //! | [`migration`] | one persisted state machine per migration |
-//! | [`vms`], [`orders`] | operators' orders |
+//! | [`vms`], [`vm_snapshots`], [`orders`] | operators' orders |
 //! | [`service`] | the gRPC services |
 //! | [`metrics`] | `/metrics` |
 
@@ -35,6 +35,7 @@ pub mod snapshot;
 pub mod state;
 pub mod store;
 pub mod telemetry;
+pub mod vm_snapshots;
 pub mod vms;
 
 pub use run::main;

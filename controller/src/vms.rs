@@ -9,6 +9,7 @@
 //! What was begun and not ended, because the controller died or the host did
 //! not answer, [`Controller::repair_vms`] ends in a later round.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ballast_model::audit::action;
@@ -18,24 +19,43 @@ use ballast_model::{
 };
 use ballast_proto::v1;
 
+use crate::agents::Start;
 use crate::controller::Controller;
 use crate::journal::{Act, outcome_of};
 use crate::snapshot::Purpose;
 use crate::state::{VmChange, VmEntry, VmRecord, json, not_found, unchanged};
 use crate::store::{Compare, Transaction, keys};
 
+/// A VM to be created.
+#[derive(Debug, Clone)]
+pub struct Creation {
+    /// What its owner asked for.
+    pub spec: VmSpec,
+    /// Where; the planner chooses when it is not said.
+    pub host: Option<HostId>,
+    /// A snapshot on that host to go on from, instead of booting.
+    pub restore_from: Option<PathBuf>,
+}
+
+impl Creation {
+    /// One that boots.
+    pub fn boot(spec: VmSpec, host: Option<HostId>) -> Self {
+        Self { spec, host, restore_from: None }
+    }
+}
+
 impl Controller {
-    /// Creates a VM on `host`, or where the planner puts it.
+    /// Creates a VM on its host, or where the planner puts it.
     ///
     /// # Errors
     /// `InvalidArgument`, `AlreadyExists`, `NotFound` (host), `CapacityExceeded`, `RuleViolation`,
     /// `WrongState`, `Unavailable`; or what the host refused, after everything was undone.
     pub async fn create_vm(
         self: &Arc<Self>,
-        spec: VmSpec,
-        host: Option<HostId>,
+        creation: Creation,
         reasons: ReasonTrail,
     ) -> Result<VmId, Refusal> {
+        let Creation { spec, host, restore_from } = creation;
         spec.validate()?;
         let id = spec.id.clone();
         let _busy = self.hold(&id).ok_or_else(|| changing(&id))?;
@@ -56,16 +76,20 @@ impl Controller {
                 .and(Compare::Absent(keys::vm_owner(&id)))
                 .put(keys::vm_spec(&id), json(&record))
                 .put(keys::vm_owner(&id), json(&owner));
-            let act = Act::new(action::VM_CREATE, &id, reasons)
+            let mut act = Act::new(action::VM_CREATE, &id, reasons)
                 .with("host", &owner.host)
                 .with("epoch", owner.epoch.0)
                 .with("memory_bytes", spec.memory.get())
                 .with("vcpus", spec.vcpus);
+            if let Some(path) = &restore_from {
+                act = act.with("restore_from", path.display());
+            }
             let opened = self.journal.open(&act, announced).await?;
             (owner, opened)
         };
+        let start = Start { spec, epoch: owner.epoch, restore_from };
         let answer = match self.agent(&owner.host).await {
-            Ok(agent) => agent.create_vm(&spec, owner.epoch).await,
+            Ok(agent) => agent.create_vm(&start).await,
             Err(refusal) => Err(refusal),
         };
         match answer {
@@ -314,10 +338,10 @@ fn removal(id: &VmId) -> Transaction {
     Transaction::default().delete(keys::vm_spec(id)).delete(keys::vm_owner(id))
 }
 
-fn changing(id: &VmId) -> Refusal {
+pub(crate) fn changing(id: &VmId) -> Refusal {
     Refusal::new(
         RefusalCode::WrongState,
-        format!("VM {id} is being created or removed already"),
+        format!("VM {id} is being created, moved, saved or removed already"),
         "wait until that has ended",
     )
 }

@@ -122,6 +122,8 @@ pub mod action {
     pub const VM_CREATE: &str = "vm.create";
     /// A VM is removed.
     pub const VM_REMOVE: &str = "vm.remove";
+    /// A VM is written to a file.
+    pub const VM_SNAPSHOT: &str = "vm.snapshot";
     /// A rule is written.
     pub const RULE_SET: &str = "rule.set";
     /// A rule is removed.

@@ -7,6 +7,7 @@ mod audit;
 mod bad_input;
 mod crash;
 mod demo;
+mod snapshot;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_ballast-under-test");

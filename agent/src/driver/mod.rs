@@ -15,11 +15,12 @@
 //! ```
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use ballast_model::vm::MigrationPolicy;
-use ballast_model::{BytesPerSec, Epoch, MigrationId, Refusal, VmId, VmSpec};
+use ballast_model::{Bytes, BytesPerSec, Epoch, MigrationId, Refusal, VmId, VmSpec};
 use ballast_proto::v1;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -85,6 +86,26 @@ pub struct Outgoing {
     pub bandwidth: BytesPerSec,
 }
 
+/// A snapshot to be taken.
+#[derive(Debug, Clone)]
+pub struct Save {
+    /// The file; it is not there yet.
+    pub path: PathBuf,
+    /// End the guest once the file is whole.
+    pub stop: bool,
+    /// The memory that may have to be written: the call's bound follows from it.
+    pub memory: Bytes,
+}
+
+/// Which VM a snapshot file is of.
+#[derive(Debug, Clone, Deserialize)]
+pub struct SnapshotHead {
+    /// The VM.
+    pub spec: VmSpec,
+    /// When it was taken.
+    pub taken_unix_millis: u64,
+}
+
 /// Makes machines.
 #[async_trait]
 pub trait Driver: Send + Sync + 'static {
@@ -93,6 +114,12 @@ pub trait Driver: Send + Sync + 'static {
 
     /// What must match for a VM to move here; empty when anything goes.
     fn cpu_model(&self) -> String;
+
+    /// What stands in front of a snapshot file.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it is none, `Unsupported` where there are no snapshots.
+    async fn describe_snapshot(&self, path: &Path) -> Result<SnapshotHead, Refusal>;
 
     /// An empty machine: nothing runs in it, and it may be dropped without loss.
     ///
@@ -126,11 +153,22 @@ pub trait Machine: Send + Sync + 'static {
     /// What it is doing, kept up to date.
     fn view(&self) -> watch::Receiver<MachineView>;
 
-    /// Starts a guest. Only in an empty machine.
+    /// Starts a guest, or lets one go on from a snapshot. Only in an empty machine.
     ///
     /// # Errors
-    /// As the machine says: a missing kernel, too little memory.
-    async fn boot(&self, spec: &VmSpec, epoch: Epoch) -> Result<(), Refusal>;
+    /// As the machine says: a missing kernel, too little memory, a damaged file.
+    async fn boot(
+        &self,
+        spec: &VmSpec,
+        epoch: Epoch,
+        restore_from: Option<&Path>,
+    ) -> Result<(), Refusal>;
+
+    /// Writes the VM to a file; with `stop` the guest has ended when this returns well.
+    ///
+    /// # Errors
+    /// As the machine says: a disk without room, a migration under way. The guest goes on then.
+    async fn save(&self, order: &Save) -> Result<v1::SaveSnapshotResponse, Refusal>;
 
     /// Gets ready to be filled. Only in an empty machine. Returns `ip:port` it listens on.
     ///

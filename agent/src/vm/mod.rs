@@ -11,6 +11,7 @@
 //! | [`record`] | what must be known after a restart |
 //! | [`dir`] | where it is kept on disk |
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ballast_model::{Bytes, BytesPerSec, Epoch, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
@@ -59,8 +60,8 @@ type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
 /// What a VM's task is asked to do.
 pub enum Request {
-    /// Start it.
-    Create(Box<VmSpec>, Epoch, Reply<()>),
+    /// Start it, from a snapshot if one is named.
+    Create(Box<VmSpec>, Epoch, Option<PathBuf>, Reply<()>),
     /// Wait for it.
     Prepare(MigrationId, Box<VmSpec>, Epoch, Reply<Listening>),
     /// End it.

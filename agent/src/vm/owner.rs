@@ -13,6 +13,7 @@
 //! it announces. The task ends, and the VM's directory with it, when the VM is
 //! gone from this host.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -197,8 +198,8 @@ impl Owner {
     async fn serve(&mut self, request: Request) {
         // A caller that has gone away does not need its answer.
         match request {
-            Request::Create(spec, epoch, reply) => {
-                let _ = reply.send(self.create(*spec, epoch).await);
+            Request::Create(spec, epoch, from, reply) => {
+                let _ = reply.send(self.create(*spec, epoch, from.as_deref()).await);
             }
             Request::Prepare(migration, spec, epoch, reply) => {
                 let _ = reply.send(self.prepare(migration, *spec, epoch).await);
@@ -218,14 +219,19 @@ impl Owner {
         }
     }
 
-    async fn create(&mut self, spec: VmSpec, epoch: Epoch) -> Result<(), Refusal> {
+    async fn create(
+        &mut self,
+        spec: VmSpec,
+        epoch: Epoch,
+        restore_from: Option<&Path>,
+    ) -> Result<(), Refusal> {
         let same = self.record.as_ref().is_some_and(|record| record.spec == spec);
         if self.standing().create(epoch, same)? == Accept::Done {
             return Ok(());
         }
         let made = self.make(Record::new(spec.clone(), epoch, None)).await;
         let booted = match made {
-            Ok(machine) => machine.boot(&spec, epoch).await,
+            Ok(machine) => machine.boot(&spec, epoch, restore_from).await,
             Err(refusal) => Err(refusal),
         };
         self.or_discard(booted).await?;

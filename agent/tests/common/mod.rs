@@ -233,7 +233,7 @@ pub fn refusal(status: &Status) -> Refusal {
 }
 
 pub async fn create(client: &mut Client, spec: v1::VmSpec, epoch: u64) -> v1::VmStatus {
-    let request = v1::AgentCreateVmRequest { spec: Some(spec), epoch };
+    let request = v1::AgentCreateVmRequest { spec: Some(spec), epoch, ..Default::default() };
     client.create_vm(request).await.unwrap().into_inner().status.unwrap()
 }
 

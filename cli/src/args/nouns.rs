@@ -77,6 +77,26 @@ pub enum VmCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Write all of a VM but its disks to a file on its host
+    Snapshot {
+        /// The VM
+        vm: VmId,
+        /// An absolute path on the VM's host, of a file that is not there yet
+        #[arg(long, value_name = "PATH")]
+        to: PathBuf,
+        /// End and remove the VM once the file is whole; needed for a VM that writes to a disk
+        #[arg(long)]
+        stop: bool,
+    },
+    /// Let a VM that is no longer there go on from a snapshot
+    Restore {
+        /// The snapshot, an absolute path on the host
+        #[arg(long, value_name = "PATH")]
+        from: PathBuf,
+        /// Where the VM is to run
+        #[arg(long)]
+        host: HostId,
+    },
     /// What happened to a VM, oldest first
     History {
         /// The VM

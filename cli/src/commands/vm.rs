@@ -1,9 +1,11 @@
 //! `ballast vm`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use ballast_model::vm::MigrationPolicy;
 use ballast_model::{Refusal, VmId, VmSpec};
+use ballast_proto::convert::field::text;
 use ballast_proto::v1;
 
 use super::{Context, history, migration, wait};
@@ -11,6 +13,8 @@ use crate::args::{CreateArgs, VmCommand};
 use crate::output::units::{bytes, cpu, or_dash, rate};
 use crate::output::{self, Align, Table, fields, view};
 
+/// How long a VM may take to a file or from it; the hosts' own bounds are in proportion to its memory.
+const FILE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// How often a followed console is asked for more.
 const CONSOLE_POLL: Duration = Duration::from_millis(250);
 
@@ -42,6 +46,16 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<(), Ref
                 wait::until_migrated(&context.client, &id, wait.wait_timeout.0).await?;
             }
             migration::show(context, &id).await
+        }
+        VmCommand::Snapshot { vm, to, stop } => snapshot(context, &vm, &to, stop).await,
+        VmCommand::Restore { from, host } => {
+            let request = v1::RestoreVmRequest {
+                path: text(&from),
+                host: host.to_string(),
+                actor: context.actor.because("restored by hand"),
+            };
+            let record = context.client.patient(FILE_TIMEOUT).restore_vm(request).await?;
+            show(context, record)
         }
         VmCommand::History { vm } => history::show(context, &vm).await,
         VmCommand::Console { vm, follow, offset } => console(context, &vm, follow, offset).await,
@@ -163,6 +177,34 @@ fn show(context: &Context, vm: v1::VmRecord) -> Result<(), Refusal> {
         ("downtime limit", format!("{} ms{verify}", policy.downtime_limit_ms)),
         ("process", if status.pid == 0 { String::new() } else { status.pid.to_string() }),
     ]))
+}
+
+async fn snapshot(context: &Context, vm: &VmId, to: &Path, stop: bool) -> Result<(), Refusal> {
+    let request = v1::SnapshotVmRequest {
+        vm: vm.to_string(),
+        path: text(to),
+        stop,
+        actor: context.actor.because("saved by hand"),
+    };
+    let saved = context.client.patient(FILE_TIMEOUT).snapshot_vm(request).await?;
+    if context.json {
+        return output::print_json(&serde_json::json!({
+            "vm": vm,
+            "path": to,
+            "host": saved.host,
+            "bytes": saved.bytes,
+            "paused_micros": saved.paused_micros,
+            "removed": stop,
+        }));
+    }
+    let then = if stop { "has ended and is removed" } else { "goes on" };
+    output::print(&format!(
+        "{vm} is in {} on host {}: {}, paused for {} ms; it {then}\n",
+        to.display(),
+        saved.host,
+        bytes(saved.bytes),
+        saved.paused_micros.div_ceil(1000)
+    ))
 }
 
 async fn console(context: &Context, vm: &VmId, follow: bool, from: u64) -> Result<(), Refusal> {

@@ -250,6 +250,21 @@ impl ControllerService for Stub {
         Ok(Response::new(MigrateVmResponse { migration: MIGRATION.into() }))
     }
 
+    async fn snapshot_vm(&self, r: Request<SnapshotVmRequest>) -> Answer<SnapshotVmResponse> {
+        let request = r.into_inner();
+        let said = format!("snapshot {} to {}, stop {}", request.vm, request.path, request.stop);
+        self.asked.note(&said, request.actor);
+        let host = "host-a".to_owned();
+        Ok(Response::new(SnapshotVmResponse { host, bytes: 3 << 20, paused_micros: 4_200 }))
+    }
+
+    async fn restore_vm(&self, r: Request<RestoreVmRequest>) -> Answer<VmRecord> {
+        let request = r.into_inner();
+        let said = format!("restore {} on {}", request.path, request.host);
+        self.asked.note(&said, request.actor);
+        Ok(Response::new(vm("web-1")))
+    }
+
     async fn read_console(&self, r: Request<ReadConsoleRequest>) -> Answer<ReadConsoleResponse> {
         let (text, offset) = (b"B 1 web-1\nH 0 1 p0 e0\n", r.into_inner().offset);
         let rest = text.get(usize::try_from(offset).unwrap()..).unwrap_or_default();

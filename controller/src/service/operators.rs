@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use ballast_model::{ReasonTrail, Refusal, Rule, VmSpec};
 use ballast_proto::convert::field::{
-    host_id, migration_id, optional_host_id, optional_vm_id, plan_id, required, rule_id, vm_id,
+    absolute_path, host_id, migration_id, optional_host_id, optional_vm_id, plan_id, required,
+    rule_id, vm_id,
 };
 use ballast_proto::convert::trail;
 use ballast_proto::convert::vm::automation;
@@ -18,6 +19,7 @@ use crate::controller::Controller;
 use crate::migration::Order;
 use crate::now;
 use crate::snapshot::Purpose;
+use crate::vms::Creation;
 
 /// Migrations of one listing, unless asked for otherwise.
 const MIGRATIONS_DEFAULT: usize = 100;
@@ -116,8 +118,40 @@ impl ControllerService for Operators {
             let reasons = actor(request.actor)?;
             // A task of its own: a caller who hangs up does not leave it half-done.
             let controller = Arc::clone(&self.0);
-            let create = async move { controller.create_vm(spec, host, reasons).await };
+            let creation = Creation::boot(spec, host);
+            let create = async move { controller.create_vm(creation, reasons).await };
             let id = finish(&self.0, create).await?;
+            Ok(self.0.vm_record(&self.0.repository.known_vm(&id).await?))
+        };
+        answer(&self.0, result.await)
+    }
+
+    async fn snapshot_vm(
+        &self,
+        request: Request<v1::SnapshotVmRequest>,
+    ) -> Answer<v1::SnapshotVmResponse> {
+        let request = request.into_inner();
+        let result = async {
+            self.0.leading()?;
+            let (vm, reasons) = (vm_id(&request.vm, "vm")?, actor(request.actor)?);
+            let path = absolute_path(request.path, "path")?;
+            let controller = Arc::clone(&self.0);
+            let save =
+                async move { controller.snapshot_vm(&vm, path, request.stop, reasons).await };
+            finish(&self.0, save).await
+        };
+        answer(&self.0, result.await)
+    }
+
+    async fn restore_vm(&self, request: Request<v1::RestoreVmRequest>) -> Answer<v1::VmRecord> {
+        let request = request.into_inner();
+        let result = async {
+            self.0.leading()?;
+            let path = absolute_path(request.path, "path")?;
+            let (host, reasons) = (host_id(&request.host, "host")?, actor(request.actor)?);
+            let controller = Arc::clone(&self.0);
+            let restore = async move { controller.restore_vm(path, host, reasons).await };
+            let id = finish(&self.0, restore).await?;
             Ok(self.0.vm_record(&self.0.repository.known_vm(&id).await?))
         };
         answer(&self.0, result.await)

@@ -13,6 +13,7 @@ use ballast_controller::state::VmChange;
 use ballast_controller::store::embedded::EmbeddedStore;
 use ballast_controller::store::leader::{Candidate, Leadership};
 use ballast_controller::store::{Store, Transaction, keys};
+use ballast_controller::vms::Creation;
 use ballast_model::audit::verify::verify_chain;
 use ballast_model::{
     Bytes, HostId, Migration, MigrationId, ReasonTrail, Refusal, Timestamp, VmId, VmSpec,
@@ -145,7 +146,7 @@ impl Cluster {
     /// Creates a VM on a host and has it reported.
     pub(crate) async fn create(&self, vm: &str, host: &str) {
         let host = Some(host.parse().unwrap());
-        self.controller.create_vm(spec(vm), host, reasons()).await.unwrap();
+        self.controller.create_vm(Creation::boot(spec(vm), host), reasons()).await.unwrap();
         self.report();
     }
 

@@ -1,5 +1,6 @@
 //! The controller dies at every write in turn, before it or right after it.
 
+use ballast_controller::vms::Creation;
 use ballast_model::RefusalCode;
 
 use crate::cluster::{Cluster, eventually, reasons, spec};
@@ -74,7 +75,7 @@ async fn at_every_write_of_a_creation() {
         2,
         async |_: &Cluster| {},
         async |cluster, _| {
-            let _ = cluster.controller.create_vm(spec("a"), None, reasons()).await;
+            let _ = cluster.controller.create_vm(Creation::boot(spec("a"), None), reasons()).await;
         },
     )
     .await;
@@ -86,7 +87,7 @@ async fn at_every_write_of_a_creation_that_the_host_refuses() {
         async |cluster: &Cluster| cluster.world.fail("h1", Call::Create, &[Fault::Refused]);
     die_everywhere(2, prepare, async |cluster, _| {
         let host = Some("h1".parse().unwrap());
-        cluster.controller.create_vm(spec("a"), host, reasons()).await.unwrap_err();
+        cluster.controller.create_vm(Creation::boot(spec("a"), host), reasons()).await.unwrap_err();
     })
     .await;
 }

@@ -8,18 +8,21 @@
 //! A VM that would run twice is noted the moment it happens.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ballast_controller::agents::{Agent, Agents, Prepared};
+use ballast_controller::agents::{Agent, Agents, Prepared, Start};
 use ballast_controller::controller::Controller;
 use ballast_controller::migration::commit::CommitAsked;
-use ballast_model::{Epoch, HostId, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
+use ballast_model::{Bytes, Epoch, HostId, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
 use ballast_proto::v1::{self, MigrationRole, MigrationState, MigrationVerdict, VmState};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::watch;
+
+use crate::cluster::spec;
 
 const POLL: Duration = Duration::from_millis(2);
 
@@ -27,6 +30,8 @@ const POLL: Duration = Duration::from_millis(2);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Call {
     Create,
+    Save,
+    Describe,
     Destroy,
     List,
     Prepare,
@@ -83,6 +88,8 @@ struct Inner {
     violations: Vec<String>,
     controller: Option<Arc<Controller>>,
     sends: BTreeMap<MigrationId, HostId>,
+    /// Snapshots, on a disk that all hosts share.
+    files: BTreeMap<PathBuf, VmSpec>,
 }
 
 /// All hosts.
@@ -343,10 +350,38 @@ impl Agents for MemoryAgents {
 
 #[async_trait]
 impl Agent for MemoryAgent {
-    async fn create_vm(&self, spec: &VmSpec, epoch: Epoch) -> Result<v1::VmStatus, Refusal> {
+    async fn create_vm(&self, start: &Start) -> Result<v1::VmStatus, Refusal> {
+        let vm = &start.spec.id;
         self.world.call(&self.host, Call::Create, |inner| {
-            inner.run(&self.host, &spec.id, epoch);
-            Ok(status(&spec.id, &inner.hosts[&self.host].vms[&spec.id]))
+            if let Some(path) = &start.restore_from {
+                assert_eq!(inner.files.get(path), Some(&start.spec), "the VM of the file");
+            }
+            inner.run(&self.host, vm, start.epoch);
+            Ok(status(vm, &inner.hosts[&self.host].vms[vm]))
+        })
+    }
+
+    async fn save_snapshot(
+        &self,
+        request: v1::AgentSaveSnapshotRequest,
+        _: Bytes,
+    ) -> Result<v1::SaveSnapshotResponse, Refusal> {
+        let vm: VmId = request.vm.parse().unwrap();
+        self.world.call(&self.host, Call::Save, |inner| {
+            let vms = &mut inner.hosts.get_mut(&self.host).unwrap().vms;
+            let found = vms.get_mut(&vm).ok_or_else(|| unknown(&vm))?;
+            assert_eq!(found.epoch.0, request.epoch);
+            if request.stop {
+                found.state = VmState::Stopped;
+            }
+            inner.files.insert(request.path.into(), spec(vm.as_str()));
+            Ok(v1::SaveSnapshotResponse { bytes: 1, paused_micros: 1 })
+        })
+    }
+
+    async fn describe_snapshot(&self, path: &Path) -> Result<VmSpec, Refusal> {
+        self.world.call(&self.host, Call::Describe, |inner| {
+            inner.files.get(path).cloned().ok_or_else(|| unknown(path.display()))
         })
     }
 

@@ -1,6 +1,9 @@
 //! Operators' orders: creation, removal, rules, drain.
 
+use std::path::PathBuf;
+
 use ballast_controller::migration::Order;
+use ballast_controller::vms::Creation;
 use ballast_model::rule::{RuleKind, Strength};
 use ballast_model::{Bytes, Epoch, RefusalCode, Revision, Rule, VmId};
 
@@ -13,7 +16,7 @@ async fn a_creation_that_the_host_refuses_leaves_nothing() {
     for fault in [Fault::Refused, Fault::Lost, Fault::AnswerLost] {
         cluster.world.fail("h1", Call::Create, &[fault]);
         let host = Some("h1".parse().unwrap());
-        let answer = cluster.controller.create_vm(spec("a"), host, reasons()).await;
+        let answer = cluster.controller.create_vm(Creation::boot(spec("a"), host), reasons()).await;
         assert!(answer.is_err(), "{fault:?}");
         assert!(cluster.settled().await.is_empty());
         assert!(cluster.world.holds(&"a".parse().unwrap()).is_empty(), "{fault:?}");
@@ -29,7 +32,8 @@ async fn a_creation_on_a_host_that_falls_silent_is_undone_when_it_answers() {
     cluster.world.fail("h1", Call::Create, &[Fault::AnswerLost]);
     cluster.world.fail("h1", Call::Destroy, &[Fault::Lost]);
     let host = Some("h1".parse().unwrap());
-    let refusal = cluster.controller.create_vm(spec("a"), host, reasons()).await.unwrap_err();
+    let refusal =
+        cluster.controller.create_vm(Creation::boot(spec("a"), host), reasons()).await.unwrap_err();
     assert!(refusal.reason.contains("being undone"), "{refusal}");
     // The host runs it after all: the record is completed rather than a running guest killed.
     let vms = cluster.settled().await;
@@ -42,17 +46,62 @@ async fn what_does_not_fit_is_refused_before_anything_is_written() {
     let mut huge = spec("huge");
     huge.memory = Bytes::gib(64);
     for host in [None, Some("h1".parse().unwrap())] {
-        let refusal =
-            cluster.controller.create_vm(huge.clone(), host, reasons()).await.unwrap_err();
+        let refusal = cluster
+            .controller
+            .create_vm(Creation::boot(huge.clone(), host), reasons())
+            .await
+            .unwrap_err();
         assert_eq!(refusal.code, RefusalCode::CapacityExceeded, "{refusal}");
     }
     let nowhere = Some("h9".parse().unwrap());
-    let refusal = cluster.controller.create_vm(spec("a"), nowhere, reasons()).await.unwrap_err();
+    let refusal = cluster
+        .controller
+        .create_vm(Creation::boot(spec("a"), nowhere), reasons())
+        .await
+        .unwrap_err();
     assert_eq!(refusal.code, RefusalCode::NotFound);
     cluster.create("a", "h1").await;
-    let refusal = cluster.controller.create_vm(spec("a"), None, reasons()).await.unwrap_err();
+    let refusal =
+        cluster.controller.create_vm(Creation::boot(spec("a"), None), reasons()).await.unwrap_err();
     assert_eq!(refusal.code, RefusalCode::AlreadyExists);
     cluster.settled().await;
+}
+
+#[tokio::test]
+async fn a_vm_goes_to_a_file_and_comes_back_elsewhere() {
+    let cluster = Cluster::start().await;
+    let (vm, file) = ("a".parse().unwrap(), PathBuf::from("/shared/a"));
+    cluster.create("a", "h1").await;
+    let saved = cluster.controller.snapshot_vm(&vm, file.clone(), false, reasons()).await.unwrap();
+    assert_eq!(saved.host, "h1");
+    let h2 = "h2".parse().unwrap();
+    let twice = cluster.controller.restore_vm(file.clone(), h2, reasons()).await.unwrap_err();
+    assert_eq!(twice.code, RefusalCode::AlreadyExists);
+
+    cluster.controller.snapshot_vm(&vm, file.clone(), true, reasons()).await.unwrap();
+    assert!(cluster.settled().await.is_empty());
+    assert!(cluster.world.holds(&vm).is_empty(), "a VM that is in a file is nowhere else");
+    let h2 = "h2".parse().unwrap();
+    assert_eq!(cluster.controller.restore_vm(file, h2, reasons()).await.unwrap(), vm);
+    assert_eq!(cluster.settled().await["a"], "h2");
+}
+
+#[tokio::test]
+async fn a_snapshot_that_fails_leaves_the_vm_where_it_is() {
+    let cluster = Cluster::start().await;
+    cluster.create("a", "h1").await;
+    let (vm, file) = ("a".parse().unwrap(), PathBuf::from("/shared/a"));
+    for fault in [Fault::Refused, Fault::Lost] {
+        cluster.world.fail("h1", Call::Save, &[fault]);
+        let saved = cluster.controller.snapshot_vm(&vm, file.clone(), true, reasons()).await;
+        assert!(saved.is_err(), "{fault:?}");
+        assert_eq!(cluster.settled().await["a"], "h1");
+    }
+    // Saved, but its host falls silent before the VM is removed: the file is whole, and said so.
+    cluster.world.fail("h1", Call::Destroy, &[Fault::Lost]);
+    let refusal = cluster.controller.snapshot_vm(&vm, file, true, reasons()).await.unwrap_err();
+    assert!(refusal.reason.contains("is whole in /shared/a on host h1"), "{refusal}");
+    assert!(cluster.settled().await.is_empty(), "it is removed once its host answers");
 }
 
 #[tokio::test]

@@ -4,11 +4,14 @@
 //! the end of the process, follows the migration's stream of changes, and asks
 //! the process what it is doing when told to and once a second.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use ballast_model::{Epoch, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
+use ballast_proto::convert::field::text;
+use ballast_proto::limits::snapshot_time_max;
 use ballast_proto::v1::{self, MigrationState, MigrationStatus, MigrationVerdict, VmState};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -17,7 +20,7 @@ use tracing::{debug, warn};
 
 use super::client::{Client, call};
 use super::process::{Process, last_words};
-use crate::driver::{Incoming, Machine, MachineView, Outgoing, ProcessId};
+use crate::driver::{Incoming, Machine, MachineView, Outgoing, ProcessId, Save};
 use crate::vm::dir::VmDir;
 
 /// For calls that only look or only tell.
@@ -195,12 +198,28 @@ impl Machine for KvmMachine {
         self.shared.view.subscribe()
     }
 
-    async fn boot(&self, spec: &VmSpec, epoch: Epoch) -> Result<(), Refusal> {
+    async fn boot(
+        &self,
+        spec: &VmSpec,
+        epoch: Epoch,
+        restore_from: Option<&Path>,
+    ) -> Result<(), Refusal> {
         let mut client = self.shared.client.clone();
-        let request = v1::BootRequest { spec: Some(spec.into()), epoch: epoch.0 };
-        call(BUILD_TIMEOUT, client.boot(request)).await?;
+        let restored = restore_from.map(|_| snapshot_time_max(spec.memory)).unwrap_or_default();
+        let restore_from = restore_from.map(text).unwrap_or_default();
+        let request = v1::BootRequest { spec: Some(spec.into()), epoch: epoch.0, restore_from };
+        call(BUILD_TIMEOUT + restored, client.boot(request)).await?;
         self.settle().await;
         Ok(())
+    }
+
+    async fn save(&self, order: &Save) -> Result<v1::SaveSnapshotResponse, Refusal> {
+        let mut client = self.shared.client.clone();
+        let request = v1::VmmSaveSnapshotRequest { path: text(&order.path), stop: order.stop };
+        let limit = BUILD_TIMEOUT + snapshot_time_max(order.memory);
+        let saved = call(limit, client.save_snapshot(request)).await;
+        self.settle().await;
+        saved
     }
 
     async fn receive(&self, incoming: &Incoming) -> Result<String, Refusal> {

@@ -5,6 +5,7 @@
 //! recorded of it: number and start time, so that another process with the
 //! same number is never taken for it.
 
+use std::ffi::OsStr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -18,7 +19,7 @@ use tracing::{info, warn};
 
 use self::machine::KvmMachine;
 use self::process::Process;
-use super::{Driver, Machine, ProcessId};
+use super::{Driver, Machine, ProcessId, SnapshotHead};
 use crate::vm::dir::VmDir;
 
 mod client;
@@ -63,6 +64,24 @@ impl Driver for KvmDriver {
 
     fn cpu_model(&self) -> String {
         self.cpu_model.clone()
+    }
+
+    async fn describe_snapshot(&self, path: &Path) -> Result<SnapshotHead, Refusal> {
+        let said = ask(&self.vmm, &[OsStr::new("--describe-snapshot"), path.as_os_str()]).await;
+        let said = said.map_err(|why| {
+            Refusal::new(
+                RefusalCode::InvalidArgument,
+                format!("{} cannot be restored: {why}", path.display()),
+                "give the path of a snapshot on this host",
+            )
+        })?;
+        serde_json::from_str(&said).map_err(|error| {
+            Refusal::new(
+                RefusalCode::Internal,
+                format!("{} says of {}: {error}", self.vmm.display(), path.display()),
+                "check that vmm_binary is ballast-vmm, of the agent's own version",
+            )
+        })
     }
 
     async fn spawn(&self, vm: &VmId, dir: &VmDir) -> Result<Arc<dyn Machine>, Refusal> {
@@ -144,18 +163,26 @@ async fn ask_cpu_model(vmm: &Path) -> Result<String, Refusal> {
             "check that vmm_binary is ballast-vmm, of the agent's own version",
         )
     };
-    let mut command = tokio::process::Command::new(vmm);
-    command.arg("--cpu-model").stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(START_TIMEOUT, command.output())
-        .await
-        .map_err(|_| failed(format!("no answer in {START_TIMEOUT:?}")))?
-        .map_err(|error| failed(error.to_string()))?;
-    let model = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if !output.status.success() || model.is_empty() || model.len() > CPU_MODEL_BYTES_MAX {
-        let words = String::from_utf8_lossy(&output.stderr);
-        return Err(failed(format!("{}: {:.200}", output.status, words.trim())));
+    let model = ask(vmm, &[OsStr::new("--cpu-model")]).await.map_err(failed)?;
+    if model.is_empty() || model.len() > CPU_MODEL_BYTES_MAX {
+        return Err(failed(format!("it says {model:.200?}")));
     }
     Ok(model)
+}
+
+/// What the VMM prints when called with `args`; else in words why it does not.
+async fn ask(vmm: &Path, args: &[&OsStr]) -> Result<String, String> {
+    let mut command = tokio::process::Command::new(vmm);
+    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(START_TIMEOUT, command.output())
+        .await
+        .map_err(|_| format!("no answer in {START_TIMEOUT:?}"))?
+        .map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        let words = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{:.500}", words.trim()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn find_vmm(configured: Option<&Path>) -> Result<PathBuf, Refusal> {

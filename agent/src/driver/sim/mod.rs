@@ -6,6 +6,7 @@
 //! place at a time, as with a real one.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use self::machine::{Cell, SavedMigration};
-use super::{Driver, Incoming, Machine, MachineView, Outgoing, ProcessId};
+use super::{Driver, Incoming, Machine, MachineView, Outgoing, ProcessId, Save, SnapshotHead};
 use crate::vm::dir::VmDir;
 
 mod machine;
@@ -52,6 +53,10 @@ impl Driver for SimDriver {
         String::new()
     }
 
+    async fn describe_snapshot(&self, _: &Path) -> Result<SnapshotHead, Refusal> {
+        Err(no_snapshots())
+    }
+
     async fn spawn(&self, _vm: &VmId, dir: &VmDir) -> Result<Arc<dyn Machine>, Refusal> {
         Ok(self.machine(Cell::empty(dir.clone())))
     }
@@ -71,6 +76,14 @@ struct SimMachine {
     link: BytesPerSec,
 }
 
+fn no_snapshots() -> Refusal {
+    Refusal::new(
+        RefusalCode::Unsupported,
+        "simulated VMs have no memory that could go to a file",
+        "use a host with the kvm driver",
+    )
+}
+
 #[async_trait]
 impl Machine for SimMachine {
     fn process(&self) -> Option<ProcessId> {
@@ -85,11 +98,23 @@ impl Machine for SimMachine {
         self.cell.watch()
     }
 
-    async fn boot(&self, spec: &VmSpec, _epoch: Epoch) -> Result<(), Refusal> {
+    async fn boot(
+        &self,
+        spec: &VmSpec,
+        _epoch: Epoch,
+        restore_from: Option<&Path>,
+    ) -> Result<(), Refusal> {
+        if restore_from.is_some() {
+            return Err(no_snapshots());
+        }
         let mut inner = self.cell.lock();
         inner.fill(spec)?;
         inner.resume();
         self.cell.commit(&inner, VmState::Running, None, None)
+    }
+
+    async fn save(&self, _: &Save) -> Result<v1::SaveSnapshotResponse, Refusal> {
+        Err(no_snapshots())
     }
 
     async fn receive(&self, incoming: &Incoming) -> Result<String, Refusal> {
