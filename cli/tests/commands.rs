@@ -78,7 +78,7 @@ async fn tables_are_for_people() {
         )
     );
     let rules = well(&url, &["rule", "ls"]).await.lines();
-    assert_eq!(rules[1], "apart anti-affinity must 9 web-1,web-2 -");
+    assert_eq!(rules[1], "apart anti-affinity must continuous 9 web-1,web-2 at most 1 on a host");
 }
 
 #[tokio::test]

@@ -1,7 +1,6 @@
 //! Operators' orders that change the store alone: hosts, rules, settings.
 
 use ballast_model::audit::action;
-use ballast_model::rule::RuleKind;
 use ballast_model::vm::Automation;
 use ballast_model::{HostId, HostState, ReasonTrail, Refusal, Revision, Rule, RuleId};
 
@@ -85,11 +84,9 @@ impl Controller {
                 ));
             }
         };
-        let kind = match &rule.kind {
-            RuleKind::AntiAffinity { .. } => "anti_affinity",
-            RuleKind::VmHost { .. } => "vm_host",
-        };
-        let act = Act::new(action::RULE_SET, &rule.id, reasons).with("kind", kind);
+        let act = Act::new(action::RULE_SET, &rule.id, reasons)
+            .with("kind", rule.kind.name())
+            .with("strength", if rule.strength.is_must() { "must" } else { "should" });
         let _turn = self.deciding.lock().await;
         self.journal.record(&act, Transaction::when(compare).put(key, json(&rule))).await?;
         self.wake.notify_one();
@@ -100,15 +97,11 @@ impl Controller {
     }
 
     async fn check_members(&self, rule: &Rule) -> Result<(), Refusal> {
-        let (vms, hosts) = match &rule.kind {
-            RuleKind::AntiAffinity { vms } => (vms, None),
-            RuleKind::VmHost { vms, hosts, .. } => (vms, Some(hosts)),
-        };
         let known = self.repository.vms().await?;
-        if let Some(vm) = vms.iter().find(|vm| !known.contains_key(*vm)) {
+        if let Some(vm) = rule.kind.vms_named().find(|vm| !known.contains_key(*vm)) {
             return Err(not_found("VM", vm.as_str(), "ballast vm ls"));
         }
-        for host in hosts.into_iter().flatten() {
+        for host in rule.kind.hosts_named() {
             self.repository.known_host(host).await?;
         }
         Ok(())

@@ -4,14 +4,13 @@
 //! every workflow; what it answers the planner, the operator's orders and
 //! `vm show` all take from here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ballast_model::rule::RuleKind;
 use ballast_model::snapshot::{Mobility, MoveInFlight, PlacedVm};
 use ballast_model::{
-    ClusterSnapshot, Host, HostId, HostState, MigrationOutcome, MigrationPhase, Resources, Rule,
-    Timestamp, VmId,
+    ClusterSnapshot, Host, HostId, HostState, MigrationOutcome, MigrationPhase, Rule, Timestamp,
+    VmId,
 };
 use ballast_proto::v1;
 
@@ -63,13 +62,11 @@ pub fn build(
             Purpose::Order => None,
         };
         let placed = PlacedVm {
-            id: id.clone(),
-            host: owner.clone(),
-            size: spec.size(),
-            demand: view.demand.unwrap_or_else(|| Resources::new(spec.size().cpu, spec.memory)),
+            demand: view.demand.unwrap_or_else(|| spec.size()),
             dirty_rate: view.dirty_rate,
             automation: spec.automation,
             mobility: mobility(vm, &view, purpose, rests),
+            ..PlacedVm::new(id.clone(), owner.clone(), spec.size())
         };
         snapshot.vms.insert(id.clone(), placed);
     }
@@ -78,8 +75,10 @@ pub fn build(
         add_flight(&mut snapshot, migration);
     }
     for rule in inventory.rules.values() {
-        if let Some(rule) = rule_of_the_present(rule, &snapshot) {
-            snapshot.rules.insert(rule.id.clone(), rule);
+        let is_vm = |vm: &VmId| snapshot.vms.contains_key(vm);
+        let is_host = |host: &HostId| snapshot.hosts.contains_key(host);
+        if let Some(kind) = rule.kind.of_the_present(is_vm, is_host) {
+            snapshot.rules.insert(rule.id.clone(), Rule { kind, ..rule.clone() });
         }
     }
     snapshot
@@ -104,12 +103,11 @@ fn add_flight(snapshot: &mut ClusterSnapshot, migration: &ballast_model::Migrati
 
 fn host_of(host: &HostRecord, live: &Live) -> Host {
     Host {
-        id: host.id.clone(),
-        capacity: host.capacity,
         state: host.state,
         telemetry: live.host(&host.id).telemetry,
         link: host.link,
         labels: host.labels.clone(),
+        ..Host::new(host.id.clone(), host.capacity)
     }
 }
 
@@ -205,25 +203,4 @@ fn past(inventory: &Inventory) -> BTreeMap<&VmId, Past> {
         past.insert(&record.migration.vm, Past { ended_at, completed, failures });
     }
     past
-}
-
-/// The rule as far as it concerns VMs and hosts that exist; `None` when it concerns nothing.
-fn rule_of_the_present(rule: &Rule, snapshot: &ClusterSnapshot) -> Option<Rule> {
-    let there = |vms: &BTreeSet<VmId>| -> BTreeSet<VmId> {
-        vms.iter().filter(|vm| snapshot.vms.contains_key(*vm)).cloned().collect()
-    };
-    let kind = match &rule.kind {
-        RuleKind::AntiAffinity { vms } => {
-            let vms = there(vms);
-            (vms.len() > 1).then_some(RuleKind::AntiAffinity { vms })?
-        }
-        RuleKind::VmHost { vms, hosts, strength } => {
-            let vms = there(vms);
-            let known = |host: &&HostId| snapshot.hosts.contains_key(*host);
-            let hosts: BTreeSet<HostId> = hosts.iter().filter(known).cloned().collect();
-            let concerns = !vms.is_empty() && !hosts.is_empty();
-            concerns.then_some(RuleKind::VmHost { vms, hosts, strength: *strength })?
-        }
-    };
-    Some(Rule { id: rule.id.clone(), revision: rule.revision, kind })
 }

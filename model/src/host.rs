@@ -1,6 +1,6 @@
 //! A host as the planner sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,29 @@ pub struct Host {
     /// Free-form labels, e.g. `rack`.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What VMs can find on it: storage and networks it reaches, CPU features it has. Free-form words; see
+    /// [`PlacedVm::needs`](crate::snapshot::PlacedVm::needs).
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub offers: BTreeSet<String>,
+    /// What each of its NUMA nodes has; empty when that is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub numa: Vec<Resources>,
+}
+
+impl Host {
+    /// An active host with nothing on it besides VMs, and nothing else known of it.
+    pub fn new(id: HostId, capacity: Resources) -> Self {
+        Self {
+            id,
+            capacity,
+            state: HostState::Active,
+            telemetry: Telemetry::Known { overhead: Resources::default() },
+            link: BytesPerSec::ZERO,
+            labels: BTreeMap::new(),
+            offers: BTreeSet::new(),
+            numa: Vec::new(),
+        }
+    }
 }
 
 /// What an operator lets a host do.
@@ -35,6 +58,8 @@ pub enum HostState {
     Active,
     /// Being emptied, or empty, for maintenance: takes no VM and gives all away.
     Draining,
+    /// Under suspicion: takes no VM, and gives away those that fit elsewhere without harm.
+    Quarantined,
 }
 
 /// Whether a host's load is known. A host whose load is unknown is neither source nor target.

@@ -1,7 +1,7 @@
 //! Every kind of identifier, each with a type of its own.
 //!
-//! Hosts, VMs and rules are named by their operators ([`HostId`], [`VmId`],
-//! [`RuleId`]); migrations and plans get time-ordered UUIDs from the
+//! Hosts, VMs, rules and pools are named by their operators ([`HostId`],
+//! [`VmId`], [`RuleId`], [`PoolId`]); migrations and plans get time-ordered UUIDs from the
 //! controller ([`MigrationId`], [`PlanId`]).
 
 use std::fmt;
@@ -90,6 +90,10 @@ name_id! {
 name_id! {
     /// A placement rule.
     RuleId, "rule"
+}
+name_id! {
+    /// A resource pool.
+    PoolId, "pool"
 }
 
 macro_rules! uuid_id {

@@ -12,7 +12,7 @@
 //! | [`revision`] | store revisions and ownership epochs |
 //! | [`refusal`] | a "no" with its reason and its remedy |
 //! | [`reason`] | the trail of who, why and when behind an operation |
-//! | [`vm`], [`host`], [`rule`] | what a pool is made of |
+//! | [`vm`], [`host`], [`rule`], [`pool`] | what a cluster is made of |
 //! | [`hardware`] | what a VM is built of: CPU baseline, disks, networks |
 //! | [`snapshot`] | the whole cluster as one value |
 //! | [`plan`] | what the planner answers |
@@ -25,6 +25,7 @@ pub mod host;
 pub mod id;
 pub mod migration;
 pub mod plan;
+pub mod pool;
 pub mod reason;
 pub mod refusal;
 pub mod revision;
@@ -37,9 +38,10 @@ pub mod vm;
 pub use audit::{AuditEntry, AuditHash, AuditHead};
 pub use hardware::{CpuBaseline, DiskSpec, MacAddress, MemoryBacking, NetworkSpec};
 pub use host::{Host, HostState, Telemetry};
-pub use id::{HostId, MigrationId, PlanId, RuleId, VmId};
+pub use id::{HostId, MigrationId, PlanId, PoolId, RuleId, VmId};
 pub use migration::{Migration, MigrationOutcome, MigrationPhase};
 pub use plan::{Plan, Planning, Step, Verdict};
+pub use pool::Pool;
 pub use reason::{Reason, ReasonTrail};
 pub use refusal::{Refusal, RefusalCode};
 pub use revision::{Epoch, Revision};

@@ -4,6 +4,8 @@
 //! Reading checks the format, every name and quantity, and that whatever is
 //! referred to exists.
 
+mod validate;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -11,11 +13,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pool::Claims;
 use crate::refusal::{Refusal, RefusalCode};
-use crate::rule::RuleKind;
 use crate::vm::Automation;
 use crate::{
-    BytesPerSec, Host, HostId, MigrationId, Resources, Revision, Rule, RuleId, Timestamp, VmId,
+    BytesPerSec, Host, HostId, MigrationId, Pool, PoolId, Ratio, Resources, Revision, Rule, RuleId,
+    Timestamp, VmId,
 };
 
 /// The snapshot format this build reads and writes.
@@ -45,6 +48,38 @@ pub struct ClusterSnapshot {
     /// Migrations under way: their memory counts on both hosts.
     #[serde(default)]
     pub migrations: Vec<MoveInFlight>,
+    /// Resource pools by name.
+    #[serde(with = "pools_as_list", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pools: BTreeMap<PoolId, Pool>,
+    /// What the cluster as a whole must keep.
+    #[serde(default, skip_serializing_if = "Policy::is_default")]
+    pub policy: Policy,
+}
+
+/// What the cluster as a whole must keep.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// After the loss of any so many hosts the rest has room for every VM (N+k). 0: not asked for.
+    pub failures_tolerated: u32,
+    /// The memory of VMs a host admits, as a share of what it has.
+    pub memory_overcommit: Ratio,
+    /// The CPU size (not demand) of VMs a host admits, as a share of what it has. `None`: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_overcommit: Option<Ratio>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { failures_tolerated: 0, memory_overcommit: Ratio::new(1.0), cpu_overcommit: None }
+    }
+}
+
+impl Policy {
+    /// Whether it asks for nothing beyond what every host keeps.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A VM, where it is, and what it needs.
@@ -68,6 +103,52 @@ pub struct PlacedVm {
     /// Whether it can move at all.
     #[serde(default)]
     pub mobility: Mobility,
+    /// What it must find on a host: every word of these among the host's
+    /// [`offers`](crate::Host::offers), e.g. `storage:san-1`, `network:dmz`, `cpu:x86-64-v3`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub needs: BTreeSet<String>,
+    /// It must fit one NUMA node of a host whose nodes are known.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub one_numa_node: bool,
+    /// The pool it is in; none: the cluster itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolId>,
+    /// What it may claim in its pool.
+    #[serde(default, skip_serializing_if = "Claims::is_default")]
+    pub claims: Claims,
+    /// How often it moved lately. Each makes the next move for balance dearer.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub moves_recent: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // the signature serde asks for
+const fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // the signature serde asks for
+const fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+impl PlacedVm {
+    /// A VM that uses all it may, and about which nothing else is said.
+    pub fn new(id: VmId, host: HostId, size: Resources) -> Self {
+        Self {
+            id,
+            host,
+            size,
+            demand: size,
+            dirty_rate: BytesPerSec::ZERO,
+            automation: Automation::default(),
+            mobility: Mobility::default(),
+            needs: BTreeSet::new(),
+            one_numa_node: false,
+            pool: None,
+            claims: Claims::default(),
+            moves_recent: 0,
+        }
+    }
 }
 
 /// Whether a VM can move at all: one value for every workflow.
@@ -111,6 +192,8 @@ impl ClusterSnapshot {
             vms: BTreeMap::new(),
             rules: BTreeMap::new(),
             migrations: Vec::new(),
+            pools: BTreeMap::new(),
+            policy: Policy::default(),
         }
     }
 
@@ -188,59 +271,6 @@ impl ClusterSnapshot {
         snapshot.validate()?;
         Ok(snapshot)
     }
-
-    /// Checks the format number and that every host, VM and rule referred to exists.
-    ///
-    /// # Errors
-    /// `InvalidArgument` naming the first thing that does not fit.
-    pub fn validate(&self) -> Result<(), Refusal> {
-        let invalid = |reason: String| {
-            Err(Refusal::new(
-                RefusalCode::InvalidArgument,
-                reason,
-                "correct that place; docs/snapshot.md describes the format",
-            ))
-        };
-        if self.format != SNAPSHOT_FORMAT {
-            return invalid(format!("snapshot format {} is not {SNAPSHOT_FORMAT}", self.format));
-        }
-        let host_exists = |host: &HostId| self.hosts.contains_key(host);
-        let vm_exists = |vm: &VmId| self.vms.contains_key(vm);
-        if let Some(vm) = self.vms.values().find(|vm| !host_exists(&vm.host)) {
-            return invalid(format!("VM {} is on host {}, which does not exist", vm.id, vm.host));
-        }
-        for rule in self.rules.values() {
-            let (vms, hosts) = match &rule.kind {
-                RuleKind::AntiAffinity { vms } => (vms, &BTreeSet::new()),
-                RuleKind::VmHost { vms, hosts, .. } => (vms, hosts),
-            };
-            if let Some(vm) = vms.iter().find(|vm| !vm_exists(vm)) {
-                return invalid(format!("rule {} names VM {vm}, which does not exist", rule.id));
-            }
-            if let Some(host) = hosts.iter().find(|host| !host_exists(host)) {
-                return invalid(format!(
-                    "rule {} names host {host}, which does not exist",
-                    rule.id
-                ));
-            }
-        }
-        let mut moving = BTreeSet::new();
-        for flight in &self.migrations {
-            if !vm_exists(&flight.vm) || !host_exists(&flight.from) || !host_exists(&flight.to) {
-                return invalid(format!(
-                    "migration {} names a VM or host that does not exist",
-                    flight.id
-                ));
-            }
-            if flight.from == flight.to || !moving.insert(&flight.vm) {
-                return invalid(format!(
-                    "VM {} of migration {} moves twice or to itself",
-                    flight.vm, flight.id
-                ));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Serialises a map whose values carry their key as a list; refuses a key that stands twice.
@@ -277,42 +307,23 @@ macro_rules! as_list {
 as_list!(hosts_as_list, HostId, Host, "host");
 as_list!(vms_as_list, VmId, PlacedVm, "VM");
 as_list!(rules_as_list, RuleId, Rule, "rule");
+as_list!(pools_as_list, PoolId, Pool, "pool");
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bytes, HostState, Millicores, Telemetry};
+    use crate::{Bytes, Millicores};
 
     fn small() -> ClusterSnapshot {
         let mut snapshot = ClusterSnapshot::empty(Revision(7), Timestamp(1_000));
         for name in ["a", "b"] {
             let id: HostId = name.parse().unwrap();
-            snapshot.hosts.insert(
-                id.clone(),
-                Host {
-                    id,
-                    capacity: Resources::new(Millicores::cores(4), Bytes::gib(16)),
-                    state: HostState::Active,
-                    telemetry: Telemetry::Known { overhead: Resources::default() },
-                    link: BytesPerSec(125_000_000),
-                    labels: BTreeMap::new(),
-                },
-            );
+            let capacity = Resources::new(Millicores::cores(4), Bytes::gib(16));
+            snapshot.hosts.insert(id.clone(), Host::new(id, capacity));
         }
         let id: VmId = "vm-1".parse().unwrap();
         let size = Resources::new(Millicores::cores(1), Bytes::gib(1));
-        snapshot.vms.insert(
-            id.clone(),
-            PlacedVm {
-                id,
-                host: "a".parse().unwrap(),
-                size,
-                demand: size,
-                dirty_rate: BytesPerSec::ZERO,
-                automation: Automation::Full,
-                mobility: Mobility::Movable,
-            },
-        );
+        snapshot.vms.insert(id.clone(), PlacedVm::new(id, "a".parse().unwrap(), size));
         snapshot
     }
 
@@ -354,6 +365,18 @@ mod tests {
         check_refused(|j| j["format"] = 99.into(), "format 99");
         check_refused(|j| j["vms"][0]["host"] = "z".into(), "host z, which does not exist");
         check_refused(|j| j["surprise"] = 1.into(), "unknown field `surprise`");
+        let rule = |kind| serde_json::json!([{ "id": "r", "kind": kind }]);
+        let near = serde_json::json!({ "type": "near", "vms": ["vm-1"], "needs": ["z"] });
+        check_refused(|j| j["rules"] = rule(near.clone()), "rule r names VM z, which does not");
+        let none = serde_json::json!({ "type": "affinity", "vms": [] });
+        check_refused(|j| j["rules"] = rule(none.clone()), "rule r: it names no VM");
+        let ring = serde_json::json!([{"id": "p", "parent": "q"}, {"id": "q", "parent": "p"}]);
+        check_refused(|j| j["pools"] = ring.clone(), "pool p is nested in itself or deeper than");
+        check_refused(|j| j["vms"][0]["pool"] = "z".into(), "pool z, which does not exist");
+        check_refused(
+            |j| j["policy"] = serde_json::json!({"memory_overcommit": 0.0}),
+            "overcommit",
+        );
         check_refused(|j| j["hosts"][1]["id"] = "a".into(), "host a stands there twice");
         check_refused(
             |j| j["vms"][0]["size"]["memory_bytes"] = (-1).into(),

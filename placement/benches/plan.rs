@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use ballast_model::snapshot::{Mobility, PlacedVm};
-use ballast_model::vm::Automation;
+use ballast_model::snapshot::PlacedVm;
 use ballast_model::{
     Bytes, BytesPerSec, ClusterSnapshot, Host, HostState, Millicores, Resources, Revision,
     Telemetry, Timestamp,
@@ -83,14 +82,11 @@ fn cluster(hosts: u64, vms: impl Iterator<Item = (u64, u64)>) -> ClusterSnapshot
     let id = |n: u64| format!("host-{n:04}").parse().unwrap();
     for n in 0..hosts {
         let host = Host {
-            id: id(n),
-            capacity: Resources::new(Millicores::cores(16), Bytes::gib(96)),
-            state: HostState::Active,
             telemetry: Telemetry::Known {
                 overhead: Resources::new(Millicores(200), Bytes::gib(2)),
             },
             link: BytesPerSec(1_250_000_000),
-            labels: Default::default(),
+            ..Host::new(id(n), Resources::new(Millicores::cores(16), Bytes::gib(96)))
         };
         snapshot.hosts.insert(host.id.clone(), host);
     }
@@ -105,13 +101,13 @@ fn cluster(hosts: u64, vms: impl Iterator<Item = (u64, u64)>) -> ClusterSnapshot
         }
         free[at] -= gib;
         let vm = PlacedVm {
-            id: format!("vm-{n:05}").parse().unwrap(),
-            host: id(at as u64),
-            size: Resources::new(Millicores::cores(2), Bytes::gib(gib)),
             demand: Resources::new(Millicores(millicores), Bytes::gib(gib)),
             dirty_rate: BytesPerSec(millicores * 20_000),
-            automation: Automation::Full,
-            mobility: Mobility::Movable,
+            ..PlacedVm::new(
+                format!("vm-{n:05}").parse().unwrap(),
+                id(at as u64),
+                Resources::new(Millicores::cores(2), Bytes::gib(gib)),
+            )
         };
         snapshot.vms.insert(vm.id.clone(), vm);
     }

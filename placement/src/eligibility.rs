@@ -316,9 +316,8 @@ mod tests {
     use super::*;
     use crate::testing::{Cluster, gib, keep_apart};
     use RefusalCode::{CapacityExceeded, NotFound, RuleViolation, Unavailable, WrongState};
-    use ballast_model::rule::Strength;
     use ballast_model::snapshot::MoveInFlight;
-    use ballast_model::{Millicores, Revision, Rule, RuleKind};
+    use ballast_model::{Millicores, Rule, RuleKind};
 
     fn cluster() -> Cluster {
         Cluster::new(3, 4, 16).vm("a", "h0", 100, 8).vm("b", "h1", 100, 10).draining("h2")
@@ -370,9 +369,8 @@ mod tests {
         let kind = RuleKind::VmHost {
             vms: ["a".parse().unwrap()].into(),
             hosts: ["h2".parse().unwrap()].into(),
-            strength: Strength::Must,
         };
-        let rule = Rule { id: "licence".parse().unwrap(), revision: Revision(0), kind };
+        let rule = Rule::must("licence".parse().unwrap(), kind);
         bound.rules.insert(rule.id.clone(), rule);
         refused(&bound, "a", "h1", RuleViolation, "rule licence does not let VM a run on host h1");
         check_step(&bound, &"a".parse().unwrap(), &"h2".parse().unwrap()).unwrap();

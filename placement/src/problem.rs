@@ -9,7 +9,8 @@ use ballast_model::rule::Strength;
 use ballast_model::snapshot::{Mobility, PlacedVm};
 use ballast_model::vm::Automation;
 use ballast_model::{
-    ClusterSnapshot, Host, HostId, HostState, Refusal, RuleId, RuleKind, Telemetry, VmId,
+    ClusterSnapshot, Host, HostId, HostState, Refusal, RefusalCode, RuleId, RuleKind, Telemetry,
+    VmId,
 };
 
 use crate::state::Cause;
@@ -39,7 +40,7 @@ pub(crate) struct HostInfo<'a> {
 
 impl HostInfo<'_> {
     pub(crate) fn draining(&self) -> bool {
-        self.host.state == HostState::Draining
+        self.host.state != HostState::Active
     }
 
     /// Whether it may take VMs, and so whether it counts for the imbalance.
@@ -132,22 +133,31 @@ impl<'a> Problem<'a> {
         let mut rules = Vec::with_capacity(snapshot.rules.len());
         for (n, (id, rule)) in snapshot.rules.iter().enumerate() {
             let body = match &rule.kind {
-                RuleKind::AntiAffinity { vms: apart } => {
+                RuleKind::AntiAffinity { vms: apart, per_host_max: 1 } => {
                     let apart: Vec<VmIx> = apart.iter().map(|vm| vm_ix[vm]).collect();
                     apart.iter().for_each(|vm| vms[vm.0].anti.push(RuleIx(n)));
                     RuleBody::Apart { vms: apart }
                 }
-                RuleKind::VmHost { vms: bound, hosts: to, strength } => {
+                RuleKind::VmHost { vms: bound, hosts: named }
+                | RuleKind::VmNotHost { vms: bound, hosts: named } => {
                     for vm in bound {
                         let vm = &mut vms[vm_ix[vm].0];
-                        match strength {
+                        match rule.strength {
                             Strength::Must => vm.must.push(RuleIx(n)),
-                            Strength::Should => vm.should.push(RuleIx(n)),
+                            Strength::Should { .. } => vm.should.push(RuleIx(n)),
                         }
                     }
-                    let mut allowed = vec![false; hosts.len()];
-                    to.iter().for_each(|host| allowed[host_ix[host].0] = true);
+                    let wanted = matches!(rule.kind, RuleKind::VmHost { .. });
+                    let mut allowed = vec![!wanted; hosts.len()];
+                    named.iter().for_each(|host| allowed[host_ix[host].0] = wanted);
                     RuleBody::Hosts { allowed }
+                }
+                other => {
+                    return Err(Refusal::new(
+                        RefusalCode::Unsupported,
+                        format!("rule {id} of kind {} is not planned with yet", other.name()),
+                        "remove the rule",
+                    ));
                 }
             };
             rules.push(RuleInfo { id, body });

@@ -1,10 +1,9 @@
 //! Small clusters for unit tests.
 
-use ballast_model::snapshot::{Mobility, PlacedVm};
-use ballast_model::vm::Automation;
+use ballast_model::snapshot::PlacedVm;
 use ballast_model::{
     Bytes, BytesPerSec, ClusterSnapshot, Host, HostState, Millicores, Resources, Revision, Rule,
-    RuleId, RuleKind, Telemetry, Timestamp,
+    RuleId, RuleKind, Timestamp,
 };
 
 pub(crate) fn gib(count: u64) -> Bytes {
@@ -19,14 +18,8 @@ impl Cluster {
         let mut snapshot = ClusterSnapshot::empty(Revision(1), Timestamp(0));
         for n in 0..hosts {
             let id: ballast_model::HostId = format!("h{n}").parse().unwrap();
-            let host = Host {
-                id: id.clone(),
-                capacity: Resources::new(Millicores::cores(cores), gib(memory_gib)),
-                state: HostState::Active,
-                telemetry: Telemetry::Known { overhead: Resources::default() },
-                link: BytesPerSec(125_000_000),
-                labels: Default::default(),
-            };
+            let capacity = Resources::new(Millicores::cores(cores), gib(memory_gib));
+            let host = Host { link: BytesPerSec(125_000_000), ..Host::new(id.clone(), capacity) };
             snapshot.hosts.insert(id, host);
         }
         Self(snapshot)
@@ -35,13 +28,8 @@ impl Cluster {
     pub(crate) fn vm(mut self, id: &str, host: &str, millicores: u64, memory_gib: u64) -> Self {
         let size = Resources::new(Millicores::cores(2), gib(memory_gib));
         let vm = PlacedVm {
-            id: id.parse().unwrap(),
-            host: host.parse().unwrap(),
-            size,
             demand: Resources::new(Millicores(millicores), gib(memory_gib)),
-            dirty_rate: BytesPerSec::ZERO,
-            automation: Automation::Full,
-            mobility: Mobility::Movable,
+            ..PlacedVm::new(id.parse().unwrap(), host.parse().unwrap(), size)
         };
         self.0.vms.insert(vm.id.clone(), vm);
         self
@@ -56,7 +44,7 @@ impl Cluster {
 pub(crate) fn keep_apart(mut snapshot: ClusterSnapshot, vms: &[&str]) -> ClusterSnapshot {
     let id: RuleId = "apart".parse().unwrap();
     let vms = vms.iter().map(|vm| vm.parse().unwrap()).collect();
-    let rule = Rule { id: id.clone(), revision: Revision(0), kind: RuleKind::AntiAffinity { vms } };
-    snapshot.rules.insert(id, rule);
+    let kind = RuleKind::AntiAffinity { vms, per_host_max: 1 };
+    snapshot.rules.insert(id.clone(), Rule::must(id, kind));
     snapshot
 }

@@ -8,7 +8,6 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ballast_model::rule::Strength;
 use ballast_model::snapshot::Mobility;
 use ballast_model::vm::Automation;
 use ballast_model::{
@@ -47,7 +46,7 @@ fn broken(
     let mut facts = BTreeSet::new();
     for rule in snapshot.rules.values() {
         match &rule.kind {
-            RuleKind::AntiAffinity { vms } => {
+            RuleKind::AntiAffinity { vms, .. } => {
                 for a in vms {
                     for b in vms.iter().filter(|b| *b > a) {
                         for host in places[a].intersection(&places[b]) {
@@ -56,14 +55,14 @@ fn broken(
                     }
                 }
             }
-            RuleKind::VmHost { vms, hosts, strength: Strength::Must } => {
+            RuleKind::VmHost { vms, hosts } if rule.strength.is_must() => {
                 for vm in vms {
                     for host in places[vm].difference(hosts) {
                         facts.insert(format!("{}: {vm} on {host}", rule.id));
                     }
                 }
             }
-            RuleKind::VmHost { .. } => {}
+            _ => {}
         }
     }
     facts

@@ -10,7 +10,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 pub use demo::{DemoArgs, DemoDriver, DemoStore};
 pub use nouns::{
     AuditCommand, AutomationCommand, AutomationLevel, CreateArgs, HostCommand, MigrationCommand,
-    PlanCommand, RuleCommand, RuleKindName, RuleSetArgs, RuleStrength, VmCommand, WaitArgs,
+    PlanCommand, RuleCommand, RuleHold, RuleKindName, RuleSetArgs, RuleStrength, VmCommand,
+    WaitArgs,
 };
 pub use value::Duration;
 

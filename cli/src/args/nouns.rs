@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ballast_model::rule::Domain;
 use ballast_model::vm::Automation;
 use ballast_model::{Bytes, HostId, MigrationId, PlanId, RuleId, VmId};
 use clap::{Args, Subcommand, ValueEnum};
@@ -195,21 +196,70 @@ pub struct RuleSetArgs {
     /// The VMs it binds, separated by commas
     #[arg(long, value_name = "VM,…", value_delimiter = ',', required = true)]
     pub vms: Vec<VmId>,
-    /// With vm-host, the hosts they may use, separated by commas
-    #[arg(long, value_name = "HOST,…", value_delimiter = ',', required_if_eq("kind", "vm-host"))]
+    /// With vm-host, vm-not-host and host-cap, the hosts, separated by commas
+    #[arg(long, value_name = "HOST,…", value_delimiter = ',',
+          required_if_eq_any([("kind", "vm-host"), ("kind", "vm-not-host"), ("kind", "host-cap")]))]
     pub hosts: Vec<HostId>,
-    /// With vm-host, whether it may be broken when nothing else fits
+    /// With anti-affinity, the most of the VMs on one host (default 1); with spread, in one domain
+    #[arg(long, value_name = "COUNT")]
+    pub at_most: Option<u32>,
+    /// With spread, the fewest domains that have one of the VMs
+    #[arg(long, value_name = "COUNT")]
+    pub domains_min: Option<u32>,
+    /// With affinity, spread and near, the domain: 'host', or labels from the outermost on, e.g. room/rack
+    #[arg(long, value_name = "LABEL/…", required_if_eq("kind", "spread"))]
+    pub domain: Option<Domain>,
+    /// With near, the VMs that are needed nearby, separated by commas
+    #[arg(long, value_name = "VM,…", value_delimiter = ',', required_if_eq("kind", "near"))]
+    pub needs: Vec<VmId>,
+    /// With host-cap, the most of the hosts that may run one of the VMs
+    #[arg(long, value_name = "COUNT", required_if_eq("kind", "host-cap"))]
+    pub hosts_max: Option<u32>,
+    /// With among, one of the groups of hosts, separated by commas; may be given several times
+    #[arg(long, value_name = "HOST,…", required_if_eq("kind", "among"))]
+    pub group: Vec<value::HostGroup>,
+    /// Whether it may be broken when nothing else fits
     #[arg(long, default_value = "must")]
     pub strength: RuleStrength,
+    /// With should, how much it counts against other preferences, 1 to 1000
+    #[arg(long, value_name = "WEIGHT")]
+    pub weight: Option<u32>,
+    /// When it has to hold; by default at every moment, but affinity, near and among when a plan has ended
+    #[arg(long)]
+    pub hold: Option<RuleHold>,
+    /// Write it even if nothing can satisfy it and the other rules at once
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// The kinds of rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RuleKindName {
-    /// No two of the VMs on one host.
+    /// At most so many of the VMs on one host.
     AntiAffinity,
+    /// All the VMs on one host, or in one domain.
+    Affinity,
     /// The VMs only on these hosts.
     VmHost,
+    /// The VMs on none of these hosts.
+    VmNotHost,
+    /// The VMs over several failure domains.
+    Spread,
+    /// The VMs in a domain with one of those they need.
+    Near,
+    /// The VMs on at most so many of these hosts, e.g. for a licence.
+    HostCap,
+    /// The VMs all in one of these groups of hosts.
+    Among,
+}
+
+/// When a rule has to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RuleHold {
+    /// When a plan has ended.
+    Discrete,
+    /// At every moment.
+    Continuous,
 }
 
 /// Whether a rule may be broken.

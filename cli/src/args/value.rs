@@ -1,7 +1,10 @@
 //! Values of options, parsed and bounded.
 
+use std::collections::BTreeSet;
 use std::str::FromStr;
 
+use ballast_model::HostId;
+use ballast_model::id::InvalidName;
 use ballast_proto::convert::trail::REASON_BYTES_MAX;
 
 /// The longest time an option may name.
@@ -29,6 +32,20 @@ impl FromStr for Duration {
             .ok_or_else(|| {
                 format!("{text:?} is not a duration: write for example 500ms, 30s or 5m")
             })
+    }
+}
+
+/// A group of hosts, names separated by commas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostGroup(pub BTreeSet<HostId>);
+
+impl FromStr for HostGroup {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let hosts =
+            text.split(',').map(|name| name.parse().map_err(|e: InvalidName| e.to_string()));
+        Ok(Self(hosts.collect::<Result<_, _>>()?))
     }
 }
 

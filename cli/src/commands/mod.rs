@@ -59,8 +59,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Refusal> {
             vm::create(&context.await?, request).await?;
         }
         Command::Rule(RuleCommand::Set(args)) => {
-            let rule = rule::checked(args)?;
-            rule::set(&context.await?, rule).await?;
+            let request = rule::checked(args)?;
+            rule::set(&context.await?, request).await?;
         }
         Command::Host(command) => host::run(&context.await?, command).await?,
         Command::Vm(command) => vm::run(&context.await?, command).await?,

@@ -137,6 +137,7 @@ fn host_lines(look: &Look, colour: bool) -> Vec<String> {
         let state = match (host.known, host.state()) {
             (false, _) => "  unknown",
             (true, ballast_proto::v1::HostState::Draining) => "  draining",
+            (true, ballast_proto::v1::HostState::Quarantined) => "  quarantined",
             (true, _) => "",
         };
         format!(

@@ -72,6 +72,7 @@ pub(crate) fn host_state(host: &v1::HostStatus) -> &'static str {
     match host.state() {
         v1::HostState::Active => "active",
         v1::HostState::Draining => "draining",
+        v1::HostState::Quarantined => "quarantined",
         v1::HostState::Unspecified => "unspecified",
     }
 }

@@ -273,10 +273,9 @@ impl ControllerService for Stub {
 
     async fn list_rules(&self, _: Request<ListRulesRequest>) -> Answer<ListRulesResponse> {
         let vms = vec!["web-1".to_owned(), "web-2".to_owned()];
-        let kind = Some(rule::Kind::AntiAffinity(AntiAffinity { vms }));
-        Ok(Response::new(ListRulesResponse {
-            rules: vec![Rule { id: "apart".into(), revision: 9, kind }],
-        }))
+        let kind = Some(rule::Kind::AntiAffinity(AntiAffinity { vms, per_host_max: 1 }));
+        let apart = Rule { id: "apart".into(), revision: 9, kind, ..Rule::default() };
+        Ok(Response::new(ListRulesResponse { rules: vec![apart] }))
     }
 
     async fn set_rule(&self, r: Request<SetRuleRequest>) -> Answer<Rule> {

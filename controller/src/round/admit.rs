@@ -189,10 +189,8 @@ pub const fn is_passing(refusal: &Refusal) -> bool {
 mod tests {
     use super::*;
     use ballast_model::plan::StepCost;
-    use ballast_model::snapshot::{Mobility, PlacedVm};
-    use ballast_model::{
-        Bytes, BytesPerSec, Host, HostState, Millicores, Resources, Revision, Step, Timestamp,
-    };
+    use ballast_model::snapshot::PlacedVm;
+    use ballast_model::{Bytes, Host, Millicores, Resources, Revision, Step, Timestamp};
     use std::time::Duration;
 
     fn bounds() -> Bounds {
@@ -214,26 +212,13 @@ mod tests {
             } else {
                 Telemetry::Known { overhead: Resources::default() }
             };
-            let host = Host {
-                id: format!("h{n}").parse().unwrap(),
-                capacity: Resources::new(Millicores(4000), Bytes::gib(8)),
-                state: HostState::Active,
-                telemetry,
-                link: BytesPerSec(0),
-                labels: BTreeMap::new(),
-            };
+            let capacity = Resources::new(Millicores(4000), Bytes::gib(8));
+            let host = Host { telemetry, ..Host::new(format!("h{n}").parse().unwrap(), capacity) };
             snapshot.hosts.insert(host.id.clone(), host);
         }
         for n in 0..10 {
-            let vm = PlacedVm {
-                id: format!("v{n}").parse().unwrap(),
-                host: "h3".parse().unwrap(),
-                size: Resources::default(),
-                demand: Resources::default(),
-                dirty_rate: BytesPerSec(0),
-                automation: Automation::Full,
-                mobility: Mobility::Movable,
-            };
+            let (id, host) = (format!("v{n}").parse().unwrap(), "h3".parse().unwrap());
+            let vm = PlacedVm::new(id, host, Resources::default());
             snapshot.vms.insert(vm.id.clone(), vm);
         }
         snapshot

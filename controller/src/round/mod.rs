@@ -332,6 +332,7 @@ fn host_state(host: &ballast_model::Host) -> &'static str {
     match (&host.telemetry, host.state) {
         (Telemetry::Unknown { .. }, _) => "unknown",
         (_, ballast_model::HostState::Draining) => "draining",
+        (_, ballast_model::HostState::Quarantined) => "quarantined",
         (_, ballast_model::HostState::Active) => "active",
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ballast_controller::migration::Order;
 use ballast_controller::vms::Creation;
-use ballast_model::rule::{RuleKind, Strength};
+use ballast_model::rule::RuleKind;
 use ballast_model::{Bytes, Epoch, RefusalCode, Revision, Rule, VmId};
 
 use crate::cluster::{Cluster, eventually, order, reasons, spec};
@@ -124,10 +124,9 @@ async fn rules_are_checked_when_set_and_kept_when_moving() {
     let cluster = Cluster::start().await;
     cluster.create("a", "h1").await;
     cluster.create("b", "h2").await;
-    let apart = |vms: &[&str]| Rule {
-        id: "apart".parse().unwrap(),
-        revision: Revision(0),
-        kind: RuleKind::AntiAffinity { vms: vms.iter().map(|vm| vm.parse().unwrap()).collect() },
+    let apart = |vms: &[&str]| {
+        let vms = vms.iter().map(|vm| vm.parse().unwrap()).collect();
+        Rule::must("apart".parse().unwrap(), RuleKind::AntiAffinity { vms, per_host_max: 1 })
     };
     let refusal = cluster.controller.set_rule(apart(&["a", "x"]), reasons()).await.unwrap_err();
     assert_eq!(refusal.code, RefusalCode::NotFound);
@@ -148,15 +147,11 @@ async fn a_rule_outlives_the_vms_it_names() {
     let cluster = Cluster::start().await;
     cluster.create("a", "h1").await;
     cluster.create("b", "h2").await;
-    let bound = Rule {
-        id: "bound".parse().unwrap(),
-        revision: Revision(0),
-        kind: RuleKind::VmHost {
-            vms: ["a".parse().unwrap()].into(),
-            hosts: ["h1".parse().unwrap()].into(),
-            strength: Strength::Must,
-        },
+    let kind = RuleKind::VmHost {
+        vms: ["a".parse().unwrap()].into(),
+        hosts: ["h1".parse().unwrap()].into(),
     };
+    let bound = Rule::must("bound".parse().unwrap(), kind);
     cluster.controller.set_rule(bound, reasons()).await.unwrap();
     cluster.controller.delete_vm(&"a".parse().unwrap(), reasons()).await.unwrap();
     let id = cluster.migrate("b", "").await.unwrap();

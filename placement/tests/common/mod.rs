@@ -1,8 +1,7 @@
 //! Random clusters, and the state a plan leads to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use ballast_model::rule::Strength;
 use ballast_model::snapshot::{Mobility, MoveInFlight, PlacedVm};
 use ballast_model::vm::Automation;
 use ballast_model::{
@@ -34,8 +33,6 @@ fn host(n: usize) -> impl Strategy<Value = Host> {
         prop_oneof![Just(16_u64), Just(32), Just(64)],
     );
     (capacity, 0_u32..10, 0_u64..500).prop_map(move |((cores, gib), mood, overhead)| Host {
-        id: host_id(n),
-        capacity: Resources::new(Millicores::cores(cores), Bytes::gib(gib)),
         state: if mood == 0 { HostState::Draining } else { HostState::Active },
         telemetry: if mood == 1 {
             Telemetry::Unknown { why: "no report for 30 s".into() }
@@ -45,7 +42,7 @@ fn host(n: usize) -> impl Strategy<Value = Host> {
             }
         },
         link: BytesPerSec(125_000_000),
-        labels: BTreeMap::new(),
+        ..Host::new(host_id(n), Resources::new(Millicores::cores(cores), Bytes::gib(gib)))
     })
 }
 
@@ -53,10 +50,6 @@ fn vm(n: usize, hosts: usize) -> impl Strategy<Value = PlacedVm> {
     (0..hosts * 2, 1_u64..12, 0_u64..3000, 0_u32..16).prop_map(move |(at, gib, cpu, mood)| {
         let size = Resources::new(Millicores::cores(4), Bytes::gib(gib));
         PlacedVm {
-            id: vm_id(n),
-            // Half of the VMs are piled up on the first two hosts.
-            host: host_id(if at < hosts { at } else { at % hosts.min(2) }),
-            size,
             demand: Resources::new(
                 Millicores(cpu),
                 Bytes::gib(gib).saturating_sub(Bytes::mib(100)),
@@ -74,6 +67,12 @@ fn vm(n: usize, hosts: usize) -> impl Strategy<Value = PlacedVm> {
                 },
                 _ => Mobility::Movable,
             },
+            // Half of the VMs are piled up on the first two hosts.
+            ..PlacedVm::new(
+                vm_id(n),
+                host_id(if at < hosts { at } else { at % hosts.min(2) }),
+                size,
+            )
         }
     })
 }
@@ -87,11 +86,11 @@ fn rule(n: usize, vms: usize, hosts: usize) -> impl Strategy<Value = Rule> {
         let hosts = hosts.into_iter().map(host_id).collect();
         let id: RuleId = format!("rule{n}").parse().unwrap();
         let kind = match kind {
-            0 => RuleKind::VmHost { vms, hosts, strength: Strength::Must },
-            1 => RuleKind::VmHost { vms, hosts, strength: Strength::Should },
-            _ => RuleKind::AntiAffinity { vms },
+            0 => return Rule::must(id, RuleKind::VmHost { vms, hosts }),
+            1 => return Rule::should(id, RuleKind::VmHost { vms, hosts }),
+            _ => RuleKind::AntiAffinity { vms, per_host_max: 1 },
         };
-        Rule { id, revision: Revision(0), kind }
+        Rule::must(id, kind)
     })
 }
 

@@ -189,6 +189,7 @@ pub fn known_enum<E: TryFrom<i32>>(value: i32, field: &str) -> Result<E, Refusal
 pub fn host_state(value: i32, field: &str) -> Result<HostState, Refusal> {
     Ok(match required_enum(value, field)? {
         v1::HostState::Draining => HostState::Draining,
+        v1::HostState::Quarantined => HostState::Quarantined,
         v1::HostState::Active | v1::HostState::Unspecified => HostState::Active,
     })
 }
@@ -198,6 +199,7 @@ impl From<HostState> for v1::HostState {
         match state {
             HostState::Active => Self::Active,
             HostState::Draining => Self::Draining,
+            HostState::Quarantined => Self::Quarantined,
         }
     }
 }
@@ -259,7 +261,7 @@ mod tests {
     fn enums_must_be_said_and_known() {
         check_refused(host_state(0, "state"), "field state: is not said");
         check_refused(host_state(99, "state"), "field state: value 99 is not known here");
-        for state in [HostState::Active, HostState::Draining] {
+        for state in [HostState::Active, HostState::Draining, HostState::Quarantined] {
             assert_eq!(host_state(v1::HostState::from(state) as i32, "state"), Ok(state));
         }
     }
