@@ -73,7 +73,7 @@ impl Machine {
         for (index, vcpu) in (0..).zip(&parts.fds) {
             state.apply(vcpu, index)?;
         }
-        parts.assemble(on_end)
+        parts.assemble(spec, on_end)
     }
 
     /// A machine without contents, paused.
@@ -81,17 +81,20 @@ impl Machine {
     /// # Errors
     /// `CapacityExceeded` for memory, `HostFailure` and `Unsupported` for KVM.
     pub(crate) fn empty(spec: &VmSpec, on_end: &OnEnd) -> Result<Self, Refusal> {
-        Parts::build(spec)?.assemble(on_end)
+        Parts::build(spec)?.assemble(spec, on_end)
     }
 
-    /// Lets the guest run.
+    /// Lets the guest run, its devices first.
     pub(crate) fn resume(&self) {
+        self.devices.resume();
         self.vcpus.resume();
     }
 
-    /// Stops the guest between two instructions.
+    /// Stops the guest between two instructions, then its devices between two requests.
     pub(crate) fn pause(&self) -> Result<(), Refusal> {
-        self.vcpus.pause()
+        self.vcpus.pause()?;
+        self.devices.pause();
+        Ok(())
     }
 
     /// Everything but memory. The machine is paused.
@@ -147,8 +150,8 @@ impl Parts {
         Ok(Self { fds, vm: Arc::new(vm), traits, memory })
     }
 
-    fn assemble(self, on_end: &OnEnd) -> Result<Machine, Refusal> {
-        let devices = Arc::new(Devices::new(&self.vm));
+    fn assemble(self, spec: &VmSpec, on_end: &OnEnd) -> Result<Machine, Refusal> {
+        let devices = Arc::new(Devices::new(&self.vm, self.memory.mmap(), spec)?);
         let vcpus = Vcpus::start(self.fds, &devices, on_end)?;
         Ok(Machine { vcpus, devices, vm: self.vm, traits: self.traits, memory: self.memory })
     }

@@ -22,6 +22,9 @@ const GAP_END: u64 = 4 << 30;
 const RANGES_MAX: usize = 16;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
+/// Guest memory by guest address, as devices use it.
+pub(crate) type GuestRam = GuestMemoryMmap;
+
 /// Where guest memory lies in the guest's physical address space.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layout {

@@ -4,38 +4,98 @@
 //! | --- | --- | --- |
 //! | COM1, a 16550A ([`serial`]) | 0x3f8–0x3ff | 4 |
 //!
-//! Interrupt controllers and the PIT are KVM's. Every other port and address
-//! reads as all ones and swallows what is written, as on a machine without a
-//! device there.
+//! Virtio devices ([`virtio`]) have a page of registers each, where
+//! [`virtio::slots`] puts them. Interrupt controllers and the PIT are KVM's.
+//! Every other port and address reads as all ones and swallows what is written,
+//! as on a machine without a device there.
+//!
+//! Devices that work by themselves rest while the machine is paused: they are
+//! stopped after the vCPUs ([`Devices::pause`]) and go on before them
+//! ([`Devices::resume`]).
 
 pub(crate) mod console;
 #[allow(dead_code, reason = "its users, the virtio devices, come next")]
 pub(crate) mod rate_limit;
 pub(crate) mod serial;
+#[allow(dead_code)] // its users come device by device
+pub(crate) mod virtio;
 
 use std::sync::Arc;
 
-use ballast_model::Refusal;
+use ballast_model::{Refusal, RefusalCode, VmSpec};
 use kvm_ioctls::VmFd;
 
 use crate::codec::{Decoder, Encoder, Malformed};
+use crate::memory::GuestRam;
 use serial::{Com1, Com1State};
+use virtio::VirtioDevice;
+use virtio::mmio::Transport;
+use virtio::slots::{SLOTS, Slot, find, slot};
+use virtio::state::TransportState;
 
 /// Every device this program emulates.
 #[derive(Debug)]
 pub(crate) struct Devices {
     pub(crate) com1: Com1,
+    /// By slot.
+    virtio: Vec<Transport>,
 }
 
 /// What of them a migration carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DevicesState {
     pub(crate) com1: Com1State,
+    /// By slot; empty in states of before there were any.
+    virtio: Vec<TransportState>,
+}
+
+/// The virtio devices of a VM, in the order of their slots: disks, networks,
+/// entropy source, console. What each stands on is opened here, so that what
+/// cannot be had is known before anything starts.
+fn virtio_devices(_spec: &VmSpec) -> Result<Vec<Arc<dyn VirtioDevice>>, Refusal> {
+    Ok(Vec::new())
 }
 
 impl Devices {
-    pub(crate) fn new(vm: &Arc<VmFd>) -> Self {
-        Self { com1: Com1::new(vm) }
+    /// All devices of a VM, in reset.
+    ///
+    /// # Errors
+    /// Those of the devices, naming what they lack; `HostFailure` for KVM.
+    pub(crate) fn new(vm: &Arc<VmFd>, memory: &GuestRam, spec: &VmSpec) -> Result<Self, Refusal> {
+        let devices = virtio_devices(spec)?;
+        if devices.len() > SLOTS {
+            return Err(Refusal::new(
+                RefusalCode::InvalidArgument,
+                format!("VM {} has {} devices", spec.id, devices.len()),
+                "give it fewer disks or networks",
+            ));
+        }
+        let mut virtio = Vec::with_capacity(devices.len());
+        for (number, device) in devices.into_iter().enumerate() {
+            let transport = Transport::new(device, slot(number), memory.clone())?;
+            transport.connect(vm)?;
+            virtio.push(transport);
+        }
+        Ok(Self { com1: Com1::new(vm), virtio })
+    }
+
+    /// Where the guest's virtio devices stand.
+    #[allow(dead_code)] // for the tables that tell the guest
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.virtio.iter().map(Transport::slot)
+    }
+
+    /// Has every device finish what it has begun and rest. The vCPUs are parked. Idempotent.
+    pub(crate) fn pause(&self) {
+        self.virtio.iter().for_each(Transport::pause);
+    }
+
+    /// Has every device that worked go on where it stood. The vCPUs do not run yet. Idempotent.
+    ///
+    /// A device that cannot is marked broken, for its driver to see: the guest
+    /// is better off with one device less than not at all.
+    pub(crate) fn resume(&self) {
+        self.virtio.iter().for_each(Transport::resume);
     }
 
     /// The guest reads from a port.
@@ -54,32 +114,71 @@ impl Devices {
     }
 
     /// The guest reads from an address that is not memory.
-    pub(crate) fn mmio_read(&self, _address: u64, data: &mut [u8]) {
-        data.fill(0xff);
+    pub(crate) fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        match self.transport(address) {
+            Some((transport, offset)) => transport.read(offset, data),
+            None => data.fill(0xff),
+        }
     }
 
     /// The guest writes to an address that is not memory.
-    pub(crate) fn mmio_write(&self, _address: u64, _data: &[u8]) {}
+    pub(crate) fn mmio_write(&self, address: u64, data: &[u8]) {
+        if let Some((transport, offset)) = self.transport(address) {
+            transport.write(offset, data);
+        }
+    }
 
+    fn transport(&self, address: u64) -> Option<(&Transport, u64)> {
+        let (number, offset) = find(address)?;
+        Some((self.virtio.get(number)?, offset))
+    }
+
+    /// The state of devices that rest.
     pub(crate) fn save(&self) -> DevicesState {
-        DevicesState { com1: self.com1.save() }
+        let virtio = self.virtio.iter().map(Transport::save).collect();
+        DevicesState { com1: self.com1.save(), virtio }
     }
 
     /// Before the interrupt controllers are loaded: a device may raise its line while it is.
     ///
     /// # Errors
-    /// `InvalidArgument` for a state no device can be in.
+    /// `InvalidArgument` for a state no device can be in, `Incompatible` for one of other devices.
     pub(crate) fn load(&self, state: &DevicesState) -> Result<(), Refusal> {
-        self.com1.load(&state.com1)
+        self.com1.load(&state.com1)?;
+        // A state of before there were virtio devices: its guest finds them in reset.
+        if state.virtio.is_empty() {
+            return Ok(());
+        }
+        if state.virtio.len() != self.virtio.len() {
+            return Err(Refusal::new(
+                RefusalCode::Incompatible,
+                format!(
+                    "the saved state has {} virtio devices, the machine {}",
+                    state.virtio.len(),
+                    self.virtio.len()
+                ),
+                "give both sides the same VM specification and the same version",
+            ));
+        }
+        let mut pairs = self.virtio.iter().zip(&state.virtio);
+        pairs.try_for_each(|(transport, state)| transport.load(state))
     }
 }
 
 impl DevicesState {
     pub(crate) fn encode(&self, to: &mut Encoder) {
         self.com1.encode(to);
+        to.count(self.virtio.len());
+        for transport in &self.virtio {
+            transport.encode(to);
+        }
     }
 
-    pub(crate) fn decode(from: &mut Decoder<'_>) -> Result<Self, Malformed> {
-        Ok(Self { com1: Com1State::decode(from)? })
+    /// Decodes a state of this version of the machine's state; virtio devices came with the second.
+    pub(crate) fn decode(from: &mut Decoder<'_>, version: u16) -> Result<Self, Malformed> {
+        let com1 = Com1State::decode(from)?;
+        let count = if version < 2 { 0 } else { from.count(SLOTS, "the virtio devices")? };
+        let virtio = (0..count).map(|_| TransportState::decode(from)).collect::<Result<_, _>>()?;
+        Ok(Self { com1, virtio })
     }
 }

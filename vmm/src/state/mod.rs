@@ -47,8 +47,8 @@ use time::TimeState;
 use vcpu::VcpuState;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"BLSM");
-/// The version this build writes, and the only one so far.
-const VERSION: u16 = 1;
+/// The version this build writes. It reads version 1 too, which had no virtio devices.
+const VERSION: u16 = 2;
 /// The most an encoded state may take, in bytes: 64 vCPUs with the largest
 /// XSAVE area, and the devices.
 pub(crate) const STATE_BYTES_MAX: usize = 16 << 20;
@@ -123,13 +123,14 @@ impl MachineState {
         if from.u32(WHAT)? != MAGIC {
             return Err(Malformed(WHAT));
         }
-        if from.u16(WHAT)? != VERSION {
+        let version = from.u16(WHAT)?;
+        if !(1..=VERSION).contains(&version) {
             return Err(Malformed("the version of the saved state"));
         }
         let count = from.count(VCPUS_MAX as usize, "the number of vCPUs")?;
         let vcpus = (0..count).map(|_| VcpuState::decode(&mut from)).collect::<Result<_, _>>()?;
         let board = BoardState::decode(&mut from)?;
-        let devices = DevicesState::decode(&mut from)?;
+        let devices = DevicesState::decode(&mut from, version)?;
         let time = TimeState::decode(&mut from, count)?;
         from.finish("the end of the saved state")?;
         Ok(Self { vcpus, board, devices, time })
