@@ -96,6 +96,37 @@ async fn json_is_for_programs() {
 }
 
 #[tokio::test]
+async fn hardware_is_asked_for_and_shown() {
+    let url = Stub::default().serve().await;
+    #[rustfmt::skip]
+    let create = [
+        "vm", "create", "web-3", "--kernel", "/vmlinuz", "--initrd", "/initrd", "--memory", "64MiB",
+        "--cpus", "2", "--cpu-baseline", "x86-64-v3", "--hugepages", "--prefault",
+        "--disk", "/srv/root.img", "--disk", "/srv/data.img,ro,local,bps=1MiB/s,iops=50",
+        "--net", "bridge=br0", "--net", "tap=tap7,mac=02:00:00:00:00:07,pps=9",
+    ];
+    let lines = well(&url, &create).await.lines();
+    for line in [
+        "vCPUs 2",
+        "CPU baseline x86-64-v3",
+        "memory 64.0 MiB, huge pages, taken before the start",
+        "initrd /initrd",
+        "disks /srv/root.img",
+        "/srv/data.img, read-only, local, at most 1.0 MiB/s, at most 50 requests/s",
+        "tap tap7, 02:00:00:00:00:07, at most 9 packets/s",
+    ] {
+        assert!(lines.contains(&line.to_owned()), "{line}: {lines:#?}");
+    }
+    let vm = well(&url, &[&create[..], &["-o", "json"]].concat()).await.json();
+    assert_eq!(vm["memory_pages"], "huge");
+    assert_eq!(vm["disks"][0]["shared"], true);
+    assert_eq!(vm["disks"][1]["limit_ops_per_sec"], 50);
+    assert_eq!(vm["networks"][0]["bridge"], "br0");
+    assert_eq!(vm["networks"][0]["mac"].as_str().map(str::len), Some(17), "one is found for it");
+    assert_eq!(vm["networks"][1]["limit_packets_per_sec"], 9);
+}
+
+#[tokio::test]
 async fn changes_carry_who_and_why() {
     let stub = Stub::default();
     let asked = stub.asked.clone();
@@ -198,6 +229,8 @@ async fn every_no_is_one_line_with_its_code() {
     check_refused(&url, &["vm", "show", "db-1"], 3, "there is no VM db-1").await;
     check_refused(&url, &["vm", "show", "DB"], 2, "\"DB\" is not a valid VM name").await;
     let create = ["vm", "create", "a", "--kernel", "/k", "--memory", "1000"];
+    let twice = ["--memory", "64MiB", "--disk", "/a", "--disk", "/a"];
+    check_refused(&url, &[&create[..5], &twice].concat(), 2, "names disk /a twice").await;
     check_refused(&url, &create, 2, "multiple of 4 KiB").await;
     check_refused(&url, &["plan", "show", "--snapshot", "/none"], 3, "/none").await;
     check_refused("http://127.0.0.1:1", &["host", "ls"], 6, "127.0.0.1:1").await;

@@ -2,12 +2,14 @@
 //! here, by the types of `ballast-model`, before anything is called.
 
 mod demo;
+mod hardware;
 mod nouns;
 mod value;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
 pub use demo::{DemoArgs, DemoDriver, DemoStore};
+pub use hardware::{Disk, HardwareArgs, Network};
 pub use nouns::{
     AuditCommand, AutomationCommand, AutomationLevel, CreateArgs, HostCommand, MigrationCommand,
     PlanCommand, RuleCommand, RuleHold, RuleKindName, RuleSetArgs, RuleStrength, VmCommand,

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use ballast_model::rule::Domain;
 use ballast_model::vm::Automation;
-use ballast_model::{Bytes, HostId, MigrationId, PlanId, RuleId, VmId};
+use ballast_model::{HostId, MigrationId, PlanId, RuleId, VmId};
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::hardware::HardwareArgs;
 use super::value::{self, Duration};
 
 /// Whether and how long a command waits for the end of what it began.
@@ -124,12 +125,12 @@ pub struct CreateArgs {
     /// The kernel image, an absolute path that every host resolves to the same file
     #[arg(long, value_name = "PATH")]
     pub kernel: PathBuf,
-    /// Guest memory, e.g. 512MiB; a multiple of 4 KiB
-    #[arg(long, value_name = "SIZE")]
-    pub memory: Bytes,
-    /// Virtual CPUs
-    #[arg(long, value_name = "COUNT", default_value_t = 1)]
-    pub vcpus: u32,
+    /// The initial RAM disk, an absolute path as for the kernel
+    #[arg(long, value_name = "PATH")]
+    pub initrd: Option<PathBuf>,
+    /// What it is built of.
+    #[command(flatten)]
+    pub hardware: HardwareArgs,
     /// The kernel command line
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub cmdline: String,

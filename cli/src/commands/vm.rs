@@ -11,7 +11,7 @@ use ballast_proto::v1;
 use super::{Context, history, migration, wait};
 use crate::args::{CreateArgs, VmCommand};
 use crate::output::units::{bytes, cpu, or_dash, rate};
-use crate::output::{self, Align, Table, fields, view};
+use crate::output::{self, Align, Table, fields, hardware, view};
 
 /// How long a VM may take to a file or from it; the hosts' own bounds are in proportion to its memory.
 const FILE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
@@ -68,6 +68,7 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<(), Ref
 /// `InvalidArgument` naming what is out of range.
 pub(super) fn checked_create(args: CreateArgs) -> Result<v1::CreateVmRequest, Refusal> {
     let spec = VmSpec {
+        initrd: args.initrd,
         cmdline: args.cmdline,
         labels: args.labels.into_iter().collect(),
         automation: args.automation.into(),
@@ -75,7 +76,7 @@ pub(super) fn checked_create(args: CreateArgs) -> Result<v1::CreateVmRequest, Re
             downtime_limit_ms: u32::try_from(args.downtime_limit.0.as_millis()).unwrap_or(u32::MAX),
             verify: args.verify,
         },
-        ..VmSpec::new(args.vm, args.vcpus, args.memory, args.kernel)
+        ..args.hardware.into_spec(args.vm, args.kernel)
     };
     // There and back: the same checks that the controller will make.
     let spec = VmSpec::try_from(v1::VmSpec::from(&spec))?;
@@ -157,6 +158,9 @@ fn show(context: &Context, vm: v1::VmRecord) -> Result<(), Refusal> {
     let mut labels: Vec<_> =
         spec.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     labels.sort();
+    let memory = hardware::memory_words(spec.memory_backing.unwrap_or_default());
+    let disks: Vec<_> = spec.disks.iter().map(hardware::disk_words).collect();
+    let networks: Vec<_> = spec.networks.iter().map(hardware::network_words).collect();
     let verify = if policy.verify { ", page hashes compared" } else { "" };
     output::print(&fields(&[
         ("VM", spec.id),
@@ -166,12 +170,16 @@ fn show(context: &Context, vm: v1::VmRecord) -> Result<(), Refusal> {
         ("cannot move", immobile.unwrap_or_default()),
         ("migration", migration),
         ("vCPUs", spec.vcpus.to_string()),
-        ("memory", bytes(spec.memory_bytes)),
+        ("CPU baseline", hardware::cpu_baseline(spec.cpu).to_owned()),
+        ("memory", format!("{}{memory}", bytes(spec.memory_bytes))),
         ("CPU demand", cpu(vm.demand.unwrap_or_default().cpu_millicores)),
         ("resident", bytes(load.resident_bytes)),
         ("dirties", rate(load.dirty_bytes_per_sec)),
         ("kernel", spec.kernel),
+        ("initrd", spec.initrd),
         ("command line", spec.cmdline),
+        ("disks", disks.join("\n")),
+        ("networks", networks.join("\n")),
         ("labels", labels.join(", ")),
         ("automation", view::automation(spec.automation).to_owned()),
         ("downtime limit", format!("{} ms{verify}", policy.downtime_limit_ms)),

@@ -4,6 +4,7 @@
 //! `_micros`, `_unix_millis`), never changes the meaning of a field and only
 //! ever adds to them; docs/json.md lists them.
 
+pub(crate) mod hardware;
 mod table;
 pub(crate) mod units;
 pub(crate) mod view;

@@ -6,6 +6,8 @@ use ballast_model::{Refusal, Rule};
 use ballast_proto::v1;
 use serde::Serialize;
 
+use super::hardware;
+
 /// CPU and memory.
 #[derive(Debug, Serialize)]
 pub(crate) struct Amounts {
@@ -98,7 +100,13 @@ pub(crate) struct Vm {
     vcpus: u32,
     memory_bytes: u64,
     kernel: String,
+    initrd: Option<String>,
     cmdline: String,
+    cpu_baseline: &'static str,
+    memory_pages: &'static str,
+    memory_prefault: bool,
+    disks: Vec<hardware::Disk>,
+    networks: Vec<hardware::Network>,
     labels: BTreeMap<String, String>,
     automation: &'static str,
     downtime_limit_ms: u32,
@@ -117,6 +125,7 @@ impl From<v1::VmRecord> for Vm {
         let status = message.status.unwrap_or_default();
         let load = status.load.unwrap_or_default();
         let policy = spec.migration.unwrap_or_default();
+        let backing = spec.memory_backing.unwrap_or_default();
         let migration = under_way(&status);
         Self {
             vm: spec.id,
@@ -128,7 +137,13 @@ impl From<v1::VmRecord> for Vm {
             vcpus: spec.vcpus,
             memory_bytes: spec.memory_bytes,
             kernel: spec.kernel,
+            initrd: said(spec.initrd),
             cmdline: spec.cmdline,
+            cpu_baseline: hardware::cpu_baseline(spec.cpu),
+            memory_pages: hardware::pages(backing),
+            memory_prefault: backing.prefault,
+            disks: spec.disks.into_iter().map(hardware::Disk::from).collect(),
+            networks: spec.networks.into_iter().map(hardware::Network::from).collect(),
             labels: spec.labels.into_iter().collect(),
             automation: automation(spec.automation),
             downtime_limit_ms: policy.downtime_limit_ms,
