@@ -38,6 +38,8 @@ mod unrun;
 mod vcpu;
 mod vm;
 
+pub use memory::GuestRam;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 

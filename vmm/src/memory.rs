@@ -8,14 +8,18 @@
 //! huge pages: after dirty logging ends such memory is back at full speed at
 //! once, and a page that arrives faults in 512 of its neighbours with it.
 
+use std::num::NonZeroUsize;
+
 use ballast_model::{Bytes, Refusal, RefusalCode};
-use vm_memory::mmap::MmapRegion;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::codec::{Decoder, Encoder, Malformed};
 
 /// The unit of transfer and of dirty tracking, in bytes.
 pub(crate) const PAGE_BYTES: usize = 4096;
+const PAGE: NonZeroUsize = NonZeroUsize::new(PAGE_BYTES).unwrap();
 /// x86 keeps the gigabyte below 4 GiB for devices and interrupt controllers.
 const GAP_START: u64 = 3 << 30;
 const GAP_END: u64 = 4 << 30;
@@ -23,7 +27,14 @@ const RANGES_MAX: usize = 16;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Guest memory by guest address, as devices use it.
-pub(crate) type GuestRam = GuestMemoryMmap;
+///
+/// KVM's dirty log knows what vCPUs wrote, not what this process wrote for the
+/// guest's devices. So each region has a bitmap of its own, always on, in which
+/// every write through this type sets its pages' bits *after* the data. Who
+/// writes by address (a `preadv` into guest memory, say) marks the range itself
+/// when the write is complete. See [`Memory::take_device_writes`].
+pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
+type GuestRegion = GuestRegionMmap<AtomicBitmap>;
 
 /// Where guest memory lies in the guest's physical address space.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +108,7 @@ pub(crate) struct Memory {
     layout: Layout,
     slots: Vec<Slot>,
     // Before the mappings it points into: fields are dropped in this order.
-    mmap: GuestMemoryMmap,
+    mmap: GuestRam,
     _mappings: Vec<Mapping>,
 }
 
@@ -159,7 +170,7 @@ impl Memory {
             first_page += range.pages;
             mappings.push(mapping);
         }
-        let mmap = GuestMemoryMmap::from_regions(regions).map_err(|error| {
+        let mmap = GuestRam::from_regions(regions).map_err(|error| {
             Refusal::new(RefusalCode::Internal, format!("guest memory: {error}"), "report a defect")
         })?;
         Ok(Self { layout, slots, mmap, _mappings: mappings })
@@ -174,8 +185,16 @@ impl Memory {
     }
 
     /// For what works on guest addresses.
-    pub(crate) fn mmap(&self) -> &GuestMemoryMmap {
+    pub(crate) fn mmap(&self) -> &GuestRam {
         &self.mmap
+    }
+
+    /// The pages of a slot this process wrote to for the guest's devices since the call
+    /// before, one bit each, and forgets them. Whoever reads a page after this call has
+    /// every write that set its bit; a later write sets it again.
+    pub(crate) fn take_device_writes(&self, slot: &Slot) -> Vec<u64> {
+        let region = self.mmap.find_region(GuestAddress(slot.guest));
+        region.map(|region| MmapRegion::bitmap(region).get_and_reset()).unwrap_or_default()
     }
 
     /// Where page `page` is mapped; none when guest memory has no such page.
@@ -221,13 +240,16 @@ impl Memory {
     }
 }
 
-fn guest_region(host: *mut u8, bytes: usize, guest: u64) -> Result<GuestRegionMmap, Refusal> {
+fn guest_region(host: *mut u8, bytes: usize, guest: u64) -> Result<GuestRegion, Refusal> {
     let defect = |what: String| Refusal::new(RefusalCode::Internal, what, "report a defect");
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let bitmap = AtomicBitmap::new(bytes, PAGE);
+    let builder = MmapRegionBuilder::new_with_bitmap(bytes, bitmap);
+    let builder = builder.with_mmap_prot(prot).with_mmap_flags(flags);
     // SAFETY: `host` is a mapping of `bytes` bytes that lives longer than the region: both are
     // fields of `Memory`, the region's before the mapping's.
-    let region = unsafe { MmapRegion::build_raw(host, bytes, prot, flags) };
+    let region = unsafe { builder.with_raw_mmap_pointer(host) }.build();
     let region = region.map_err(|error| defect(format!("guest memory: {error}")))?;
     GuestRegionMmap::new(region, GuestAddress(guest))
         .ok_or_else(|| defect("guest memory ends beyond the address space".to_owned()))
@@ -338,6 +360,21 @@ mod tests {
         assert_eq!(copy[4095], 1);
         memory.clear_page(7);
         assert!(memory.is_zero(7));
+    }
+
+    #[test]
+    fn what_devices_write_is_noticed_once() {
+        use vm_memory::Bytes as _;
+        let memory = Memory::map(Layout::of_size(Bytes::mib(1))).unwrap();
+        let slot = memory.slots()[0];
+        let [first, rest @ ..] = [0, 1, 2, 3].map(|_| {
+            memory.mmap().write_slice(b"two pages", GuestAddress(0x3ffc)).unwrap();
+            memory.take_device_writes(&slot)
+        });
+        assert_eq!(first, [0b1_1000, 0, 0, 0]);
+        assert!(rest.iter().all(|again| *again == first));
+        memory.mmap().read_slice(&mut [0; 64], GuestAddress(0x8000)).unwrap();
+        assert_eq!(memory.take_device_writes(&slot), [0; 4]);
     }
 
     #[test]

@@ -10,9 +10,9 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use ballast_guest::{Console, ConsoleReport, IMAGE, PAGE_BYTES, Params};
-use ballast_vmm::boot;
+use ballast_vmm::{GuestRam, boot};
 use mini::{Mini, Running};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Far more than anything here takes, on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -121,7 +121,7 @@ fn the_working_set_is_rewritten_at_the_rate_asked_for() {
 }
 
 /// Boots the guest, has something done to its memory while it stands still, and waits for its verdict.
-fn check_found(params: &Params, damage: impl Fn(&GuestMemoryMmap), errors: u64, expected: &str) {
+fn check_found(params: &Params, damage: impl Fn(&GuestRam), errors: u64, expected: &str) {
     let Some(mut guest) = Guest::boot(params) else { return };
     guest.listen_for_passes(1);
     let (machine, console) = guest.stop();
@@ -137,13 +137,13 @@ fn check_found(params: &Params, damage: impl Fn(&GuestMemoryMmap), errors: u64, 
     guest.stop();
 }
 
-fn read(memory: &GuestMemoryMmap, address: u64, count: usize) -> Vec<u8> {
+fn read(memory: &GuestRam, address: u64, count: usize) -> Vec<u8> {
     let mut bytes = vec![0; count];
     memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
     bytes
 }
 
-fn write(memory: &GuestMemoryMmap, address: u64, bytes: &[u8]) {
+fn write(memory: &GuestRam, address: u64, bytes: &[u8]) {
     memory.write_slice(bytes, GuestAddress(address)).unwrap();
 }
 
@@ -152,7 +152,7 @@ fn a_changed_byte_is_found_in_every_kind_of_page() {
     let layout = quick().layout();
     let check = |page_start: u64, expected: &str| {
         let at = page_start + PAGE_BYTES - 1;
-        let flip = |memory: &GuestMemoryMmap| write(memory, at, &[read(memory, at, 1)[0] ^ 1]);
+        let flip = |memory: &GuestRam| write(memory, at, &[read(memory, at, 1)[0] ^ 1]);
         check_found(&quick(), flip, 1, expected);
     };
     let pages = (layout.working_set.end - layout.working_set.start) / PAGE_BYTES;
@@ -165,13 +165,13 @@ fn a_changed_byte_is_found_in_every_kind_of_page() {
 fn pages_that_took_each_others_place_are_found() {
     let first = quick().layout().working_set.start;
     let (second, third) = (first + PAGE_BYTES, first + 2 * PAGE_BYTES);
-    let swap = |memory: &GuestMemoryMmap| {
+    let swap = |memory: &GuestRam| {
         let (one, other) = (read(memory, first, 4096), read(memory, third, 4096));
         write(memory, first, &other);
         write(memory, third, &one);
     };
     check_found(&quick(), swap, 2, "page 2 gen 0 holds page 0 gen 0");
-    let lose = |memory: &GuestMemoryMmap| write(memory, second, &[0; 4096]);
+    let lose = |memory: &GuestRam| write(memory, second, &[0; 4096]);
     check_found(&quick(), lose, 1, "page 1 gen 0 holds zeroes");
 }
 
@@ -208,7 +208,7 @@ fn a_write_that_was_lost_is_found() {
 #[test]
 fn changed_code_is_found() {
     let name = b"Xen\0"; // in a note: read at boot only, and part of the program's image
-    let change = |memory: &GuestMemoryMmap| {
+    let change = |memory: &GuestRam| {
         let image = read(memory, 1 << 20, 1 << 16);
         let at = image.windows(name.len()).position(|window| window == name).unwrap();
         write(memory, (1 << 20) + at as u64, b"Zen\0");

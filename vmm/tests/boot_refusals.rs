@@ -6,9 +6,9 @@ use std::path::Path;
 
 use ballast_guest::IMAGE;
 use ballast_model::{Refusal, RefusalCode};
-use ballast_vmm::boot;
+use ballast_vmm::{GuestRam, boot};
 use proptest::prelude::*;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 /// Offsets in an ELF file, and in the program headers that follow its header.
 const MACHINE: usize = 18;
@@ -20,8 +20,8 @@ const SEGMENT_ADDRESS: usize = FIRST_SEGMENT + 24;
 const SEGMENT_FILE_BYTES: usize = FIRST_SEGMENT + 32;
 const SEGMENT_MEMORY_BYTES: usize = FIRST_SEGMENT + 40;
 
-fn memory(mib: usize) -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), mib << 20)]).unwrap()
+fn memory(mib: usize) -> GuestRam {
+    GuestRam::from_ranges(&[(GuestAddress(0), mib << 20)]).unwrap()
 }
 
 fn load(image: &[u8], mib: usize, cmdline: &str) -> Result<boot::BootState, Refusal> {

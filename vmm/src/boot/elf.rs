@@ -11,7 +11,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use ballast_model::{Refusal, RefusalCode};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use crate::memory::GuestRam;
 
 /// The lowest address of an image: 1 MiB.
 pub(super) const IMAGE_START: u64 = 0x10_0000;
@@ -86,7 +88,7 @@ impl Fault {
 }
 
 /// Loads every segment of the file and reads its notes.
-pub(super) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Image, Refusal> {
+pub(super) fn load(memory: &GuestRam, path: &Path) -> Result<Image, Refusal> {
     let load = || -> Result<Image, Fault> {
         let mut file = File::open(path)?;
         if !file.metadata()?.is_file() {
@@ -149,11 +151,7 @@ fn program_headers(file: &File) -> Result<Vec<ProgramHeader>, Fault> {
     Ok(bytes.chunks_exact(PROGRAM_HEADER_BYTES).map(parse).collect())
 }
 
-fn load_segment(
-    memory: &GuestMemoryMmap,
-    file: &mut File,
-    header: &ProgramHeader,
-) -> Result<(), Fault> {
+fn load_segment(memory: &GuestRam, file: &mut File, header: &ProgramHeader) -> Result<(), Fault> {
     let outside = || Fault::OutsideMemory { start: header.address, bytes: header.memory_bytes };
     if header.file_bytes > header.memory_bytes {
         return Err(Fault::Malformed("program header table"));

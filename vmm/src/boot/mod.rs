@@ -24,7 +24,8 @@ use std::path::Path;
 use ballast_model::{Refusal, RefusalCode};
 use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, kvm_mp_state, kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
-use vm_memory::GuestMemoryMmap;
+
+use crate::memory::GuestRam;
 
 /// What [`load`] found out: how the vCPUs start.
 ///
@@ -46,7 +47,7 @@ pub struct BootState {
 /// `CapacityExceeded` when guest memory is too small; `Unsupported` for a
 /// program that does not say how to enter it in ring 3.
 pub fn load(
-    memory: &GuestMemoryMmap,
+    memory: &GuestRam,
     path: &Path,
     cmdline: &str,
     tsc_khz: u32,

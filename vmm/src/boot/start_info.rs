@@ -7,7 +7,9 @@
 
 use ballast_model::vm::CMDLINE_BYTES_MAX;
 use ballast_model::{Refusal, RefusalCode};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::memory::GuestRam;
 
 /// Guest physical address of the structure.
 const START_INFO: u64 = 0x6000;
@@ -25,7 +27,7 @@ const CMDLINE_ROOM: usize = CMDLINE_BYTES_MAX + 64;
 
 /// Writes the structure, the memory map and the command line, and answers with
 /// the structure's address.
-pub(super) fn write(memory: &GuestMemoryMmap, cmdline: &str) -> Result<u64, Refusal> {
+pub(super) fn write(memory: &GuestRam, cmdline: &str) -> Result<u64, Refusal> {
     if cmdline.len() >= CMDLINE_ROOM || cmdline.contains('\0') {
         return Err(Refusal::new(
             RefusalCode::InvalidArgument,

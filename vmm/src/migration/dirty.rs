@@ -1,4 +1,5 @@
-//! Sets of pages, and KVM's log of the pages the guest has written to.
+//! Sets of pages, and the log of the pages written to: KVM's, of what vCPUs
+//! wrote, and this process's own, of what it wrote for the guest's devices.
 
 use std::ops::Range;
 
@@ -89,23 +90,24 @@ impl PageSet {
     }
 }
 
-/// KVM's dirty log, switched on. Dropping it switches it off again.
+/// The dirty log, switched on. Dropping it switches it off again.
 #[derive(Debug)]
 pub(crate) struct DirtyLog<'a> {
     machine: &'a Machine,
 }
 
 impl<'a> DirtyLog<'a> {
-    /// Begins to log. From now on every write of the guest is in the log, in
+    /// Begins to log. From now on every write of the guest and of its devices is in the log, in
     /// addition to [`PageSet::full`], with which the first round starts.
     pub(crate) fn start(machine: &'a Machine) -> Result<Self, Refusal> {
         machine.log_dirty_pages(true)?;
         Ok(Self { machine })
     }
 
-    /// The pages written since they were last protected. They stay in KVM's log
-    /// until [`protect`](Self::protect) where the log is manual; elsewhere this
-    /// empties it.
+    /// The pages written since they were last protected. Those of vCPUs stay in
+    /// KVM's log until [`protect`](Self::protect) where that log is manual;
+    /// elsewhere this empties it, as it does for those of devices: what is
+    /// collected must be sent.
     pub(crate) fn collect(&self) -> Result<PageSet, Refusal> {
         let memory = &self.machine.memory;
         let mut set = PageSet::empty(memory.layout().pages());
@@ -118,6 +120,10 @@ impl<'a> DirtyLog<'a> {
                 .map_err(|error| failed("read the dirty log", error))?;
             // Slots start at multiples of 64 pages: only the last can end elsewhere.
             for (word, dirty) in set.words_of(slot).iter_mut().zip(log) {
+                *word |= dirty;
+            }
+            let devices = memory.take_device_writes(slot);
+            for (word, dirty) in set.words_of(slot).iter_mut().zip(devices) {
                 *word |= dirty;
             }
         }

@@ -12,12 +12,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use ballast_vmm::GuestRam;
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, Msrs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_pit_config,
     kvm_regs, kvm_sregs, kvm_userspace_memory_region, kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 const SERIAL_DATA: u16 = 0x3f8;
@@ -30,7 +31,7 @@ pub(crate) struct Mini {
     vcpu: VcpuFd,
     vm: VmFd,
     /// Dropped last: KVM uses the mapping as long as the VM exists.
-    memory: GuestMemoryMmap,
+    memory: GuestRam,
 }
 
 /// A machine whose vCPU runs in a thread of its own.
@@ -56,7 +57,7 @@ pub(crate) struct VcpuState {
 impl Mini {
     /// A machine with memory of its own, all zeroes.
     pub(crate) fn new(memory_mib: usize) -> io::Result<Self> {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), memory_mib << 20)])
+        let memory = GuestRam::from_ranges(&[(GuestAddress(0), memory_mib << 20)])
             .map_err(io::Error::other)?;
         let kvm = Kvm::new()?;
         let vm = kvm.create_vm()?;
@@ -85,7 +86,7 @@ impl Mini {
         Ok(self.vm.create_vcpu(index)?)
     }
 
-    pub(crate) fn memory(&self) -> &GuestMemoryMmap {
+    pub(crate) fn memory(&self) -> &GuestRam {
         &self.memory
     }
 
