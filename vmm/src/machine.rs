@@ -17,7 +17,7 @@ use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_pit_config, kvm_userspace_memory
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use crate::boot;
-use crate::devices::Devices;
+use crate::devices::{Beginning, Devices};
 use crate::kvm::cpuid::CpuModel;
 use crate::kvm::ioctl::{DirtyLogKind, enable_manual_dirty_log, has_sregs2, xsave_bytes};
 use crate::kvm::{self, failed};
@@ -73,7 +73,7 @@ impl Machine {
         for (index, vcpu) in (0..).zip(&parts.fds) {
             state.apply(vcpu, index)?;
         }
-        parts.assemble(spec, on_end)
+        parts.assemble(spec, Beginning::Boot, on_end)
     }
 
     /// A machine without contents, paused.
@@ -81,7 +81,7 @@ impl Machine {
     /// # Errors
     /// `CapacityExceeded` for memory, `HostFailure` and `Unsupported` for KVM.
     pub(crate) fn empty(spec: &VmSpec, on_end: &OnEnd) -> Result<Self, Refusal> {
-        Parts::build(spec)?.assemble(spec, on_end)
+        Parts::build(spec)?.assemble(spec, Beginning::Arrival, on_end)
     }
 
     /// Lets the guest run, its devices first.
@@ -150,8 +150,13 @@ impl Parts {
         Ok(Self { fds, vm: Arc::new(vm), traits, memory })
     }
 
-    fn assemble(self, spec: &VmSpec, on_end: &OnEnd) -> Result<Machine, Refusal> {
-        let devices = Arc::new(Devices::new(&self.vm, self.memory.mmap(), spec)?);
+    fn assemble(
+        self,
+        spec: &VmSpec,
+        beginning: Beginning,
+        on_end: &OnEnd,
+    ) -> Result<Machine, Refusal> {
+        let devices = Arc::new(Devices::new(&self.vm, self.memory.mmap(), spec, beginning)?);
         let vcpus = Vcpus::start(self.fds, &devices, on_end)?;
         Ok(Machine { vcpus, devices, vm: self.vm, traits: self.traits, memory: self.memory })
     }

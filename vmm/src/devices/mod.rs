@@ -14,7 +14,7 @@
 //! ([`Devices::resume`]).
 
 pub(crate) mod console;
-#[allow(dead_code, reason = "its users, the virtio devices, come next")]
+mod net;
 pub(crate) mod rate_limit;
 pub(crate) mod serial;
 #[allow(dead_code)] // its users come device by device
@@ -27,6 +27,7 @@ use kvm_ioctls::VmFd;
 
 use crate::codec::{Decoder, Encoder, Malformed};
 use crate::memory::GuestRam;
+use net::Net;
 use serial::{Com1, Com1State};
 use virtio::VirtioDevice;
 use virtio::mmio::Transport;
@@ -49,11 +50,28 @@ pub(crate) struct DevicesState {
     virtio: Vec<TransportState>,
 }
 
+/// How a machine comes to its first instruction here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beginning {
+    /// At its kernel's entry: everything it needs must be free now.
+    Boot,
+    /// By loading a state: who saved it may still have what only one can have,
+    /// and gives it up before the state is loaded.
+    Arrival,
+}
+
 /// The virtio devices of a VM, in the order of their slots: disks, networks,
 /// entropy source, console. What each stands on is opened here, so that what
 /// cannot be had is known before anything starts.
-fn virtio_devices(_spec: &VmSpec) -> Result<Vec<Arc<dyn VirtioDevice>>, Refusal> {
-    Ok(Vec::new())
+fn virtio_devices(
+    spec: &VmSpec,
+    beginning: Beginning,
+) -> Result<Vec<Arc<dyn VirtioDevice>>, Refusal> {
+    let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
+    for (network, index) in spec.networks.iter().zip(0..) {
+        devices.push(Arc::new(Net::new(&spec.id, index, network, beginning)?));
+    }
+    Ok(devices)
 }
 
 impl Devices {
@@ -61,8 +79,13 @@ impl Devices {
     ///
     /// # Errors
     /// Those of the devices, naming what they lack; `HostFailure` for KVM.
-    pub(crate) fn new(vm: &Arc<VmFd>, memory: &GuestRam, spec: &VmSpec) -> Result<Self, Refusal> {
-        let devices = virtio_devices(spec)?;
+    pub(crate) fn new(
+        vm: &Arc<VmFd>,
+        memory: &GuestRam,
+        spec: &VmSpec,
+        beginning: Beginning,
+    ) -> Result<Self, Refusal> {
+        let devices = virtio_devices(spec, beginning)?;
         if devices.len() > SLOTS {
             return Err(Refusal::new(
                 RefusalCode::InvalidArgument,

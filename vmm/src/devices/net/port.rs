@@ -1,0 +1,287 @@
+//! Where a VM's network device is plugged in: which tap, whose, and when it is held.
+//!
+//! * **A tap of the operator's** has one place. While the VM migrates between
+//!   two processes of one host, both want it: so it is given up when the guest
+//!   stops ([`Port::release`]) and taken when the guest's device state is there
+//!   or when it goes on ([`Port::connect`]). An incoming VM may find it busy
+//!   until its source stops.
+//! * **A tap made here** for a bridge is this process's own from the start to
+//!   the end. The tap of a stopped guest is silent: nothing but the guest sends
+//!   through it.
+//!
+//! Either way the destination's tap takes the guest's address over in every
+//! bridge when the device announces it, and not before.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ballast_model::hardware::Attach;
+use ballast_model::{MacAddress, NetworkSpec, Refusal, RefusalCode, VmId};
+
+use super::link::Links;
+use super::tap::{OpenError, Tap};
+
+/// How the name of a tap made here begins.
+const NAME_PREFIX: &str = "blst";
+/// How many names are tried. Two processes with one VM, source and destination
+/// of a migration within the host, need two.
+const NAMES_MAX: u8 = 8;
+
+/// The place of one network device.
+#[derive(Debug)]
+pub(super) struct Port {
+    vm: VmId,
+    index: u8,
+    mac: MacAddress,
+    attach: Attach,
+    tap: Mutex<Option<Arc<Tap>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Port {
+    /// The place of network number `index` of a VM that starts here.
+    ///
+    /// # Errors
+    /// `NotFound` for a tap or bridge that is not there, `WrongState` for a tap in
+    /// use, `InvalidArgument` for an interface of another kind, `Unsupported` or
+    /// `HostFailure` when the host does not let us.
+    pub(super) fn open(vm: &VmId, index: u8, spec: &NetworkSpec) -> Result<Self, Refusal> {
+        let port = Self::closed(vm, index, spec);
+        port.connect()?;
+        Ok(port)
+    }
+
+    /// The same for a VM that is to arrive: its source may have the tap still.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for a tap in use.
+    pub(super) fn expect(vm: &VmId, index: u8, spec: &NetworkSpec) -> Result<Self, Refusal> {
+        let port = Self::closed(vm, index, spec);
+        match port.connect() {
+            Err(refusal) if refusal.code != RefusalCode::WrongState => Err(refusal),
+            _ => Ok(port),
+        }
+    }
+
+    fn closed(vm: &VmId, index: u8, spec: &NetworkSpec) -> Self {
+        let (attach, mac) = (spec.attach.clone(), spec.mac);
+        Self { vm: vm.clone(), index, mac, attach, tap: Mutex::new(None) }
+    }
+
+    /// A place that is one end of a pair of sockets.
+    #[cfg(test)]
+    pub(super) fn of_tap(vm: &VmId, tap: Tap) -> Self {
+        let (index, mac) = (0, MacAddress::derived(vm, 0));
+        let attach = Attach::Bridge("test".to_owned());
+        Self { vm: vm.clone(), index, mac, attach, tap: Mutex::new(Some(Arc::new(tap))) }
+    }
+
+    /// The tap, taken now if it is not held.
+    ///
+    /// # Errors
+    /// See [`open`](Self::open).
+    pub(super) fn connect(&self) -> Result<Arc<Tap>, Refusal> {
+        let mut held = lock(&self.tap);
+        if let Some(tap) = &*held {
+            return Ok(Arc::clone(tap));
+        }
+        let tap = match &self.attach {
+            Attach::Tap(name) => attach(name),
+            Attach::Bridge(name) => self.make(name),
+        };
+        let tap = Arc::new(tap?);
+        *held = Some(Arc::clone(&tap));
+        Ok(tap)
+    }
+
+    /// Whether the tap is held.
+    pub(super) fn is_connected(&self) -> bool {
+        lock(&self.tap).is_some()
+    }
+
+    /// Gives up a tap that another process of this host may want.
+    pub(super) fn release(&self) {
+        if matches!(self.attach, Attach::Tap(_)) {
+            lock(&self.tap).take();
+        }
+    }
+
+    /// The interface has been removed: what is held is good for nothing.
+    pub(super) fn lost(&self) {
+        lock(&self.tap).take();
+    }
+
+    /// A new tap, joined to the bridge.
+    fn make(&self, bridge: &str) -> Result<Tap, Refusal> {
+        let links = Links::open().map_err(|error| failed("look at network interfaces", &error))?;
+        if links.index(bridge).map_err(|error| failed("look for the bridge", &error))?.is_none() {
+            return Err(Refusal::new(
+                RefusalCode::NotFound,
+                format!("there is no bridge {bridge} on this host"),
+                format!(
+                    "make it with: ip link add {bridge} type bridge && ip link set {bridge} up"
+                ),
+            ));
+        }
+        let mut busy = None;
+        for attempt in 0..NAMES_MAX {
+            let name = tap_name(&self.vm, self.index, attempt);
+            match Tap::make(&name) {
+                Ok(tap) => {
+                    let mtu = self.plug(&links, bridge, &name)?;
+                    tracing::info!(tap = name, bridge, "network device plugged in");
+                    return Ok(tap.with_mtu(mtu));
+                }
+                Err(OpenError::Attach(error)) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    busy = Some((name, OpenError::Attach(error)));
+                }
+                Err(error) => return Err(not_opened(&name, &error)),
+            }
+        }
+        let refused = busy.map(|(name, error)| not_opened(&name, &error));
+        Err(refused.unwrap_or_else(|| failed("name a tap", &io::ErrorKind::AlreadyExists.into())))
+    }
+
+    /// The tap's MTU. Order matters: no address of its own before it is up, and no smaller MTU in the bridge.
+    fn plug(&self, links: &Links, bridge: &str, name: &str) -> Result<usize, Refusal> {
+        let what = |what: &str| format!("{what} tap {name}");
+        // A tap that announced addresses of its own would talk through the guest's port.
+        if let Err(error) =
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1")
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(tap = name, %error, "IPv6 stays on for the tap itself");
+        }
+        links
+            .set_mac(name, host_side(self.mac))
+            .map_err(|error| failed(&what("give an address to"), &error))?;
+        let mtu = links.mtu(bridge).map_err(|error| failed("read the bridge's MTU", &error))?;
+        links.set_mtu(name, mtu).map_err(|error| failed(&what("set the MTU of"), &error))?;
+        let index = links.index(name).ok().flatten().unwrap_or_default();
+        links.join(bridge, index).map_err(|error| match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::EINVAL) => Refusal::new(
+                RefusalCode::InvalidArgument,
+                format!("{bridge} is a network interface, but not a bridge"),
+                "name a bridge; for a tap that is there already use tap= instead of bridge=",
+            ),
+            _ => failed(&format!("join tap {name} to bridge {bridge}"), &error),
+        })?;
+        links.bring_up(name).map_err(|error| failed(&what("bring up"), &error))?;
+        Ok(usize::try_from(mtu).unwrap_or_default())
+    }
+}
+
+/// Attaches to a tap of the operator's.
+fn attach(name: &str) -> Result<Tap, Refusal> {
+    let links = Links::open().map_err(|error| failed("look at network interfaces", &error))?;
+    // Before: attaching to a name that is not there would make a tap of that name.
+    if links.index(name).map_err(|error| failed("look for the tap", &error))?.is_none() {
+        return Err(Refusal::new(
+            RefusalCode::NotFound,
+            format!("there is no tap {name} on this host"),
+            format!("make it with: ip tuntap add dev {name} mode tap && ip link set {name} up"),
+        ));
+    }
+    let tap = Tap::attach(name).map_err(|error| not_opened(name, &error))?;
+    if !links.is_up(name).unwrap_or(true)
+        && let Err(error) = links.bring_up(name)
+    {
+        return Err(Refusal::new(
+            RefusalCode::HostFailure,
+            format!("tap {name} is down and cannot be brought up: {error}"),
+            format!("bring it up with: ip link set {name} up"),
+        ));
+    }
+    let mtu = links.mtu(name).map_err(|error| failed("read the tap's MTU", &error))?;
+    Ok(tap.with_mtu(usize::try_from(mtu).unwrap_or_default()))
+}
+
+fn not_opened(name: &str, error: &OpenError) -> Refusal {
+    let rights = "run the VMM with CAP_NET_ADMIN, or give it a tap of its own user: \
+                  ip tuntap add dev NAME mode tap user USER";
+    let (error, what) = match error {
+        OpenError::NoTun(error) => (error, "/dev/net/tun cannot be opened"),
+        OpenError::Attach(error) => (error, "it cannot be attached to"),
+        OpenError::SetUp(error) => (error, "it does not take the headers virtio needs"),
+    };
+    let (code, remedy) = match error.raw_os_error() {
+        Some(libc::EBUSY) => (
+            RefusalCode::WrongState,
+            "it is in use: end the process that has it, or give this VM a tap of its own",
+        ),
+        Some(libc::EPERM | libc::EACCES) => (RefusalCode::HostFailure, rights),
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            (RefusalCode::Unsupported, "load the tun module: modprobe tun")
+        }
+        Some(libc::EINVAL) => (
+            RefusalCode::InvalidArgument,
+            "name an interface that is a tap: ip tuntap add dev NAME mode tap",
+        ),
+        _ => (RefusalCode::HostFailure, "look into the host's kernel log"),
+    };
+    Refusal::new(code, format!("tap {name} cannot be used: {what}: {error}"), remedy)
+}
+
+fn failed(what: &str, error: &io::Error) -> Refusal {
+    let remedy = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "run the VMM with CAP_NET_ADMIN, or plug the VM into a tap made before with tap="
+        }
+        _ => "look into the host's kernel log",
+    };
+    Refusal::new(RefusalCode::HostFailure, format!("cannot {what}: {error}"), remedy)
+}
+
+/// The host's end of the cable. The first octet is high: a bridge takes the
+/// lowest address among its ports for its own, and must not change it with every VM.
+fn host_side(guest: MacAddress) -> MacAddress {
+    let [first, rest @ ..] = guest.0;
+    let high = if first == 0xfe { 0xfa } else { 0xfe };
+    let mut octets = [high; 6];
+    octets[1..].copy_from_slice(&rest);
+    MacAddress(octets)
+}
+
+/// The name of a tap made for a VM: what it is for is in its hash, which is
+/// stable, so that whoever looks for leftovers finds the same names again.
+fn tap_name(vm: &VmId, index: u8, attempt: u8) -> String {
+    let name = vm.as_str().bytes().chain([0, index, attempt]);
+    let hash = name.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{NAME_PREFIX}{:011x}", hash >> 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use ballast_model::hardware::INTERFACE_BYTES_MAX;
+
+    use super::*;
+
+    #[test]
+    fn names_fit_and_differ() {
+        let vm: VmId = "a-very-long-name-for-a-virtual-machine".parse().unwrap();
+        let mut names: Vec<_> = (0..4)
+            .flat_map(|index| (0..NAMES_MAX).map(move |attempt| (index, attempt)))
+            .map(|(index, attempt)| tap_name(&vm, index, attempt))
+            .collect();
+        assert!(names.iter().all(|name| name.len() == INTERFACE_BYTES_MAX), "{names:?}");
+        let before = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), before);
+    }
+
+    #[test]
+    fn the_hosts_end_has_another_address_than_the_guests() {
+        for first in [0x02, 0xfe, 0xfa] {
+            let guest = MacAddress([first, 1, 2, 3, 4, 5]);
+            let host = host_side(guest);
+            assert_ne!(host, guest);
+            assert!(host.is_unicast());
+        }
+    }
+}
