@@ -18,21 +18,25 @@ const ROUNDS_MAX: u32 = 30;
 /// A rest that takes no longer than this goes in the last, paused round.
 const LAST_ROUND: Duration = Duration::from_millis(300);
 
-/// Bytes and time to move `vm` from one host to the other, alone on the slower of the two links.
-pub(crate) fn of_move(vm: &PlacedVm, from: &Host, to: &Host) -> StepCost {
-    let rate = |host: &Host| if host.link == BytesPerSec::ZERO { LINK_ASSUMED } else { host.link };
-    let link = rate(from).min(rate(to)).get() as f64;
-    let memory = vm.size.memory.get() as f64;
-    let again = vm.dirty_rate.get() as f64 / link;
+/// Bytes that pre-copy sends for so much memory, dirtied at and sent at so many bytes a second.
+pub(crate) fn bytes_sent(memory: f64, dirty: f64, link: f64) -> f64 {
     let (mut sent, mut rest) = (0.0, memory);
     for _ in 0..ROUNDS_MAX {
         if rest <= link * LAST_ROUND.as_secs_f64() {
             break;
         }
         sent += rest;
-        rest = (rest * again).min(memory);
+        rest = (rest * (dirty / link)).min(memory);
     }
-    sent += rest;
+    sent + rest
+}
+
+/// Bytes and time to move `vm` from one host to the other, alone on the slower of the two links.
+pub(crate) fn of_move(vm: &PlacedVm, from: &Host, to: &Host) -> StepCost {
+    let rate = |host: &Host| if host.link == BytesPerSec::ZERO { LINK_ASSUMED } else { host.link };
+    let link = rate(from).min(rate(to)).get() as f64;
+    let memory = vm.size.memory.get() as f64;
+    let sent = bytes_sent(memory, vm.dirty_rate.get() as f64, link);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     // float-to-int casts saturate
     let bytes = Bytes(sent.round() as u64);

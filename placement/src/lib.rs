@@ -31,10 +31,12 @@ mod check;
 mod cost;
 mod eligibility;
 mod options;
+pub mod order;
 mod planner;
 mod problem;
 mod schedule;
 pub mod score;
+pub mod simulate;
 mod solve;
 mod state;
 #[cfg(test)]
