@@ -16,6 +16,8 @@
 pub(crate) mod console;
 mod net;
 pub(crate) mod rate_limit;
+mod ring;
+mod rng;
 pub(crate) mod serial;
 #[allow(dead_code)] // its users come device by device
 pub(crate) mod virtio;
@@ -28,6 +30,7 @@ use kvm_ioctls::VmFd;
 use crate::codec::{Decoder, Encoder, Malformed};
 use crate::memory::GuestRam;
 use net::Net;
+use rng::Rng;
 use serial::{Com1, Com1State};
 use virtio::VirtioDevice;
 use virtio::mmio::Transport;
@@ -71,6 +74,7 @@ fn virtio_devices(
     for (network, index) in spec.networks.iter().zip(0..) {
         devices.push(Arc::new(Net::new(&spec.id, index, network, beginning)?));
     }
+    devices.push(Arc::new(Rng::default()));
     Ok(devices)
 }
 

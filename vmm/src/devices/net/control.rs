@@ -8,8 +8,8 @@ use virtio_bindings::virtio_net::{
 };
 use vm_memory::GuestMemory;
 
-use super::ring::{self, Broken, Buffer, Direction, Ring};
 use super::{Turn, Turned};
+use crate::devices::ring::{self, Broken, Buffer, Direction, Ring};
 
 /// Commands answered before other work gets its turn.
 const BATCH: usize = 16;

@@ -11,7 +11,7 @@
 //! | --- | --- |
 //! | [`port`] | which tap, and when it is held |
 //! | [`tap`], [`link`] | the tap's and the interfaces' ioctls |
-//! | [`ring`] | a virtqueue, distrusted |
+//! | [`ring`](super::ring) | a virtqueue, distrusted |
 //! | [`rx`], [`tx`], [`control`] | the three queues at work |
 //! | [`announce`] | where the guest's address is now |
 //! | [`worker`] | the device's one thread, which owns all of the above but the port |
@@ -25,7 +25,6 @@ mod announce;
 mod control;
 mod link;
 mod port;
-mod ring;
 mod rx;
 mod tap;
 #[cfg(test)]

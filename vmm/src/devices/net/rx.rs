@@ -13,10 +13,10 @@ use std::time::Instant;
 
 use vm_memory::GuestMemory;
 
-use super::ring::{self, Broken, Buffer, Chain, Direction, Ring};
 use super::tap::HEADER_BYTES;
 use super::{FRAME_BYTES_MAX, Turn, Turned};
 use crate::devices::rate_limit::RateLimiter;
+use crate::devices::ring::{self, Broken, Buffer, Chain, Direction, Ring};
 
 /// Frames taken before other work gets its turn.
 const BATCH: usize = 64;

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use vm_memory::GuestMemory;
 
-use super::ring::{Broken, Buffer, Direction, Ring};
 use super::tap::HEADER_BYTES;
 use super::{FRAME_BYTES_MAX, Turn, Turned};
 use crate::devices::rate_limit::RateLimiter;
+use crate::devices::ring::{Broken, Buffer, Direction, Ring};
 
 /// Frames taken before other work gets its turn.
 const BATCH: usize = 64;

@@ -18,12 +18,12 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::announce::{self, Rounds};
 use super::control::Control;
-use super::ring::{Broken, Ring};
 use super::rx::Rx;
 use super::tap::{HEADER_BYTES, Tap};
 use super::tx::Tx;
 use super::{CONTROL, FRAME_BYTES_MAX, RECEIVE, Shared, TRANSMIT, Turn, Turned, has, offloads};
 use crate::devices::rate_limit::RateLimiter;
+use crate::devices::ring::{Broken, Ring};
 use crate::devices::virtio::Activation;
 
 /// How long until a tap that could not be had is tried again.

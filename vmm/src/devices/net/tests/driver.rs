@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::GuestRam;
 
-use crate::devices::net::ring::Ring;
+use crate::devices::ring::Ring;
 
 pub(in super::super) const MEMORY_BYTES: usize = 4 << 20;
 const DESCRIPTORS: u64 = 0x1000;

@@ -1,4 +1,4 @@
-//! One virtqueue as the network device uses it: buffers in, frames accounted, nothing shown half.
+//! One virtqueue as devices of streams and frames use it: buffers in, all accounted, nothing shown half.
 //!
 //! A frame may fill several buffers. The driver looks for all of them as soon
 //! as it sees the first, so used buffers are written ahead and shown together
@@ -16,7 +16,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 /// The most buffers one chain may have: what readv and writev take at once, less one for our own use.
-pub(super) const CHAIN_BUFFERS_MAX: usize = 1023;
+pub(crate) const CHAIN_BUFFERS_MAX: usize = 1023;
 
 const AVAIL_RING_HEADER: u64 = 4;
 const AVAIL_ENTRY: u64 = 2;
@@ -28,11 +28,11 @@ const AVAIL_FLAG_NO_INTERRUPT: u16 = 1;
 /// The driver has put something into its queue that cannot be worked with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the guest's driver broke its queue: {0}")]
-pub(super) struct Broken(pub(super) &'static str);
+pub(crate) struct Broken(pub(crate) &'static str);
 
 /// Which way the data of a queue goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Direction {
+pub(crate) enum Direction {
     /// The device reads what the driver wrote.
     ToDevice,
     /// The device writes what the driver will read.
@@ -41,34 +41,34 @@ pub(super) enum Direction {
 
 /// A piece of guest memory, looked up: inside one region, and mapped here.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Buffer {
-    pub(super) address: GuestAddress,
-    pub(super) host: *mut u8,
-    pub(super) len: usize,
+pub(crate) struct Buffer {
+    pub(crate) address: GuestAddress,
+    pub(crate) host: *mut u8,
+    pub(crate) len: usize,
     /// Which way it is for.
-    pub(super) direction: Direction,
+    pub(crate) direction: Direction,
 }
 
 impl Buffer {
     /// What readv and writev take. The buffer must not be used any more when guest memory goes.
-    pub(super) fn iovec(&self) -> libc::iovec {
+    pub(crate) fn iovec(&self) -> libc::iovec {
         libc::iovec { iov_base: self.host.cast(), iov_len: self.len }
     }
 }
 
 /// One chain taken from the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Chain {
-    pub(super) head: u16,
+pub(crate) struct Chain {
+    pub(crate) head: u16,
     /// How many buffers it added to the list.
-    pub(super) buffers: usize,
+    pub(crate) buffers: usize,
     /// What they hold together, in bytes.
-    pub(super) bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 /// A queue and what of it the driver has not been shown.
 #[derive(Debug)]
-pub(super) struct Ring {
+pub(crate) struct Ring {
     queue: Queue,
     /// Used buffers written behind the index the driver sees.
     ahead: u16,
@@ -77,7 +77,7 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    pub(super) fn new(queue: Queue) -> Self {
+    pub(crate) fn new(queue: Queue) -> Self {
         let told = Wrapping(queue.next_used());
         Self { queue, ahead: 0, told }
     }
@@ -86,7 +86,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Broken`] for a ring or a buffer outside guest memory, and for a chain of too many buffers.
-    pub(super) fn take<M: GuestMemory>(
+    pub(crate) fn take<M: GuestMemory>(
         &mut self,
         memory: &M,
         only: Option<Direction>,
@@ -131,7 +131,7 @@ impl Ring {
     }
 
     /// Gives the last `chains` taken back, as if they had never been.
-    pub(super) fn untake(&mut self, chains: u16) {
+    pub(crate) fn untake(&mut self, chains: u16) {
         self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(chains));
     }
 
@@ -139,7 +139,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Broken`] when the used ring is not in guest memory.
-    pub(super) fn put<M: GuestMemory>(
+    pub(crate) fn put<M: GuestMemory>(
         &mut self,
         memory: &M,
         head: u16,
@@ -159,7 +159,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Broken`] when the rings are not in guest memory.
-    pub(super) fn publish<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, Broken> {
+    pub(crate) fn publish<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, Broken> {
         if self.ahead == 0 {
             return Ok(false);
         }
@@ -181,21 +181,21 @@ impl Ring {
     }
 
     /// Asks the driver to tell when it adds buffers; whether it has added some already.
-    pub(super) fn listen<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, Broken> {
+    pub(crate) fn listen<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, Broken> {
         self.queue.enable_notification(memory).map_err(|_| Broken("its rings"))
     }
 
     /// Asks the driver to add buffers quietly.
-    pub(super) fn stop_listening<M: GuestMemory>(&mut self, memory: &M) -> Result<(), Broken> {
+    pub(crate) fn stop_listening<M: GuestMemory>(&mut self, memory: &M) -> Result<(), Broken> {
         self.queue.disable_notification(memory).map_err(|_| Broken("its rings"))
     }
 
     /// How many entries the driver gave the queue.
-    pub(super) fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         usize::from(self.queue.size())
     }
 
-    pub(super) fn state(&self) -> QueueState {
+    pub(crate) fn state(&self) -> QueueState {
         self.queue.state()
     }
 
@@ -215,7 +215,7 @@ impl Ring {
 }
 
 /// Writes `bytes` into the buffers, from `offset` on; what does not fit is left out.
-pub(super) fn write<M: GuestMemory>(
+pub(crate) fn write<M: GuestMemory>(
     memory: &M,
     buffers: &[Buffer],
     mut offset: usize,
@@ -238,7 +238,7 @@ pub(super) fn write<M: GuestMemory>(
 }
 
 /// Reads from the start of the buffers; how many bytes there were.
-pub(super) fn read<M: GuestMemory>(
+pub(crate) fn read<M: GuestMemory>(
     memory: &M,
     buffers: &[Buffer],
     into: &mut [u8],
@@ -255,7 +255,7 @@ pub(super) fn read<M: GuestMemory>(
 }
 
 /// Marks the first `bytes` of the buffers as written by this process, past guest memory's own functions.
-pub(super) fn mark_written<M: GuestMemory>(memory: &M, buffers: &[Buffer], mut bytes: usize) {
+pub(crate) fn mark_written<M: GuestMemory>(memory: &M, buffers: &[Buffer], mut bytes: usize) {
     for buffer in buffers {
         let len = buffer.len.min(bytes);
         if len == 0 {
