@@ -28,6 +28,7 @@
 //!   `manual` never.
 
 mod check;
+pub mod core;
 mod cost;
 mod eligibility;
 mod options;
