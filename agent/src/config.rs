@@ -3,8 +3,10 @@
 //! `deploy/config/agent.toml` has every key with its meaning. Unknown keys are errors.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use ballast_model::{Bytes, BytesPerSec, HostId, Millicores, Refusal, RefusalCode};
 use ballast_proto::convert::vm::{LABEL_BYTES_MAX, LABELS_MAX};
@@ -30,8 +32,6 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// What runs the VMs.
     pub driver: DriverChoice,
-    /// The program that runs one VM; `ballast-vmm` beside this program when absent. For `kvm`.
-    pub vmm_binary: Option<PathBuf>,
     /// The address on which this host receives migrations.
     pub migration_address: IpAddr,
     /// What the host offers to VMs; what is absent is taken from the machine.
@@ -48,6 +48,100 @@ pub struct Config {
     /// Whether `/metrics` has series for each VM.
     #[serde(default)]
     pub vm_metrics: bool,
+    /// The processes that run VMs. For `kvm`.
+    #[serde(default)]
+    pub vmm: VmmConfig,
+}
+
+/// The processes that run VMs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmmConfig {
+    /// The program that runs one VM; `ballast-vmm` beside this program when absent.
+    pub binary: Option<PathBuf>,
+    /// What such a process may do.
+    pub jail: JailMode,
+    /// Whom it becomes; this program's user when absent.
+    pub user: Option<User>,
+    /// The CPUs it may run on; all when empty.
+    pub cpus: Vec<usize>,
+    /// A cgroup2 directory in which each VM gets a group with limits; none when absent.
+    pub cgroup: Option<PathBuf>,
+    /// Where snapshots may be written to.
+    pub snapshot_dirs: Vec<PathBuf>,
+}
+
+impl Default for VmmConfig {
+    fn default() -> Self {
+        Self {
+            binary: None,
+            jail: JailMode::Enforce,
+            user: None,
+            cpus: Vec::new(),
+            cgroup: None,
+            snapshot_dirs: vec!["/var/lib/ballast/snapshots".into()],
+        }
+    }
+}
+
+/// What a VMM process may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JailMode {
+    /// What its user may.
+    Off,
+    /// The same, and the kernel logs what it should not.
+    Log,
+    /// What its VM needs.
+    Enforce,
+}
+
+impl JailMode {
+    /// The name, as the VMM's command line has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Log => "log",
+            Self::Enforce => "enforce",
+        }
+    }
+}
+
+/// A user and a group, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct User {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+}
+
+impl FromStr for User {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once(':');
+        numbers
+            .and_then(|(uid, gid)| Some(Self { uid: uid.parse().ok()?, gid: gid.parse().ok()? }))
+            .ok_or_else(|| {
+                format!("{text:?} is not a user and a group; write for example \"998:998\"")
+            })
+    }
+}
+
+impl TryFrom<String> for User {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.uid, self.gid)
+    }
 }
 
 /// What runs the VMs.
@@ -147,6 +241,21 @@ impl Config {
                 "give more than zero, or leave the key out".into(),
             );
         }
+        let relative = |path: &&PathBuf| !path.is_absolute();
+        let paths = self.vmm.snapshot_dirs.iter().chain(&self.vmm.cgroup);
+        if let Some(path) = { paths }.find(relative) {
+            return invalid(
+                format!("{} in vmm.snapshot_dirs or vmm.cgroup is relative", path.display()),
+                "write it as an absolute path".into(),
+            );
+        }
+        const CPUS_MAX: usize = rustix::thread::CpuSet::MAX_CPU;
+        if let Some(cpu) = self.vmm.cpus.iter().find(|cpu| **cpu >= CPUS_MAX) {
+            return invalid(
+                format!("vmm.cpus names CPU {cpu}"),
+                format!("use numbers below {CPUS_MAX}, as /proc/cpuinfo shows them"),
+            );
+        }
         let long = |text: &String| text.len() > LABEL_BYTES_MAX || text.contains('\0');
         if self.labels.len() > LABELS_MAX
             || self.labels.iter().any(|(name, value)| name.is_empty() || long(name) || long(value))
@@ -182,11 +291,14 @@ mod tests {
             .map(|line| line.strip_prefix("#: ").unwrap_or(line))
             .fold(String::new(), |text, line| text + line + "\n");
         let config = parse(&all).unwrap();
-        assert!(config.advertise.is_some() && config.vmm_binary.is_some());
+        assert!(config.advertise.is_some() && config.vmm.binary.is_some());
         assert!(config.load_scope.is_some() && config.vm_metrics);
         assert_eq!(config.capacity.cpu, Some(Millicores(4000)));
         assert_eq!(config.capacity.memory, Some(Bytes::gib(8)));
         assert!(!config.labels.is_empty());
+        assert_eq!(config.vmm.user, Some(User { uid: 998, gid: 998 }));
+        assert!(config.vmm.cgroup.is_some() && !config.vmm.cpus.is_empty());
+        assert_eq!(config.vmm.snapshot_dirs, VmmConfig::default().snapshot_dirs);
     }
 
     fn check_refused(from: &str, to: &str, expected: &str) {

@@ -218,9 +218,7 @@ fn capacity(config: &Config) -> Result<Resources, Refusal> {
 async fn make_driver(config: &Config) -> Result<Arc<dyn Driver>, Refusal> {
     Ok(match config.driver {
         DriverChoice::Sim => Arc::new(driver::sim::SimDriver::new(config.link)),
-        DriverChoice::Kvm => {
-            Arc::new(driver::kvm::KvmDriver::new(config.vmm_binary.as_deref()).await?)
-        }
+        DriverChoice::Kvm => Arc::new(driver::kvm::KvmDriver::new(config.vmm.clone()).await?),
     })
 }
 

@@ -43,7 +43,7 @@ fn what_cannot_work_is_one_line_with_a_remedy() {
     check_refused(&run(&text), 1, "give the agent a directory");
     if Path::new("/dev/kvm").exists() {
         let text = config_text("a", dir.path(), nobody(), "kvm").replace("examples/vmm", "no/vmm");
-        check_refused(&run(&text), 1, "vmm_binary");
+        check_refused(&run(&text), 1, "vmm.binary");
     }
     let missing = Command::new(env!("CARGO_BIN_EXE_ballast-agent"))
         .args(["--config", "/nonexistent.toml"])

@@ -6,6 +6,7 @@ use ballast_tests::{Finished, Guest, TestCluster, kvm_or_skip, run};
 
 use crate::PROGRAM;
 
+const INVALID: i32 = 2;
 const ALREADY_THERE: i32 = 4;
 
 async fn ballast(test: &TestCluster, args: &[&str]) -> Finished {
@@ -24,9 +25,10 @@ async fn a_vm_goes_to_a_file_and_goes_on_elsewhere() {
     let (here, there) = (hosts[0].host.as_str(), hosts[1].host.as_str());
     let params = Params { heartbeat_ms: 50, duty_percent: 20, ..Params::default() };
     let mut guest = Guest::create(&test, "web-1", here, &params).await;
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("web-1.snapshot");
+    let file = test.cluster.snapshot_dir().join("web-1.snapshot");
     let file = file.to_str().unwrap();
+    let elsewhere = ballast(&test, &["vm", "snapshot", "web-1", "--to", "/tmp/web-1"]).await;
+    elsewhere.check_refused(INVALID, &["vmm.snapshot_dirs"]);
 
     let saved = ballast(&test, &["vm", "snapshot", "web-1", "--to", file]).await;
     assert_eq!(saved.code, Some(0), "{saved:?}");

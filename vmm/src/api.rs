@@ -302,7 +302,7 @@ impl VmmService for Api {
     ) -> Answer<v1::SendMigrationResponse> {
         let order = self.order(&request.into_inner())?;
         let (agree, agreed) = oneshot::channel();
-        self.vm.begin_send(order, agree).map_err(refuse)?;
+        let control = self.vm.begin_send(order, agree).map_err(refuse)?;
         let lost = |_| {
             refuse(Refusal::new(
                 RefusalCode::Internal,
@@ -310,7 +310,11 @@ impl VmmService for Api {
                 "look into the log of this VM, and report a defect",
             ))
         };
-        agreed.await.map_err(lost)?.map_err(refuse)?;
+        if let Err(refusal) = agreed.await.map_err(lost)? {
+            // Whoever hears this may begin the next one at once.
+            let _ = control.watch().wait_for(control::Status::has_ended).await;
+            return Err(refuse(refusal));
+        }
         Ok(Response::new(v1::SendMigrationResponse {}))
     }
 

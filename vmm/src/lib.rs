@@ -3,6 +3,7 @@
 //! | module | what it owns |
 //! | --- | --- |
 //! | [`process`] | the process: arguments, socket, when it ends |
+//! | [`jail`] | what the process may still do |
 //! | [`api`] | the gRPC service: messages in, values out |
 //! | [`vm`] | the one VM of this process: what it is and what it may do next |
 //! | [`machine`] | the hardware: KVM's VM, memory slots, vCPUs, devices |
@@ -26,6 +27,7 @@ mod api;
 pub mod boot;
 mod codec;
 mod devices;
+mod jail;
 mod kvm;
 mod machine;
 mod memory;

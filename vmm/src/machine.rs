@@ -122,9 +122,9 @@ impl Machine {
 impl Parts {
     fn build(spec: &VmSpec) -> Result<Self, Refusal> {
         let kvm = kvm::open()?;
-        let cpu = CpuModel::of_host(&kvm)?;
+        let cpu = CpuModel::of_host(kvm)?;
         let memory = Memory::map(Layout::of_size(spec.memory))?;
-        let vm = create_vm(&kvm)?;
+        let vm = create_vm(kvm)?;
         let dirty_log = enable_manual_dirty_log(&vm);
         for slot in memory.slots() {
             set_slot(&vm, slot, 0)?;
@@ -145,7 +145,7 @@ impl Parts {
             dirty_log,
             xsave_bytes: xsave_bytes(&vm),
             sregs2: has_sregs2(&vm),
-            msrs: crate::state::msr::saved_indices(&kvm)?,
+            msrs: crate::state::msr::saved_indices(kvm)?,
         };
         Ok(Self { fds, vm: Arc::new(vm), traits, memory })
     }

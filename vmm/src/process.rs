@@ -24,6 +24,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
+use crate::jail::{self, JailArgs};
 use crate::kvm;
 use crate::kvm::cpuid::CpuModel;
 use crate::snapshot;
@@ -50,6 +51,8 @@ struct Args {
     /// Print which VM a snapshot file is of, as JSON, and end.
     #[arg(long, value_name = "FILE")]
     describe_snapshot: Option<PathBuf>,
+    #[command(flatten)]
+    jail: JailArgs,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -70,10 +73,9 @@ fn run(args: Args) -> Result<(), Refusal> {
     }
     let kvm = kvm::open()?;
     if args.cpu_model {
-        println!("{}", CpuModel::of_host(&kvm)?);
+        println!("{}", CpuModel::of_host(kvm)?);
         return Ok(());
     }
-    drop(kvm);
     let (Some(socket), Some(vm)) = (args.socket, args.vm) else {
         return Err(Refusal::new(
             RefusalCode::InvalidArgument,
@@ -82,6 +84,8 @@ fn run(args: Args) -> Result<(), Refusal> {
         ));
     };
     ignore_hangups();
+    let own = socket.parent().filter(|dir| !dir.as_os_str().is_empty());
+    jail::enter(&args.jail, own.unwrap_or(Path::new(".")))?;
     let runtime = program::runtime(program::Threads::One)?;
     let outcome = runtime.block_on(serve(&socket, vm));
     // Work that blocks (a migration's source that waits) ends with the process.

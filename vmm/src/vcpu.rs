@@ -28,6 +28,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::devices::Devices;
+use crate::jail::{self, ThreadKind};
 
 /// Called once when the guest ends by itself, with the reason in words.
 pub(crate) type OnEnd = Arc<dyn Fn(&str) + Send + Sync>;
@@ -113,16 +114,15 @@ impl Vcpus {
         let all = Self { shared };
         for index in 0..count {
             let shared = Arc::clone(&all.shared);
-            let thread = std::thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                .spawn(move || shared.thread(index))
-                .map_err(|error| {
-                    Refusal::new(
-                        RefusalCode::HostFailure,
-                        format!("no thread for a vCPU: {error}"),
-                        "raise the limit on tasks of this service, or free memory on the host",
-                    )
-                })?;
+            let run = move || shared.thread(index);
+            let thread = jail::spawn(ThreadKind::Vcpu, format!("vcpu{index}"), run);
+            let thread = thread.map_err(|error| {
+                Refusal::new(
+                    RefusalCode::HostFailure,
+                    format!("no thread for a vCPU: {error}"),
+                    "raise the limit on tasks of this service, or free memory on the host",
+                )
+            })?;
             lock(&all.shared.threads).push(thread);
         }
         all.shared.wait_parked()?;

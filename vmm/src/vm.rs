@@ -300,7 +300,7 @@ impl Vm {
         self: &Arc<Self>,
         order: source::Order,
         agreed: oneshot::Sender<Result<(), Refusal>>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Arc<Control>, Refusal> {
         let mut owned = lock(&self.owned);
         let state = owned.state();
         let machine = match owned.machine() {
@@ -320,8 +320,8 @@ impl Vm {
             .name("migration".to_owned())
             .spawn(move || vm.send(&machine, order, &shared, agreed))
             .map_err(|error| no_thread(&error))?;
-        owned.migration = Some(control);
-        Ok(())
+        owned.migration = Some(Arc::clone(&control));
+        Ok(control)
     }
 
     fn send(

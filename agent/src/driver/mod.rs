@@ -121,11 +121,17 @@ pub trait Driver: Send + Sync + 'static {
     /// `InvalidArgument` when it is none, `Unsupported` where there are no snapshots.
     async fn describe_snapshot(&self, path: &Path) -> Result<SnapshotHead, Refusal>;
 
-    /// An empty machine: nothing runs in it, and it may be dropped without loss.
+    /// An empty machine for this VM, which may go on from a snapshot: nothing runs in it, and it
+    /// may be dropped without loss.
     ///
     /// # Errors
     /// `HostFailure` with what the machine said.
-    async fn spawn(&self, vm: &VmId, dir: &VmDir) -> Result<Arc<dyn Machine>, Refusal>;
+    async fn spawn(
+        &self,
+        spec: &VmSpec,
+        restore_from: Option<&Path>,
+        dir: &VmDir,
+    ) -> Result<Arc<dyn Machine>, Refusal>;
 
     /// The machine that an earlier agent left in `dir`; none when it is gone.
     /// `process` is what was recorded of it; without that it never ran a guest, and is ended here.

@@ -124,6 +124,11 @@ impl VmDir {
         }
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The socket of its VMM.
     pub fn socket(&self) -> PathBuf {
         self.path.join("vmm.sock")

@@ -229,7 +229,7 @@ impl Owner {
         if self.standing().create(epoch, same)? == Accept::Done {
             return Ok(());
         }
-        let made = self.make(Record::new(spec.clone(), epoch, None)).await;
+        let made = self.make(Record::new(spec.clone(), epoch, None), restore_from).await;
         let booted = match made {
             Ok(machine) => machine.boot(&spec, epoch, restore_from).await,
             Err(refusal) => Err(refusal),
@@ -252,7 +252,8 @@ impl Owner {
             rand::rng().fill_bytes(&mut token);
             let incoming =
                 IncomingRecord { migration, source_epoch, address: String::new(), token };
-            let made = self.make(Record::new(spec.clone(), source_epoch, Some(incoming))).await;
+            let record = Record::new(spec.clone(), source_epoch, Some(incoming));
+            let made = self.make(record, None).await;
             let listen = self.context.migration_address;
             let incoming = Incoming { migration, listen, token, spec, source_epoch };
             let listening = match made {
@@ -500,11 +501,15 @@ impl Owner {
     }
 
     /// Directory, record, empty machine, record with its process: in this order.
-    async fn make(&mut self, mut record: Record) -> Result<Arc<dyn Machine>, Refusal> {
+    async fn make(
+        &mut self,
+        mut record: Record,
+        restore_from: Option<&Path>,
+    ) -> Result<Arc<dyn Machine>, Refusal> {
         self.dir.create()?;
         record.store(&self.dir)?;
         self.record = Some(record.clone());
-        let machine = self.context.driver.spawn(&self.vm, &self.dir).await?;
+        let machine = self.context.driver.spawn(&record.spec, restore_from, &self.dir).await?;
         self.take(machine.clone());
         record.process = machine.process();
         if record.process.is_some() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ballast_agent::Agent;
 use ballast_agent::config::Config;
-use ballast_model::{Refusal, RefusalCode};
+use ballast_model::{Bytes, Refusal, RefusalCode, VmSpec};
 use ballast_proto::error::{from_status, to_status};
 use ballast_proto::v1::agent_service_client::AgentServiceClient;
 use ballast_proto::v1::registry_service_server::{RegistryService, RegistryServiceServer};
@@ -172,7 +172,7 @@ pub fn config_text(host: &str, dir: &Path, controller: SocketAddr, driver: &str)
         "host = \"{host}\"\nlisten = \"127.0.0.1:0\"\nhttp_listen = \"127.0.0.1:0\"\n\
          controller = \"http://{controller}\"\nstate_dir = \"{}\"\ndriver = \"{driver}\"\n\
          migration_address = \"127.0.0.1\"\nlink = \"1Gbit/s\"\n\
-         vmm_binary = \"{}\"\n[capacity]\ncpu = \"1\"\nmemory = \"512MiB\"\n",
+         [capacity]\ncpu = \"1\"\nmemory = \"512MiB\"\n[vmm]\nbinary = \"{}\"\n",
         dir.display(),
         vmm.display()
     )
@@ -212,16 +212,11 @@ pub async fn connect(address: SocketAddr) -> Client {
 }
 
 pub fn spec(id: &str, kernel: &str, cmdline: &str) -> v1::VmSpec {
-    v1::VmSpec {
-        id: id.into(),
-        vcpus: 1,
-        memory_bytes: 64 << 20,
-        kernel: kernel.into(),
-        cmdline: cmdline.into(),
-        automation: v1::Automation::Full.into(),
-        migration: Some(v1::MigrationPolicy { downtime_limit_ms: 300, verify: true }),
-        ..v1::VmSpec::default()
-    }
+    let mut spec = VmSpec::new("name".parse().unwrap(), 1, Bytes::mib(64), kernel);
+    spec.cmdline = cmdline.into();
+    spec.migration.verify = true;
+    // Tests also send names that are none.
+    v1::VmSpec { id: id.into(), ..(&spec).into() }
 }
 
 pub fn migration(n: u32) -> String {

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use ballast_model::{Refusal, RefusalCode, Resources};
 use toml::{Table, Value};
 
+/// The directory of snapshots, in the cluster's.
+pub(super) const SNAPSHOTS: &str = "snapshots";
+
 /// How VMs are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriverKind {
@@ -91,6 +94,10 @@ pub(super) fn agent(
         text("cpu", &capacity.cpu.to_string()),
         text("memory", &format!("{}B", capacity.memory.get())),
     ]);
+    let vmm = Table::from_iter([
+        text("binary", &path("bin/ballast-vmm")),
+        ("snapshot_dirs".to_owned(), Value::Array(vec![path(SNAPSHOTS).into()])),
+    ]);
     let config = Table::from_iter([
         text("host", places.host),
         text("listen", &places.grpc.to_string()),
@@ -98,9 +105,9 @@ pub(super) fn agent(
         text("controller", places.controller),
         text("state_dir", &path(&format!("state/{}", places.host))),
         text("driver", driver.name()),
-        text("vmm_binary", &path("bin/ballast-vmm")),
         text("migration_address", &places.grpc.ip().to_string()),
         ("capacity".to_owned(), Value::Table(capacity)),
+        ("vmm".to_owned(), Value::Table(vmm)),
     ]);
     write(dir, places.host, &config)
 }

@@ -141,6 +141,11 @@ impl Cluster {
         &self.url
     }
 
+    /// The directory its VMs may write snapshots to.
+    pub fn snapshot_dir(&self) -> PathBuf {
+        self.dir.path().join(config::SNAPSHOTS)
+    }
+
     /// The directory everything is in.
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -8,6 +8,8 @@
 pub(crate) mod cpuid;
 pub(crate) mod ioctl;
 
+use std::sync::OnceLock;
+
 use ballast_model::{Refusal, RefusalCode};
 use kvm_ioctls::Kvm;
 
@@ -15,12 +17,20 @@ const DEVICE: &str = "/dev/kvm";
 /// The only version of the API there has been since Linux 2.6.22.
 const API_VERSION: i32 = 12;
 
-/// Opens `/dev/kvm`.
+/// Opens `/dev/kvm`, once: later it could not be opened any more (see [`crate::jail`]).
 ///
 /// # Errors
 /// `Unsupported` when the machine has none or its API is another, `HostFailure`
 /// when it cannot be opened.
-pub(crate) fn open() -> Result<Kvm, Refusal> {
+pub(crate) fn open() -> Result<&'static Kvm, Refusal> {
+    static KVM: OnceLock<Kvm> = OnceLock::new();
+    match KVM.get() {
+        Some(kvm) => Ok(kvm),
+        None => open_device().map(|kvm| KVM.get_or_init(|| kvm)),
+    }
+}
+
+fn open_device() -> Result<Kvm, Refusal> {
     let kvm = Kvm::new().map_err(|error| match error.errno() {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => Refusal::new(
             RefusalCode::Unsupported,

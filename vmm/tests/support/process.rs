@@ -71,7 +71,11 @@ impl Lab {
 
 pub fn command(socket: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ballast-vmm"));
-    command.arg("--socket").arg(socket).args(["--vm", VM]).stdin(Stdio::null());
+    command
+        .arg("--socket")
+        .arg(socket)
+        .args(["--vm", VM, "--jail", "enforce"])
+        .stdin(Stdio::null());
     command
 }
 

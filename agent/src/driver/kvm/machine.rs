@@ -19,7 +19,9 @@ use tonic::Streaming;
 use tracing::{debug, warn};
 
 use super::client::{Client, call};
+use super::confine::{Cgroup, check_snapshot_path};
 use super::process::{Process, last_words};
+use crate::config::VmmConfig;
 use crate::driver::{Incoming, Machine, MachineView, Outgoing, ProcessId, Save};
 use crate::vm::dir::VmDir;
 
@@ -42,6 +44,7 @@ struct Shared {
     dir: VmDir,
     process: Process,
     client: Client,
+    config: VmmConfig,
     view: watch::Sender<MachineView>,
     /// Tells the monitor that a migration may have begun.
     look: Notify,
@@ -54,9 +57,11 @@ impl KvmMachine {
         dir: VmDir,
         process: Process,
         client: Client,
+        config: VmmConfig,
     ) -> Result<Self, Refusal> {
         let view = watch::Sender::new(MachineView { alive: true, ..MachineView::default() });
-        let shared = Arc::new(Shared { vm, dir, process, client, view, look: Notify::new() });
+        let look = Notify::new();
+        let shared = Arc::new(Shared { vm, dir, process, client, config, view, look });
         shared.refresh().await?;
         tokio::spawn(monitor(shared.clone()));
         Ok(Self { shared })
@@ -214,6 +219,7 @@ impl Machine for KvmMachine {
     }
 
     async fn save(&self, order: &Save) -> Result<v1::SaveSnapshotResponse, Refusal> {
+        check_snapshot_path(&self.shared.config, &order.path)?;
         let mut client = self.shared.client.clone();
         let request = v1::VmmSaveSnapshotRequest { path: text(&order.path), stop: order.stop };
         let limit = BUILD_TIMEOUT + snapshot_time_max(order.memory);
@@ -294,11 +300,22 @@ impl Machine for KvmMachine {
     }
 
     async fn shutdown(&self) -> Result<(), Refusal> {
-        let process = &self.shared.process;
-        let mut client = self.shared.client.clone();
+        self.shared.end_process().await?;
+        if let Some(group) = Cgroup::of(&self.shared.config, &self.shared.vm) {
+            group.remove();
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Asks the process to end, then makes it.
+    async fn end_process(&self) -> Result<(), Refusal> {
+        let process = &self.process;
+        let mut client = self.client.clone();
         let asked = async {
             if let Err(refusal) = call(END_TIMEOUT, client.shutdown(v1::ShutdownRequest {})).await {
-                debug!(vm = %self.shared.vm, %refusal, "the process does not end when asked");
+                debug!(vm = %self.vm, %refusal, "the process does not end when asked");
                 process.kill();
             }
         };
@@ -309,12 +326,12 @@ impl Machine for KvmMachine {
         if timeout(END_TIMEOUT, process.ended()).await.is_ok() {
             return Ok(());
         }
-        warn!(vm = %self.shared.vm, "the process does not end by itself");
+        warn!(vm = %self.vm, "the process does not end by itself");
         process.kill();
         timeout(END_TIMEOUT, process.ended()).await.map_err(|_| {
             Refusal::new(
                 RefusalCode::HostFailure,
-                format!("the process of VM {} cannot be ended", self.shared.vm),
+                format!("the process of VM {} cannot be ended", self.vm),
                 "look at what keeps it in the kernel, or restart the host",
             )
         })

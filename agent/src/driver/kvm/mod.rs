@@ -7,22 +7,26 @@
 
 use std::ffi::OsStr;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ballast_model::{Refusal, RefusalCode, VmId};
+use ballast_model::{Refusal, RefusalCode, VmId, VmSpec};
 use ballast_proto::v1;
 use tracing::{info, warn};
 
+use self::confine::Cgroup;
 use self::machine::KvmMachine;
 use self::process::Process;
 use super::{Driver, Machine, ProcessId, SnapshotHead};
+use crate::config::VmmConfig;
 use crate::vm::dir::VmDir;
 
 mod client;
+mod confine;
 mod machine;
 mod process;
 
@@ -40,19 +44,26 @@ const START_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct KvmDriver {
     vmm: PathBuf,
+    config: VmmConfig,
     cpu_model: String,
 }
 
 impl KvmDriver {
-    /// A driver that starts `vmm`, or the `ballast-vmm` beside this program.
+    /// A driver that starts the program configured, or the `ballast-vmm` beside this program.
     ///
     /// # Errors
     /// `HostFailure` when KVM or the program cannot be used.
-    pub async fn new(vmm: Option<&Path>) -> Result<Self, Refusal> {
+    pub async fn new(config: VmmConfig) -> Result<Self, Refusal> {
         check_kvm()?;
-        let vmm = find_vmm(vmm)?;
+        let vmm = find_vmm(config.binary.as_deref())?;
         let cpu_model = ask_cpu_model(&vmm).await?;
-        Ok(Self { vmm, cpu_model })
+        for dir in &config.snapshot_dirs {
+            // A VMM may write to what is there when it starts. It may not be ours to make.
+            if let Err(error) = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+                warn!(dir = %dir.display(), %error, "snapshots cannot be written there");
+            }
+        }
+        Ok(Self { vmm, config, cpu_model })
     }
 }
 
@@ -79,13 +90,24 @@ impl Driver for KvmDriver {
             Refusal::new(
                 RefusalCode::Internal,
                 format!("{} says of {}: {error}", self.vmm.display(), path.display()),
-                "check that vmm_binary is ballast-vmm, of the agent's own version",
+                "check that vmm.binary is ballast-vmm, of the agent's own version",
             )
         })
     }
 
-    async fn spawn(&self, vm: &VmId, dir: &VmDir) -> Result<Arc<dyn Machine>, Refusal> {
-        let process = Process::spawn(&self.vmm, vm, dir)?;
+    async fn spawn(
+        &self,
+        spec: &VmSpec,
+        restore_from: Option<&Path>,
+        dir: &VmDir,
+    ) -> Result<Arc<dyn Machine>, Refusal> {
+        let vm = &spec.id;
+        let process = Process::spawn(&self.vmm, &self.config, spec, restore_from, dir)?;
+        let cgroup = Cgroup::of(&self.config, vm);
+        if let Some(refusal) = cgroup.as_ref().and_then(|c| c.admit(spec, process.id().pid).err()) {
+            process.kill();
+            return Err(refusal);
+        }
         let socket = dir.socket();
         let connected = tokio::select! {
             connected = client::connect(&socket, START_TIMEOUT) => connected,
@@ -93,7 +115,10 @@ impl Driver for KvmDriver {
         };
         match connected {
             Ok(client) => {
-                Ok(Arc::new(KvmMachine::start(vm.clone(), dir.clone(), process, client).await?))
+                let config = self.config.clone();
+                Ok(Arc::new(
+                    KvmMachine::start(vm.clone(), dir.clone(), process, client, config).await?,
+                ))
             }
             Err(refusal) => {
                 process.kill();
@@ -122,7 +147,9 @@ impl Driver for KvmDriver {
             return Ok(None);
         };
         let client = client::connect(&dir.socket(), START_TIMEOUT).await?;
-        let machine = KvmMachine::start(vm.clone(), dir.clone(), process, client).await?;
+        let machine =
+            KvmMachine::start(vm.clone(), dir.clone(), process, client, self.config.clone())
+                .await?;
         Ok(Some(Arc::new(machine)))
     }
 }
@@ -160,7 +187,7 @@ async fn ask_cpu_model(vmm: &Path) -> Result<String, Refusal> {
         Refusal::new(
             RefusalCode::HostFailure,
             format!("{} --cpu-model failed: {why}", vmm.display()),
-            "check that vmm_binary is ballast-vmm, of the agent's own version",
+            "check that vmm.binary is ballast-vmm, of the agent's own version",
         )
     };
     let model = ask(vmm, &[OsStr::new("--cpu-model")]).await.map_err(failed)?;
@@ -207,7 +234,7 @@ fn find_vmm(configured: Option<&Path>) -> Result<PathBuf, Refusal> {
     Err(Refusal::new(
         RefusalCode::HostFailure,
         format!("{} is not a program", path.display()),
-        format!("install {VMM} there, or set vmm_binary to its absolute path"),
+        format!("install {VMM} there, or set vmm.binary to its absolute path"),
     ))
 }
 
@@ -219,7 +246,7 @@ mod tests {
     fn a_missing_vmm_is_named() {
         let refusal = find_vmm(Some(Path::new("/nonexistent/ballast-vmm"))).unwrap_err();
         assert!(refusal.to_string().contains("/nonexistent/ballast-vmm"), "{refusal}");
-        assert!(refusal.remedy.contains("vmm_binary"), "{refusal}");
+        assert!(refusal.remedy.contains("vmm.binary"), "{refusal}");
         assert!(find_vmm(Some(Path::new("/proc/version"))).is_err());
         assert!(find_vmm(Some(Path::new("/bin/sh"))).is_ok());
     }

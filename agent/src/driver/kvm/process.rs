@@ -8,11 +8,13 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use ballast_model::{Refusal, RefusalCode, VmId};
+use ballast_model::{Refusal, RefusalCode, VmSpec};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 use tracing::error;
 
+use super::confine;
+use crate::config::VmmConfig;
 use crate::driver::ProcessId;
 use crate::load::{proc, sampler};
 use crate::vm::dir::VmDir;
@@ -29,14 +31,31 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts the program in a session of its own, its output in the VM's log.
-    pub(super) fn spawn(program: &Path, vm: &VmId, dir: &VmDir) -> Result<Self, Refusal> {
+    pub(super) fn spawn(
+        program: &Path,
+        config: &VmmConfig,
+        spec: &VmSpec,
+        restore_from: Option<&Path>,
+        dir: &VmDir,
+    ) -> Result<Self, Refusal> {
+        let vm = &spec.id;
         let started = || -> io::Result<Self> {
             let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.log())?;
+            confine::hand_over(config, dir)?;
+            let cpus = confine::cpu_set(config);
             let mut command = Command::new(program);
             command.arg("--socket").arg(dir.socket()).arg("--vm").arg(vm.as_str());
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
-            // SAFETY: setsid is async-signal-safe and allocates nothing.
-            unsafe { command.pre_exec(|| Ok(rustix::process::setsid().map(|_| ())?)) };
+            command.args(confine::jail_args(config, spec, restore_from));
+            let set_apart = move || {
+                rustix::process::setsid()?;
+                if let Some(cpus) = &cpus {
+                    rustix::thread::sched_setaffinity(None, cpus)?;
+                }
+                Ok(())
+            };
+            // SAFETY: both system calls are async-signal-safe, and nothing is allocated.
+            unsafe { command.pre_exec(set_apart) };
             // Tokio reaps a child whose handle was dropped.
             let child = tokio::process::Command::from(command).spawn()?;
             let pid = child.id().ok_or_else(|| io::Error::other("it ended at once"))?;
@@ -48,7 +67,7 @@ impl Process {
             Refusal::new(
                 RefusalCode::HostFailure,
                 format!("cannot start {} for VM {vm}: {error}", program.display()),
-                "check vmm_binary and the machine's limits on processes and files",
+                "check vmm.binary, vmm.cpus and the machine's limits on processes and files",
             )
         })
     }

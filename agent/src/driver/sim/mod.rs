@@ -57,7 +57,12 @@ impl Driver for SimDriver {
         Err(no_snapshots())
     }
 
-    async fn spawn(&self, _vm: &VmId, dir: &VmDir) -> Result<Arc<dyn Machine>, Refusal> {
+    async fn spawn(
+        &self,
+        _: &VmSpec,
+        _: Option<&Path>,
+        dir: &VmDir,
+    ) -> Result<Arc<dyn Machine>, Refusal> {
         Ok(self.machine(Cell::empty(dir.clone())))
     }
 

@@ -50,6 +50,7 @@ use self::worker::{Work, Worker};
 use crate::codec::{Decoder, Encoder, Malformed};
 use crate::devices::Beginning;
 use crate::devices::virtio::{Activation, DeviceKind, VirtioDevice};
+use crate::jail::{self, ThreadKind};
 
 /// The longest frame either way, in bytes: a full segment, Ethernet with a VLAN tag, virtio's header.
 pub(crate) const FRAME_BYTES_MAX: usize = HEADER_BYTES + 18 + (64 << 10);
@@ -235,10 +236,8 @@ impl VirtioDevice for Net {
             stop: stop.try_clone().map_err(failed)?,
             announce: moved || arrived,
         };
-        let worker = std::thread::Builder::new()
-            .name(self.name.clone())
-            .spawn(move || Worker::run(work))
-            .map_err(failed)?;
+        let run = move || Worker::run(work);
+        let worker = jail::spawn(ThreadKind::Device, self.name.clone(), run).map_err(failed)?;
         *running = Some(Running { stop, worker, began });
         Ok(())
     }
