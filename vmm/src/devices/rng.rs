@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::rate_limit::RateLimiter;
 use super::ring::{self, Broken, Direction, Ring};
 use super::virtio::{Activation, DeviceKind, VirtioDevice};
+use crate::jail::{self, ThreadKind};
 
 const QUEUE_SIZES: [u16; 1] = [64];
 /// What one chain is given at most, in bytes.
@@ -72,10 +73,8 @@ impl VirtioDevice for Rng {
         let stop = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
         let heard = stop.try_clone().map_err(failed)?;
         let began = context.queues.iter().map(Queue::state).collect();
-        let worker = std::thread::Builder::new()
-            .name("rng".to_owned())
-            .spawn(move || work(context, &heard))
-            .map_err(failed)?;
+        let run = move || work(context, &heard);
+        let worker = jail::spawn(ThreadKind::Device, "rng".to_owned(), run).map_err(failed)?;
         *lock(&self.running) = Some(Running { stop, worker, began });
         Ok(())
     }
