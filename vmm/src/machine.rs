@@ -84,10 +84,22 @@ impl Machine {
         Parts::build(spec)?.assemble(spec, Beginning::Arrival, on_end)
     }
 
-    /// Lets the guest run, its devices first.
-    pub(crate) fn resume(&self) {
+    /// Lets the guest run, its devices first, and before them makes the disks this machine's.
+    /// Idempotent.
+    ///
+    /// # Errors
+    /// `Conflict` when a disk is in somebody else's use; then nothing runs.
+    pub(crate) fn resume(&self) -> Result<(), Refusal> {
+        self.devices.acquire_disks()?;
         self.devices.resume();
         self.vcpus.resume();
+        Ok(())
+    }
+
+    /// Ends the guest for good. What its devices have begun is finished.
+    pub(crate) fn end(&self) {
+        self.vcpus.end();
+        self.devices.pause();
     }
 
     /// Stops the guest between two instructions, then its devices between two requests.

@@ -163,7 +163,7 @@ impl Vm {
     /// `WrongState` when there is a machine already, and those of [`Machine::boot`].
     pub(crate) fn boot(&self, spec: VmSpec, epoch: Epoch) -> Result<(), Refusal> {
         let machine = self.build(&spec, |spec| Machine::boot(spec, &on_end()))?;
-        machine.resume();
+        self.run(&machine)?;
         tracing::info!(%epoch, kernel = %spec.kernel.display(), "the guest runs");
         let mut owned = lock(&self.owned);
         (owned.spec, owned.epoch, owned.stage) = (Some(spec), epoch, Stage::Runs(machine));
@@ -177,7 +177,7 @@ impl Vm {
     /// `WrongState` when there is a machine already, and those of [`snapshot::restore`].
     pub(crate) fn restore(&self, spec: VmSpec, epoch: Epoch, path: &Path) -> Result<(), Refusal> {
         let machine = self.build(&spec, |spec| snapshot::restore(spec, path, &on_end()))?;
-        machine.resume();
+        self.run(&machine)?;
         tracing::info!(%epoch, from = %path.display(), "the guest goes on");
         let mut owned = lock(&self.owned);
         (owned.spec, owned.epoch, owned.stage) = (Some(spec), epoch, Stage::Runs(machine));
@@ -204,7 +204,7 @@ impl Vm {
         let mut owned = lock(&self.owned);
         owned.saving = false;
         if saved.is_ok() && after == After::Stop {
-            machine.vcpus.end();
+            machine.end();
             owned.stage = Stage::Saved(path.to_owned());
         }
         drop(owned);
@@ -233,6 +233,11 @@ impl Vm {
         owned.stage = Stage::Incoming(machine);
         owned.migration = Some(Arc::clone(&control));
         Ok(control)
+    }
+
+    /// Lets a new machine run; when it cannot, the process is as it was.
+    fn run(&self, machine: &Machine) -> Result<(), Refusal> {
+        machine.resume().inspect_err(|_| lock(&self.owned).stage = Stage::Created)
     }
 
     fn build(
@@ -340,7 +345,7 @@ impl Vm {
             }
             (source::Ending::Superseded, _) => {
                 // It may still run when the verdict came early: it must not.
-                machine.vcpus.end();
+                machine.end();
                 lock(&self.owned).stage = Stage::Gone;
                 control.end(State::Finished, None);
                 tracing::info!("the VM is another host's now");
@@ -390,10 +395,9 @@ impl Vm {
     /// Lets the guest go on. Idempotent.
     ///
     /// # Errors
-    /// `WrongState` when there is none or it migrates.
+    /// `WrongState` when there is none or it migrates, and those of [`Machine::resume`].
     pub(crate) fn resume(&self) -> Result<(), Refusal> {
-        self.settled_machine()?.resume();
-        Ok(())
+        self.settled_machine()?.resume()
     }
 
     fn unsettled(&self) -> Refusal {
@@ -415,7 +419,7 @@ impl Vm {
     pub(crate) fn shutdown(&self) {
         let stage = std::mem::replace(&mut lock(&self.owned).stage, Stage::Gone);
         if let Stage::Runs(machine) | Stage::Incoming(machine) = stage {
-            machine.vcpus.end();
+            machine.end();
         }
         self.quit.cancel();
     }

@@ -13,13 +13,13 @@
 //! stopped after the vCPUs ([`Devices::pause`]) and go on before them
 //! ([`Devices::resume`]).
 
+mod block;
 pub(crate) mod console;
 mod net;
 pub(crate) mod rate_limit;
 mod ring;
 mod rng;
 pub(crate) mod serial;
-#[allow(dead_code)] // its users come device by device
 pub(crate) mod virtio;
 
 use std::sync::Arc;
@@ -29,6 +29,7 @@ use kvm_ioctls::VmFd;
 
 use crate::codec::{Decoder, Encoder, Malformed};
 use crate::memory::GuestRam;
+use block::Block;
 use net::Net;
 use rng::Rng;
 use serial::{Com1, Com1State};
@@ -41,6 +42,7 @@ use virtio::state::TransportState;
 #[derive(Debug)]
 pub(crate) struct Devices {
     pub(crate) com1: Com1,
+    disks: Vec<Arc<Block>>,
     /// By slot.
     virtio: Vec<Transport>,
 }
@@ -68,9 +70,11 @@ pub(crate) enum Beginning {
 /// cannot be had is known before anything starts.
 fn virtio_devices(
     spec: &VmSpec,
+    disks: &[Arc<Block>],
     beginning: Beginning,
 ) -> Result<Vec<Arc<dyn VirtioDevice>>, Refusal> {
     let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
+    devices.extend(disks.iter().map(|disk| Arc::clone(disk) as _));
     for (network, index) in spec.networks.iter().zip(0..) {
         devices.push(Arc::new(Net::new(&spec.id, index, network, beginning)?));
     }
@@ -89,7 +93,14 @@ impl Devices {
         spec: &VmSpec,
         beginning: Beginning,
     ) -> Result<Self, Refusal> {
-        let devices = virtio_devices(spec, beginning)?;
+        let disks = spec.disks.iter().enumerate();
+        let disks = disks
+            .map(|(number, disk)| Block::open(&spec.id, number, disk).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()?;
+        if beginning == Beginning::Boot {
+            disks.iter().try_for_each(|disk| disk.acquire())?;
+        }
+        let devices = virtio_devices(spec, &disks, beginning)?;
         if devices.len() > SLOTS {
             return Err(Refusal::new(
                 RefusalCode::InvalidArgument,
@@ -103,7 +114,7 @@ impl Devices {
             transport.connect(vm)?;
             virtio.push(transport);
         }
-        Ok(Self { com1: Com1::new(vm), virtio })
+        Ok(Self { com1: Com1::new(vm), disks, virtio })
     }
 
     /// Where the guest's virtio devices stand.
@@ -123,6 +134,31 @@ impl Devices {
     /// is better off with one device less than not at all.
     pub(crate) fn resume(&self) {
         self.virtio.iter().for_each(Transport::resume);
+    }
+
+    /// Makes the disks this machine's, before it runs. Idempotent.
+    ///
+    /// # Errors
+    /// `Conflict` naming a disk and who has it; then those before it are this machine's.
+    pub(crate) fn acquire_disks(&self) -> Result<(), Refusal> {
+        self.disks.iter().try_for_each(|disk| disk.acquire())
+    }
+
+    /// Gives the disks away, with all that was written to them. The machine is paused. Idempotent.
+    ///
+    /// # Errors
+    /// `HostFailure` naming a disk that does not take what was written; it is kept.
+    pub(crate) fn release_disks(&self) -> Result<(), Refusal> {
+        self.disks.iter().try_for_each(|disk| disk.release())
+    }
+
+    /// Writes out what the host still keeps for the disks, while the guest runs:
+    /// what is left for [`release_disks`](Self::release_disks) is little then.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn flush_disks(&self) -> Result<(), Refusal> {
+        self.disks.iter().try_for_each(|disk| disk.flush())
     }
 
     /// The guest reads from a port.

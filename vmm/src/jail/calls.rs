@@ -110,6 +110,7 @@ const PROCESS: &[i64] = &[
     libc::SYS_dup3,
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
+    libc::SYS_fadvise64,
     libc::SYS_fchmod,
     libc::SYS_fgetxattr,
     libc::SYS_flock,

@@ -58,6 +58,10 @@ pub(crate) fn receive(
         return Ending::Discarded(cancelled());
     };
     let committed = Instant::now();
+    // Whatever keeps the guest from its disks, it has not run here yet and is given back.
+    if let Err(refusal) = machine.devices.acquire_disks() {
+        return Ending::Discarded(refusal);
+    }
     // With the mark in place the VM would be given back to its source although it ran here.
     if let Err(refusal) = unrun.clear() {
         return Ending::Discarded(refusal);
@@ -66,7 +70,10 @@ pub(crate) fn receive(
     if let Err(refusal) = state.start_time(machine) {
         tracing::error!(%refusal, "the guest's clock could not be set; it runs nevertheless");
     }
-    machine.resume();
+    // The disks are its own already: nothing is left that could keep it from running.
+    if let Err(refusal) = machine.resume() {
+        tracing::error!(%refusal, "the guest stays paused");
+    }
     control.update(|status| {
         let downtime = &mut status.progress.downtime;
         (downtime.commit, downtime.resume) = (committed - ready, committed.elapsed());

@@ -38,6 +38,15 @@
 //!   and does what [`control::Verdict`] says, however long that takes.
 //! - The destination runs only when told COMMIT, and ends on any trouble before READY.
 //!
+//! # Disks
+//!
+//! The destination opens the disks before anything is sent, and refuses what it
+//! cannot open. Their locks go over in between: the source gives them up before
+//! it seals, with everything written out; the destination takes them after
+//! COMMIT, before it runs. A source that goes on takes them back first. Who
+//! does not get them does not run: a destination gives the VM back as one that
+//! never ran here, a source stays paused and says who has the disk.
+//!
 //! # Versions
 //!
 //! Hello never changes. It carries the range of versions its sender speaks; the

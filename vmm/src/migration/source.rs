@@ -102,13 +102,21 @@ pub(crate) fn send(
     match verdict {
         Some(Verdict::Superseded) => (Ending::Superseded, None),
         _ => {
-            machine.resume();
+            let resumed = machine.resume();
             let cancelled =
                 || Refusal::new(RefusalCode::Cancelled, "the migration was cancelled", "try again");
             let why = if verdict.is_some() { Some(cancelled()) } else { refusal };
-            (Ending::GoesOn, why.or_else(|| Some(cancelled())))
+            let why = why.or_else(|| Some(cancelled()));
+            (Ending::GoesOn, resumed.err().map(stays_paused).or(why))
         }
     }
+}
+
+/// Its disks were given away and cannot be had again: to go on would destroy them.
+fn stays_paused(why: Refusal) -> Refusal {
+    tracing::error!(%why, "the guest stays paused");
+    let reason = format!("the guest stays paused: {}", why.reason);
+    Refusal::new(why.code, reason, format!("{}; then resume it", why.remedy))
 }
 
 /// What becomes of the guest when the phases are over.
@@ -250,6 +258,7 @@ impl<'a> Source<'a> {
             if let Some(why) = self.machine.vcpus.ended() {
                 return Err(guest_ended(&why).into());
             }
+            self.machine.devices.flush_disks()?;
             dirty = log.collect()?;
             let decision = decide(round, dirty.bytes(), self.rate, &self.order.limits);
             tracing::debug!(round, remaining = %dirty.bytes(), ?decision, "round done");
@@ -314,6 +323,8 @@ impl<'a> Source<'a> {
         if self.control.verdict().is_some() {
             return Err(Trouble::Interrupted);
         }
+        // From here on the destination may be told to take them.
+        self.machine.devices.release_disks()?;
         self.sealed = true;
         let (state_bytes, state_hash) = (state.len() as u64, xxh3_64(&state));
         stream.send(&Frame::End { state_bytes, state_hash })?;

@@ -87,7 +87,7 @@ pub(crate) fn save(
     let mut paused = Instant::now();
     let written = write(machine, spec, &mut writer, &mut paused).and_then(|()| writer.finish());
     if ran && (written.is_err() || after == After::GoOn) {
-        machine.resume();
+        machine.resume()?;
     }
     Ok(Saved { bytes: written?, paused: paused.elapsed() })
 }
@@ -123,6 +123,7 @@ fn write(
     set = log.collect()?;
     write_pages(machine, &set, &mut told, writer, None)?;
     writer.state(&state)?;
+    machine.devices.flush_disks()?;
     writer.disks(&Fingerprint::of(&spec.disks)?)
 }
 
@@ -183,6 +184,7 @@ pub(crate) fn restore(spec: &VmSpec, path: &Path, on_end: &OnEnd) -> Result<Mach
         Refusal::new(refusal.code, reason, refusal.remedy)
     })?;
     let contents = reader.contents(&machine.memory)?;
+    machine.devices.acquire_disks()?;
     Fingerprint::check(&contents.disks)?;
     let mut state = MachineState::decode(&contents.state)
         .map_err(|malformed| reader.damaged(&malformed.to_string()))?;

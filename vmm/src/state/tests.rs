@@ -35,7 +35,7 @@ fn paused_guest(vcpus: u32) -> (tempfile::TempDir, VmSpec, Machine) {
         ..VmSpec::new("probe".parse().unwrap(), vcpus, Bytes::mib(32), kernel)
     };
     let machine = Machine::boot(&spec, &quiet()).unwrap();
-    machine.resume();
+    machine.resume().unwrap();
     heartbeats(&machine, 5);
     machine.pause().unwrap();
     (dir, spec, machine)
@@ -93,7 +93,7 @@ fn check_exact(vcpus: u32) {
         console.report().heartbeats
     };
     decoded.start_time(&destination).unwrap();
-    destination.resume();
+    destination.resume().unwrap();
     heartbeats(&destination, beats + 20);
 }
 
