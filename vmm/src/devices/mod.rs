@@ -20,6 +20,7 @@ pub(crate) mod rate_limit;
 mod ring;
 mod rng;
 pub(crate) mod serial;
+mod steward;
 pub(crate) mod virtio;
 
 use std::sync::Arc;
@@ -33,8 +34,9 @@ use block::Block;
 use net::Net;
 use rng::Rng;
 use serial::{Com1, Com1State};
+use steward::Steward;
 use virtio::VirtioDevice;
-use virtio::mmio::Transport;
+use virtio::mmio::{Transport, starts_or_stops};
 use virtio::slots::{SLOTS, Slot, find, slot};
 use virtio::state::TransportState;
 
@@ -43,8 +45,9 @@ use virtio::state::TransportState;
 pub(crate) struct Devices {
     pub(crate) com1: Com1,
     disks: Vec<Arc<Block>>,
+    steward: Steward,
     /// By slot.
-    virtio: Vec<Transport>,
+    virtio: Vec<Arc<Transport>>,
 }
 
 /// What of them a migration carries.
@@ -112,20 +115,20 @@ impl Devices {
         for (number, device) in devices.into_iter().enumerate() {
             let transport = Transport::new(device, slot(number), memory.clone())?;
             transport.connect(vm)?;
-            virtio.push(transport);
+            virtio.push(Arc::new(transport));
         }
-        Ok(Self { com1: Com1::new(vm), disks, virtio })
+        Ok(Self { com1: Com1::new(vm), disks, steward: Steward::start()?, virtio })
     }
 
     /// Where the guest's virtio devices stand.
     #[allow(dead_code)] // for the tables that tell the guest
     pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
-        self.virtio.iter().map(Transport::slot)
+        self.virtio.iter().map(|transport| transport.slot())
     }
 
     /// Has every device finish what it has begun and rest. The vCPUs are parked. Idempotent.
     pub(crate) fn pause(&self) {
-        self.virtio.iter().for_each(Transport::pause);
+        self.virtio.iter().for_each(|transport| transport.pause());
     }
 
     /// Has every device that worked go on where it stood. The vCPUs do not run yet. Idempotent.
@@ -133,7 +136,7 @@ impl Devices {
     /// A device that cannot is marked broken, for its driver to see: the guest
     /// is better off with one device less than not at all.
     pub(crate) fn resume(&self) {
-        self.virtio.iter().for_each(Transport::resume);
+        self.virtio.iter().for_each(|transport| transport.resume());
     }
 
     /// Makes the disks this machine's, before it runs. Idempotent.
@@ -186,19 +189,23 @@ impl Devices {
 
     /// The guest writes to an address that is not memory.
     pub(crate) fn mmio_write(&self, address: u64, data: &[u8]) {
-        if let Some((transport, offset)) = self.transport(address) {
+        let Some((transport, offset)) = self.transport(address) else { return };
+        if starts_or_stops(offset, data) {
+            let (transport, data) = (Arc::clone(transport), data.to_vec());
+            self.steward.run(move || transport.write(offset, &data));
+        } else {
             transport.write(offset, data);
         }
     }
 
-    fn transport(&self, address: u64) -> Option<(&Transport, u64)> {
+    fn transport(&self, address: u64) -> Option<(&Arc<Transport>, u64)> {
         let (number, offset) = find(address)?;
         Some((self.virtio.get(number)?, offset))
     }
 
     /// The state of devices that rest.
     pub(crate) fn save(&self) -> DevicesState {
-        let virtio = self.virtio.iter().map(Transport::save).collect();
+        let virtio = self.virtio.iter().map(|transport| transport.save()).collect();
         DevicesState { com1: self.com1.save(), virtio }
     }
 

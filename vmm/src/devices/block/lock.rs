@@ -236,12 +236,11 @@ mod tests {
         let file = File::options().read(true).write(true).open(&path).unwrap();
         set(&file, libc::F_OFD_SETLK, libc::F_WRLCK).unwrap();
         let dead = Holder { vm: "web-1".into(), host: hostname(), pid: u32::MAX, readonly: false };
-        leave_name(&file, &path, &dead).unwrap();
+        leave_name(&file, &dead).unwrap();
         let refusal = take(&path, false, "web-2").unwrap_err();
         assert!(refusal.reason.contains("left no name"), "{refusal}");
         // One who reads cannot be the writer in the way.
-        leave_name(&file, &path, &Holder { pid: std::process::id(), readonly: true, ..dead })
-            .unwrap();
+        leave_name(&file, &Holder { pid: std::process::id(), readonly: true, ..dead }).unwrap();
         let refusal = take(&path, false, "web-2").unwrap_err();
         assert!(refusal.reason.contains("left no name"), "{refusal}");
     }

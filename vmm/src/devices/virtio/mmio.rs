@@ -90,6 +90,11 @@ impl Registers {
     }
 }
 
+/// Whether such a write may start or stop a device: not for the thread of a vCPU.
+pub(crate) fn starts_or_stops(offset: u64, data: &[u8]) -> bool {
+    offset == u64::from(reg::VIRTIO_MMIO_STATUS) && data.len() == 4
+}
+
 /// The half of 64 feature bits that a selector means.
 fn half(features: u64, selector: u32) -> u32 {
     let [a, b, c, d, e, f, g, h] = features.to_le_bytes();
