@@ -50,5 +50,6 @@ fn boot(
     cmdline: &str,
     khz: u32,
 ) -> Result<(), ballast_model::Refusal> {
-    boot::load(machine.memory(), kernel, cmdline, khz)?.apply(machine.vcpu(), 0)
+    let order = boot::Order { kernel, initrd: None, cmdline, vcpus: 1, tsc_khz: khz, devices: &[] };
+    boot::load(machine.memory(), &order)?.apply(machine.vcpu(), 0)
 }

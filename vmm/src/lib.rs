@@ -9,6 +9,7 @@
 //! | [`machine`] | the hardware: KVM's VM, memory slots, vCPUs, devices |
 //! | [`vcpu`] | vCPU threads: running, pausing, ending |
 //! | [`memory`] | guest memory and pages by number |
+//! | [`power`] | how a guest ends by itself |
 //! | [`devices`] | what the guest finds at its ports |
 //! | [`kvm`] | what `kvm-ioctls` lacks, and the CPU the guest sees |
 //! | [`state`] | saving and loading everything but memory |
@@ -32,6 +33,7 @@ mod kvm;
 mod machine;
 mod memory;
 mod migration;
+mod power;
 mod process;
 mod sample;
 mod snapshot;

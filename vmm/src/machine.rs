@@ -17,7 +17,7 @@ use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_pit_config, kvm_userspace_memory
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use crate::boot;
-use crate::devices::{Beginning, Devices};
+use crate::devices::{Beginning, Devices, virtio};
 use crate::kvm::cpuid::CpuModel;
 use crate::kvm::ioctl::{DirtyLogKind, enable_manual_dirty_log, has_sregs2, xsave_bytes};
 use crate::kvm::{self, failed};
@@ -55,6 +55,7 @@ pub(crate) struct Traits {
 /// The parts, before threads are started.
 struct Parts {
     fds: Vec<VcpuFd>,
+    devices: Arc<Devices>,
     vm: Arc<VmFd>,
     traits: Traits,
     memory: Memory,
@@ -67,13 +68,21 @@ impl Machine {
     /// `NotFound` and others for the kernel (see [`boot::load`]),
     /// `CapacityExceeded` for memory, `HostFailure` and `Unsupported` for KVM.
     pub(crate) fn boot(spec: &VmSpec, on_end: &OnEnd) -> Result<Self, Refusal> {
-        let parts = Parts::build(spec)?;
-        let tsc_khz = parts.traits.tsc_khz;
-        let state = boot::load(parts.memory.mmap(), &spec.kernel, &spec.cmdline, tsc_khz)?;
+        let parts = Parts::build(spec, Beginning::Boot)?;
+        let devices: Vec<_> = parts.devices.slots().map(mmio_device).collect();
+        let order = boot::Order {
+            kernel: &spec.kernel,
+            initrd: spec.initrd.as_deref(),
+            cmdline: &spec.cmdline,
+            vcpus: spec.vcpus,
+            tsc_khz: parts.traits.tsc_khz,
+            devices: &devices,
+        };
+        let state = boot::load(parts.memory.mmap(), &order)?;
         for (index, vcpu) in (0..).zip(&parts.fds) {
             state.apply(vcpu, index)?;
         }
-        parts.assemble(spec, Beginning::Boot, on_end)
+        parts.assemble(on_end)
     }
 
     /// A machine without contents, paused.
@@ -81,7 +90,7 @@ impl Machine {
     /// # Errors
     /// `CapacityExceeded` for memory, `HostFailure` and `Unsupported` for KVM.
     pub(crate) fn empty(spec: &VmSpec, on_end: &OnEnd) -> Result<Self, Refusal> {
-        Parts::build(spec)?.assemble(spec, Beginning::Arrival, on_end)
+        Parts::build(spec, Beginning::Arrival)?.assemble(on_end)
     }
 
     /// Lets the guest run, its devices first, and before them makes the disks this machine's.
@@ -132,7 +141,7 @@ impl Machine {
 }
 
 impl Parts {
-    fn build(spec: &VmSpec) -> Result<Self, Refusal> {
+    fn build(spec: &VmSpec, beginning: Beginning) -> Result<Self, Refusal> {
         let kvm = kvm::open()?;
         let cpu = CpuModel::of_host(kvm)?;
         let memory = Memory::map(Layout::of_size(spec.memory))?;
@@ -159,19 +168,20 @@ impl Parts {
             sregs2: has_sregs2(&vm),
             msrs: crate::state::msr::saved_indices(kvm)?,
         };
-        Ok(Self { fds, vm: Arc::new(vm), traits, memory })
+        let vm = Arc::new(vm);
+        let devices = Arc::new(Devices::new(&vm, memory.mmap(), spec, beginning)?);
+        Ok(Self { fds, devices, vm, traits, memory })
     }
 
-    fn assemble(
-        self,
-        spec: &VmSpec,
-        beginning: Beginning,
-        on_end: &OnEnd,
-    ) -> Result<Machine, Refusal> {
-        let devices = Arc::new(Devices::new(&self.vm, self.memory.mmap(), spec, beginning)?);
-        let vcpus = Vcpus::start(self.fds, &devices, on_end)?;
-        Ok(Machine { vcpus, devices, vm: self.vm, traits: self.traits, memory: self.memory })
+    fn assemble(self, on_end: &OnEnd) -> Result<Machine, Refusal> {
+        let Self { fds, devices, vm, traits, memory } = self;
+        let vcpus = Vcpus::start(fds, &devices, on_end)?;
+        Ok(Machine { vcpus, devices, vm, traits, memory })
     }
+}
+
+fn mmio_device(slot: virtio::slots::Slot) -> boot::MmioDevice {
+    boot::MmioDevice { address: slot.address, bytes: virtio::slots::SLOT_BYTES, gsi: slot.gsi }
 }
 
 fn create_vm(kvm: &Kvm) -> Result<VmFd, Refusal> {

@@ -24,14 +24,20 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ballast_model::{Refusal, RefusalCode};
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_SHUTDOWN,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::devices::Devices;
 use crate::jail::{self, ThreadKind};
+use crate::power::{self, GuestEnd};
 
-/// Called once when the guest ends by itself, with the reason in words.
-pub(crate) type OnEnd = Arc<dyn Fn(&str) + Send + Sync>;
+/// Called once when the guest ends by itself, with the reason.
+pub(crate) type OnEnd = Arc<dyn Fn(&GuestEnd) + Send + Sync>;
 
 /// How long all vCPUs may take to park. Milliseconds are usual; this is for a
 /// machine that is starved of CPU.
@@ -79,7 +85,7 @@ struct State {
     order: Order,
     parked: usize,
     /// Why the guest runs no more, once it does not.
-    ended: Option<String>,
+    ended: Option<GuestEnd>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,7 +176,7 @@ impl Vcpus {
     }
 
     /// Why the guest runs no more, once it does not.
-    pub(crate) fn ended(&self) -> Option<String> {
+    pub(crate) fn ended(&self) -> Option<GuestEnd> {
         lock(&self.shared.state).ended.clone()
     }
 
@@ -279,11 +285,11 @@ impl Shared {
     }
 
     /// Parks the whole machine, for good.
-    fn guest_ended(&self, why: &str) {
+    fn guest_ended(&self, why: &GuestEnd) {
         let first = {
             let mut state = lock(&self.state);
             let first = state.ended.is_none();
-            state.ended.get_or_insert_with(|| why.to_owned());
+            state.ended.get_or_insert_with(|| why.clone());
             first
         };
         if first {
@@ -293,21 +299,24 @@ impl Shared {
     }
 
     /// Runs until the order changes. An error says why the guest cannot go on.
-    fn run(&self, index: usize) -> Result<(), String> {
+    fn run(&self, index: usize) -> Result<(), GuestEnd> {
         let devices = &self.devices;
         let mut fd = lock(&self.vcpus[index].fd);
         loop {
             match fd.run() {
-                Ok(VcpuExit::IoIn(port, data)) => devices.port_read(port, data),
-                Ok(VcpuExit::IoOut(port, data)) => devices.port_write(port, data),
+                Ok(VcpuExit::IoIn(port, data)) => match power::read(port) {
+                    Some(value) => data.fill(value),
+                    None => devices.port_read(port, data),
+                },
+                Ok(VcpuExit::IoOut(port, data)) => match power::written(port, data) {
+                    Some(end) => return Err(end),
+                    None => devices.port_write(port, data),
+                },
                 Ok(VcpuExit::MmioRead(address, data)) => devices.mmio_read(address, data),
                 Ok(VcpuExit::MmioWrite(address, data)) => devices.mmio_write(address, data),
                 Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
-                Ok(VcpuExit::Hlt) => return Err("the guest halted for good".to_owned()),
-                Ok(VcpuExit::Shutdown) => {
-                    return Err(format!("vCPU {index} shut down (triple fault)"));
-                }
-                Ok(exit) => return Err(format!("vCPU {index} cannot go on: {exit:?}")),
+                Ok(VcpuExit::InternalError) => return Err(internal_error(index, &mut fd)),
+                Ok(exit) => return Err(end_of(index, &exit)),
                 Err(error) if error.errno() == libc::EINTR => {
                     if lock(&self.state).order != Order::Run {
                         return Ok(());
@@ -315,9 +324,39 @@ impl Shared {
                 }
                 // A vCPU that waits for its start-up IPI was woken: ask again.
                 Err(error) if error.errno() == libc::EAGAIN => {}
-                Err(error) => return Err(format!("KVM does not run vCPU {index}: {error}")),
+                Err(error) => {
+                    return Err(GuestEnd::KvmFailed { vcpu: index, what: error.to_string() });
+                }
             }
         }
+    }
+}
+
+/// KVM's own account of why it gives up (api.rst 5, KVM_EXIT_INTERNAL_ERROR).
+fn internal_error(vcpu: usize, fd: &mut VcpuFd) -> GuestEnd {
+    // SAFETY: the exit was KVM_EXIT_INTERNAL_ERROR, for which KVM fills in this part of the union.
+    let error = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal };
+    let what = match error.suberror {
+        KVM_INTERNAL_ERROR_EMULATION => "an instruction it does not emulate".to_owned(),
+        KVM_INTERNAL_ERROR_SIMUL_EX => "two exceptions at a time".to_owned(),
+        KVM_INTERNAL_ERROR_DELIVERY_EV => "an exit while an event was delivered".to_owned(),
+        KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "an exit reason it does not know".to_owned(),
+        other => format!("internal error {other}"),
+    };
+    let at = fd.get_regs().map_or_else(|_| String::new(), |regs| format!(" at {:#x}", regs.rip));
+    GuestEnd::KvmInternal { vcpu, what: format!("{what}{at}") }
+}
+
+/// What an exit means that the guest does not come back from.
+fn end_of(vcpu: usize, exit: &VcpuExit<'_>) -> GuestEnd {
+    match exit {
+        VcpuExit::Hlt => GuestEnd::Halted,
+        VcpuExit::Shutdown | VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => {
+            GuestEnd::TripleFault { vcpu }
+        }
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => GuestEnd::PowerOff,
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => GuestEnd::Reset,
+        other => GuestEnd::KvmFailed { vcpu, what: format!("{other:?}") },
     }
 }
 

@@ -29,6 +29,7 @@ use crate::machine::Machine;
 use crate::migration::control::Control;
 use crate::migration::framing::Hello;
 use crate::migration::{destination, source};
+use crate::power::GuestEnd;
 use crate::sample::{Load, Sampler};
 use crate::snapshot::{self, After, Saved};
 use crate::unrun::UnrunMark;
@@ -87,7 +88,13 @@ fn wrong_state(reason: String, remedy: &str) -> Refusal {
 }
 
 fn on_end() -> OnEnd {
-    Arc::new(|why: &str| tracing::warn!(why, "the guest has ended"))
+    Arc::new(|why: &GuestEnd| {
+        if why.is_orderly() {
+            tracing::info!(%why, "the guest has ended");
+        } else {
+            tracing::warn!(%why, "the guest has ended");
+        }
+    })
 }
 
 impl Owned {
@@ -107,7 +114,9 @@ impl Owned {
             Stage::Building => "its machine is being built".to_owned(),
             Stage::Saved(path) => format!("stopped by its snapshot {}", path.display()),
             Stage::Gone => "it is no longer here".to_owned(),
-            Stage::Runs(machine) => machine.vcpus.ended().unwrap_or_default(),
+            Stage::Runs(machine) => {
+                machine.vcpus.ended().map(|why| why.to_string()).unwrap_or_default()
+            }
             Stage::Created | Stage::Incoming(_) => String::new(),
         }
     }

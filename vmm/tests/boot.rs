@@ -30,6 +30,10 @@ fn quick() -> Params {
     }
 }
 
+fn order<'a>(kernel: &'a std::path::Path, cmdline: &'a str, tsc_khz: u32) -> boot::Order<'a> {
+    boot::Order { kernel, initrd: None, cmdline, vcpus: 1, tsc_khz, devices: &[] }
+}
+
 /// A machine about to run the probe guest; `None`, said aloud, where there is no KVM.
 fn machine(cmdline: &str) -> Option<Mini> {
     if !std::path::Path::new("/dev/kvm").exists() {
@@ -40,7 +44,7 @@ fn machine(cmdline: &str) -> Option<Mini> {
     let image = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(image.path(), IMAGE).unwrap();
     let khz = machine.vcpu().get_tsc_khz().unwrap();
-    let state = boot::load(machine.memory(), image.path(), cmdline, khz).unwrap();
+    let state = boot::load(machine.memory(), &order(image.path(), cmdline, khz)).unwrap();
     state.apply(machine.vcpu(), 0).unwrap();
     Some(machine)
 }
@@ -221,7 +225,7 @@ fn further_vcpus_wait_for_a_start_up_ipi() {
     let Some(machine) = machine("") else { return };
     let image = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(image.path(), IMAGE).unwrap();
-    let state = boot::load(machine.memory(), image.path(), "", 2_600_000).unwrap();
+    let state = boot::load(machine.memory(), &order(image.path(), "", 2_600_000)).unwrap();
     let second = machine.add_vcpu(1).unwrap();
     state.apply(&second, 1).unwrap();
     let waiting = second.get_mp_state().unwrap().mp_state;

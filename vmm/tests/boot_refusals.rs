@@ -24,10 +24,14 @@ fn memory(mib: usize) -> GuestRam {
     GuestRam::from_ranges(&[(GuestAddress(0), mib << 20)]).unwrap()
 }
 
+fn order<'a>(kernel: &'a Path, initrd: Option<&'a Path>, cmdline: &'a str) -> boot::Order<'a> {
+    boot::Order { kernel, initrd, cmdline, vcpus: 1, tsc_khz: 2_600_000, devices: &[] }
+}
+
 fn load(image: &[u8], mib: usize, cmdline: &str) -> Result<boot::BootState, Refusal> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), image).unwrap();
-    boot::load(&memory(mib), file.path(), cmdline, 2_600_000)
+    boot::load(&memory(mib), &order(file.path(), None, cmdline))
 }
 
 fn check_refused(image: &[u8], code: RefusalCode, expected: &str) {
@@ -54,7 +58,7 @@ fn the_probe_guest_is_loaded() {
 #[test]
 fn files_that_cannot_be_read_are_named() {
     let check = |path: &str, code: RefusalCode| {
-        let refusal = boot::load(&memory(1), Path::new(path), "", 1).unwrap_err();
+        let refusal = boot::load(&memory(1), &order(Path::new(path), None, "")).unwrap_err();
         assert_eq!(refusal.code, code, "{refusal}");
         assert!(refusal.reason.contains(path), "{refusal}");
     };
@@ -67,9 +71,17 @@ fn files_that_cannot_be_read_are_named() {
 fn files_that_are_no_kernels_are_refused() {
     use RefusalCode::InvalidArgument;
     let maximum = u64::MAX.to_le_bytes();
-    check_refused(b"", InvalidArgument, "not a 64-bit little-endian ELF file");
-    check_refused(&[0x7f; 4096], InvalidArgument, "not a 64-bit little-endian ELF file");
-    check_refused(&changed(4, &[1]), InvalidArgument, "not a 64-bit little-endian ELF file");
+    check_refused(b"", InvalidArgument, "neither a bzImage nor a 64-bit little-endian ELF file");
+    check_refused(
+        &[0x7f; 4096],
+        InvalidArgument,
+        "neither a bzImage nor a 64-bit little-endian ELF file",
+    );
+    check_refused(
+        &changed(4, &[1]),
+        InvalidArgument,
+        "neither a bzImage nor a 64-bit little-endian ELF file",
+    );
     check_refused(&changed(MACHINE, &[3, 0]), InvalidArgument, "not a program for x86-64");
     check_refused(&IMAGE[..100], InvalidArgument, "program header table is malformed");
     check_refused(&IMAGE[..IMAGE.len() / 8], InvalidArgument, "segment is malformed or cut short");
@@ -96,11 +108,13 @@ fn segments_stay_inside_guest_memory() {
 }
 
 #[test]
-fn a_kernel_without_a_ring_3_entry_is_unsupported() {
+fn a_kernel_that_does_not_say_how_to_enter_it_is_unsupported() {
     let note = IMAGE.windows(8).position(|window| window == b"Ballast\0").unwrap();
-    let nameless = changed(note, b"Xallast\0");
-    check_refused(&nameless, RefusalCode::Unsupported, "no ELF note of owner Ballast");
-    check_refused(&nameless, RefusalCode::Unsupported, "Linux kernels are not supported");
+    let xen = IMAGE.windows(4).position(|window| window == b"Xen\0").unwrap();
+    let mut nameless = changed(note, b"Xallast\0");
+    nameless[xen] = b'Z';
+    check_refused(&nameless, RefusalCode::Unsupported, "no ELF note of owner Xen");
+    check_refused(&nameless, RefusalCode::Unsupported, "CONFIG_PVH");
     let later = changed(note + 8, &2u64.to_le_bytes());
     check_refused(&later, RefusalCode::Unsupported, "note this version cannot read");
     let short = changed(note - 8, &8u32.to_le_bytes());

@@ -8,15 +8,12 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
-use ballast_model::{Refusal, RefusalCode};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
+use super::fault::{Fault, u16_at, u32_at, u64_at};
+use super::low::IMAGE_START;
 use crate::memory::GuestRam;
-
-/// The lowest address of an image: 1 MiB.
-pub(super) const IMAGE_START: u64 = 0x10_0000;
 
 const HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: usize = 56;
@@ -29,10 +26,12 @@ const PT_NOTE: u32 = 4;
 const ET_EXEC: u16 = 2;
 const EM_X86_64: u16 = 62;
 
-/// What is left of an image once it is loaded: its notes.
+/// What is left of an image once it is loaded.
 #[derive(Debug, Default)]
 pub(super) struct Image {
     notes: Vec<Note>,
+    /// The end of its highest segment, in guest memory.
+    pub(super) end: u64,
 }
 
 #[derive(Debug)]
@@ -50,66 +49,21 @@ impl Image {
     }
 }
 
-/// Why a file cannot be loaded.
-#[derive(Debug, thiserror::Error)]
-enum Fault {
-    #[error("it cannot be read: {0}")]
-    Read(#[from] std::io::Error),
-    #[error("it is not a 64-bit little-endian ELF file")]
-    NotElf,
-    #[error("it is not a program for x86-64 with fixed addresses")]
-    NotForThisMachine,
-    #[error("its {0} is malformed or cut short")]
-    Malformed(&'static str),
-    #[error("nothing in it is to be loaded")]
-    Empty,
-    #[error("its segment at {start:#x}, {bytes} bytes, lies below 1 MiB or outside guest memory")]
-    OutsideMemory { start: u64, bytes: u64 },
-}
-
-impl Fault {
-    fn into_refusal(self, path: &Path) -> Refusal {
-        let (code, remedy) = match &self {
-            Self::Read(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                (RefusalCode::NotFound, "check the VM's kernel path; it must exist on every host")
-            }
-            Self::Read(_) => (RefusalCode::HostFailure, "check the file and its permissions"),
-            Self::OutsideMemory { .. } => (
-                RefusalCode::CapacityExceeded,
-                "give the VM more memory, or link the kernel lower, but not below 1 MiB",
-            ),
-            Self::NotElf | Self::NotForThisMachine | Self::Malformed(_) | Self::Empty => (
-                RefusalCode::InvalidArgument,
-                "use an uncompressed x86-64 ELF image; Linux kernels are not supported by this version",
-            ),
-        };
-        Refusal::new(code, format!("cannot load kernel {}: {self}", path.display()), remedy)
-    }
-}
-
 /// Loads every segment of the file and reads its notes.
-pub(super) fn load(memory: &GuestRam, path: &Path) -> Result<Image, Refusal> {
-    let load = || -> Result<Image, Fault> {
-        let mut file = File::open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(Fault::NotElf);
-        }
-        let headers = program_headers(&file)?;
-        let mut image = Image::default();
-        let mut loaded = false;
-        for header in &headers {
-            match header.kind {
-                PT_LOAD if header.memory_bytes > 0 => {
-                    load_segment(memory, &mut file, header)?;
-                    loaded = true;
-                }
-                PT_NOTE => read_notes(&file, header, &mut image)?,
-                _ => {}
+pub(super) fn load(memory: &GuestRam, file: &mut File) -> Result<Image, Fault> {
+    let headers = program_headers(file)?;
+    let mut image = Image::default();
+    for header in &headers {
+        match header.kind {
+            PT_LOAD if header.memory_bytes > 0 => {
+                load_segment(memory, file, header)?;
+                image.end = image.end.max(header.address + header.memory_bytes);
             }
+            PT_NOTE => read_notes(file, header, &mut image)?,
+            _ => {}
         }
-        if loaded { Ok(image) } else { Err(Fault::Empty) }
-    };
-    load().map_err(|fault| fault.into_refusal(path))
+    }
+    if image.end > 0 { Ok(image) } else { Err(Fault::Empty) }
 }
 
 struct ProgramHeader {
@@ -124,11 +78,11 @@ struct ProgramHeader {
 fn program_headers(file: &File) -> Result<Vec<ProgramHeader>, Fault> {
     let mut header = [0; HEADER_BYTES];
     read_at(file, &mut header, 0, "header").map_err(|fault| match fault {
-        Fault::Malformed(_) => Fault::NotElf,
+        Fault::Malformed(_) => Fault::NotAKernel,
         other => other,
     })?;
     if header[..6] != *b"\x7fELF\x02\x01" {
-        return Err(Fault::NotElf);
+        return Err(Fault::NotAKernel);
     }
     if u16_at(&header, 16) != ET_EXEC || u16_at(&header, 18) != EM_X86_64 {
         return Err(Fault::NotForThisMachine);
@@ -214,22 +168,4 @@ fn read_at(file: &File, bytes: &mut [u8], at: u64, what: &'static str) -> Result
         }
         _ => Fault::Read(error),
     })
-}
-
-fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    let mut field = [0; N];
-    field.copy_from_slice(&bytes[at..at + N]);
-    field
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(field(bytes, at))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(field(bytes, at))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(field(bytes, at))
 }

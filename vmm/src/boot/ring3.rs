@@ -49,20 +49,16 @@ struct Table {
 }
 
 impl Entry {
-    pub(super) fn find(image: &Image, path: &Path) -> Result<Self, Refusal> {
-        let shown = path.display();
-        let note = image.note(OWNER, NOTE_TYPE).ok_or_else(|| {
+    /// The entry the image has; none when it has none.
+    pub(super) fn find(image: &Image, path: &Path) -> Result<Option<Self>, Refusal> {
+        let Some(note) = image.note(OWNER, NOTE_TYPE) else { return Ok(None) };
+        Self::parse(note).map(Some).ok_or_else(|| {
             Refusal::new(
                 RefusalCode::Unsupported,
-                format!("kernel {shown} has no ring-3 entry (no ELF note of owner Ballast)"),
-                "use the probe guest or an image with that note; \
-                 Linux kernels are not supported by this version",
-            )
-        })?;
-        Self::parse(note).ok_or_else(|| {
-            Refusal::new(
-                RefusalCode::Unsupported,
-                format!("kernel {shown} has a ring-3 entry note this version cannot read"),
+                format!(
+                    "kernel {} has a ring-3 entry note this version cannot read",
+                    path.display()
+                ),
                 "rebuild it against the boot contract in docs/probe-guest.md, version 1",
             )
         })

@@ -1,70 +1,60 @@
-//! The `hvm_start_info` of the x86/HVM direct boot ABI: command line and memory map.
+//! The `hvm_start_info` of the x86/HVM direct boot ABI: command line, memory map, initial RAM disk.
 //!
 //! Layout: Xen, `xen/include/public/arch-x86/hvm/start_info.h`, version 1. The
-//! page at [`START_INFO`] holds the structure and the memory map behind it; the
-//! command line has pages of its own. All of it lies in low memory, which no
-//! image may occupy ([`super::elf::IMAGE_START`]).
+//! memory map stands behind the structure; see [`super::low`] for the addresses.
 
-use ballast_model::vm::CMDLINE_BYTES_MAX;
-use ballast_model::{Refusal, RefusalCode};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use ballast_model::Refusal;
+use vm_memory::GuestAddress;
 
+use super::initrd::Initrd;
+use super::low::{self, Entry, MODULES, START_INFO};
 use crate::memory::GuestRam;
 
-/// Guest physical address of the structure.
-const START_INFO: u64 = 0x6000;
 const MEMORY_MAP: u64 = START_INFO + 56;
-const CMDLINE: u64 = 0x7000;
-
 const MAGIC: u32 = 0x336e_c578;
 const VERSION: u32 = 1;
-const E820_RAM: u32 = 1;
-/// More memory slots than any machine of ours has.
-const REGIONS_MAX: usize = 16;
 
-/// The longest command line with everything appended, its closing NUL included.
-const CMDLINE_ROOM: usize = CMDLINE_BYTES_MAX + 64;
+/// What the structure tells, beside the command line at [`low::CMDLINE`].
+#[derive(Debug)]
+pub(super) struct StartInfo<'a> {
+    pub(super) map: &'a [Entry],
+    pub(super) initrd: Option<Initrd>,
+    /// Address of the ACPI root pointer; 0 for none.
+    pub(super) rsdp: u64,
+}
 
-/// Writes the structure, the memory map and the command line, and answers with
-/// the structure's address.
-pub(super) fn write(memory: &GuestRam, cmdline: &str) -> Result<u64, Refusal> {
-    if cmdline.len() >= CMDLINE_ROOM || cmdline.contains('\0') {
-        return Err(Refusal::new(
-            RefusalCode::InvalidArgument,
-            "the kernel command line is too long or holds a NUL byte",
-            format!("use at most {CMDLINE_BYTES_MAX} bytes of text"),
-        ));
+impl StartInfo<'_> {
+    /// Writes it and answers with its address.
+    pub(super) fn write(&self, memory: &GuestRam) -> Result<GuestAddress, Refusal> {
+        let mut map = Vec::new();
+        for entry in self.map {
+            map.extend_from_slice(&entry.start.to_le_bytes());
+            map.extend_from_slice(&entry.bytes.to_le_bytes());
+            map.extend_from_slice(&(entry.kind as u32).to_le_bytes());
+            map.extend_from_slice(&0u32.to_le_bytes());
+        }
+        let entries = u32::try_from(self.map.len()).unwrap_or(u32::MAX);
+        let modules = if self.initrd.is_some() { (1u32, MODULES) } else { (0, 0) };
+        let mut info = Vec::with_capacity(56);
+        info.extend_from_slice(&MAGIC.to_le_bytes());
+        info.extend_from_slice(&VERSION.to_le_bytes());
+        info.extend_from_slice(&0u32.to_le_bytes()); // flags
+        info.extend_from_slice(&modules.0.to_le_bytes());
+        info.extend_from_slice(&modules.1.to_le_bytes());
+        info.extend_from_slice(&low::CMDLINE.to_le_bytes());
+        info.extend_from_slice(&self.rsdp.to_le_bytes());
+        info.extend_from_slice(&MEMORY_MAP.to_le_bytes());
+        info.extend_from_slice(&entries.to_le_bytes());
+        info.extend_from_slice(&[0; 4]);
+        low::write(memory, &info, START_INFO)?;
+        low::write(memory, &map, MEMORY_MAP)?;
+        if let Some(initrd) = self.initrd {
+            let mut module = Vec::with_capacity(32);
+            module.extend_from_slice(&initrd.address.to_le_bytes());
+            module.extend_from_slice(&initrd.bytes.to_le_bytes());
+            module.extend_from_slice(&[0; 16]); // no command line of its own, reserved
+            low::write(memory, &module, MODULES)?;
+        }
+        Ok(GuestAddress(START_INFO))
     }
-    let mut map = Vec::new();
-    let mut regions = 0u32;
-    for region in memory.iter().take(REGIONS_MAX) {
-        map.extend_from_slice(&region.start_addr().0.to_le_bytes());
-        map.extend_from_slice(&region.len().to_le_bytes());
-        map.extend_from_slice(&E820_RAM.to_le_bytes());
-        map.extend_from_slice(&0u32.to_le_bytes());
-        regions += 1;
-    }
-    let mut info = Vec::with_capacity(56);
-    info.extend_from_slice(&MAGIC.to_le_bytes());
-    info.extend_from_slice(&VERSION.to_le_bytes());
-    info.extend_from_slice(&[0; 8]); // flags, number of modules
-    info.extend_from_slice(&0u64.to_le_bytes()); // modules
-    info.extend_from_slice(&CMDLINE.to_le_bytes());
-    info.extend_from_slice(&0u64.to_le_bytes()); // ACPI tables
-    info.extend_from_slice(&MEMORY_MAP.to_le_bytes());
-    info.extend_from_slice(&regions.to_le_bytes());
-    info.extend_from_slice(&[0; 4]);
-
-    let mut text = cmdline.as_bytes().to_vec();
-    text.push(0);
-    for (bytes, address) in [(&info, START_INFO), (&map, MEMORY_MAP), (&text, CMDLINE)] {
-        memory.write_slice(bytes, GuestAddress(address)).map_err(|error| {
-            Refusal::new(
-                RefusalCode::CapacityExceeded,
-                format!("guest memory has no room for the boot information: {error}"),
-                "give the VM at least 4 MiB of memory, from guest address 0 on",
-            )
-        })?;
-    }
-    Ok(START_INFO)
 }

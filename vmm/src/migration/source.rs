@@ -27,6 +27,7 @@ use super::verify::hash_page;
 use crate::codec::Malformed;
 use crate::machine::Machine;
 use crate::memory::PAGE_BYTES;
+use crate::power::GuestEnd;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pages whose dirty bits are cleared at a time, right before they are sent: 16 MiB of memory.
@@ -486,7 +487,7 @@ impl<'a> Source<'a> {
     }
 }
 
-fn guest_ended(why: &str) -> Refusal {
+fn guest_ended(why: &GuestEnd) -> Refusal {
     Refusal::new(
         RefusalCode::WrongState,
         format!("the guest ended while it was migrated: {why}"),

@@ -21,7 +21,7 @@ fn have_kvm() -> bool {
 }
 
 fn quiet() -> OnEnd {
-    Arc::new(|why: &str| eprintln!("the guest ended: {why}"))
+    Arc::new(|why: &crate::power::GuestEnd| eprintln!("the guest ended: {why}"))
 }
 
 /// A guest that has run for a while and is paused, and what is needed to build its like.
