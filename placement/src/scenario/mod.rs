@@ -1,0 +1,98 @@
+//! Text scenarios: a small cluster readable at a glance, a question, and the expected answer.
+//!
+//! ```text
+//! # The smallest VM that relieves a full host moves.
+//! host a  8 16G : v-4 0.1 4G, v-6 0.1 6G, v-8 0.1 8G
+//! host b  8 16G rack=r2
+//! rule apart (should 3): v-4 v-6 apart
+//! option no-balance
+//! ask plan
+//!
+//! expect
+//! …
+//! ```
+//!
+//! The language is described in `docs/scenarios.md`. [`parse`] reads it, naming
+//! the line of what it cannot read; [`answer`] puts the question to the planner
+//! and writes the answer the way `expect` has it. Every bug report about a plan
+//! can be such a file.
+
+mod parse;
+mod render;
+mod rules;
+mod words;
+
+use ballast_model::{ClusterSnapshot, HostId, Refusal, Resources, VmId};
+
+use crate::PlanOptions;
+
+pub use parse::parse;
+pub use render::answer;
+
+/// The longest scenario that is read, in bytes.
+pub const SCENARIO_BYTES_MAX: usize = 1 << 20;
+
+/// A cluster, how to plan for it, a question, and the expected answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scenario {
+    /// What it shows, from the comment it begins with.
+    pub title: String,
+    /// The cluster.
+    pub snapshot: ClusterSnapshot,
+    /// How to plan.
+    pub options: PlanOptions,
+    /// What is asked, in order; a plan when the file asks nothing.
+    pub questions: Vec<Question>,
+    /// The text after `expect`.
+    pub expected: String,
+    /// The text before it, for rewriting the file.
+    pub source: String,
+}
+
+/// What a scenario asks of the planner.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Question {
+    /// A plan, and that planning again afterwards yields nothing.
+    Plan {
+        /// Every verdict, not only of VMs that move or ought to.
+        explain: bool,
+    },
+    /// Whether a VM may go to a host.
+    Check {
+        /// The VM.
+        vm: VmId,
+        /// The host.
+        host: HostId,
+    },
+    /// Where a VM would go.
+    Target {
+        /// The VM.
+        vm: VmId,
+    },
+    /// Where a new VM starts.
+    Place {
+        /// Its name.
+        vm: VmId,
+        /// Its size.
+        size: Resources,
+    },
+}
+
+impl Scenario {
+    /// The file with `answer` as what it expects.
+    pub fn with_answer(&self, answer: &str) -> String {
+        format!("{}expect\n{answer}", self.source)
+    }
+}
+
+/// Reads a scenario.
+///
+/// # Errors
+/// `InvalidArgument` naming the line and what is wrong there.
+impl std::str::FromStr for Scenario {
+    type Err = Refusal;
+
+    fn from_str(text: &str) -> Result<Self, Refusal> {
+        parse(text)
+    }
+}
