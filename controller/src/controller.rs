@@ -170,9 +170,19 @@ impl Controller {
         purpose: Purpose,
     ) -> Result<(Inventory, ballast_model::ClusterSnapshot), Refusal> {
         let inventory = self.repository.inventory().await?;
-        let cooldown = self.config.balance.cooldown();
-        let snapshot = snapshot::build(&inventory, &self.live, purpose, cooldown, crate::now());
+        let snapshot = self.snapshot_of(&inventory, purpose, None);
         Ok((inventory, snapshot))
+    }
+
+    /// The planner's input from an inventory, with a VM that is about to be created.
+    pub(crate) fn snapshot_of(
+        &self,
+        inventory: &Inventory,
+        purpose: Purpose,
+        newcomer: Option<&ballast_model::VmSpec>,
+    ) -> ballast_model::ClusterSnapshot {
+        let cooldown = self.config.balance.cooldown();
+        snapshot::build(inventory, &self.live, purpose, cooldown, crate::now(), newcomer)
     }
 
     pub(crate) fn said(&self) -> MutexGuard<'_, Said> {

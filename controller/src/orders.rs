@@ -2,10 +2,11 @@
 
 use ballast_model::audit::action;
 use ballast_model::vm::Automation;
-use ballast_model::{HostId, HostState, ReasonTrail, Refusal, Revision, Rule, RuleId};
+use ballast_model::{HostId, HostState, ReasonTrail, Refusal, RefusalCode, Revision, Rule, RuleId};
 
 use crate::controller::Controller;
 use crate::journal::Act;
+use crate::snapshot::Purpose;
 use crate::state::{HostRecord, Settings, Versioned, json, not_found, unchanged};
 use crate::store::{Compare, Transaction, keys};
 
@@ -65,9 +66,27 @@ impl Controller {
     /// Writes a rule. A rule with a revision other than zero replaces exactly that one.
     ///
     /// # Errors
-    /// `NotFound` when it names a VM or host that does not exist; `Conflict` when the rule changed since.
-    pub async fn set_rule(&self, mut rule: Rule, reasons: ReasonTrail) -> Result<Rule, Refusal> {
+    /// `NotFound` when it names a VM or host that does not exist; `Conflict` when the rule changed since;
+    /// `RuleViolation`, unless it is to be written anyway, when nothing can keep it and the other hard rules at once.
+    pub async fn set_rule(
+        &self,
+        mut rule: Rule,
+        anyway: bool,
+        reasons: ReasonTrail,
+    ) -> Result<Rule, Refusal> {
         self.check_members(&rule).await?;
+        if !anyway {
+            let (_, snapshot) = self.look(Purpose::Order).await?;
+            let checked = rule.clone();
+            let check = move || ballast_placement::explain::check_rule(&snapshot, &checked);
+            tokio::task::spawn_blocking(check).await.map_err(|error| {
+                Refusal::new(
+                    RefusalCode::Internal,
+                    format!("the check of rule {} broke off: {error}", rule.id),
+                    "report this defect, or write the rule with --force",
+                )
+            })??;
+        }
         let key = keys::rule(&rule.id);
         let found = self.repository.rule(&rule.id).await?;
         let asked = std::mem::take(&mut rule.revision);
@@ -78,7 +97,7 @@ impl Controller {
             None if asked == Revision(0) => Compare::Absent(key.clone()),
             _ => {
                 return Err(Refusal::new(
-                    ballast_model::RefusalCode::Conflict,
+                    RefusalCode::Conflict,
                     format!("rule {} is no longer at revision {asked}", rule.id),
                     "look at the rule as it is now, then set it again",
                 ));

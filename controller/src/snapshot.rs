@@ -10,7 +10,7 @@ use std::time::Duration;
 use ballast_model::snapshot::{Mobility, MoveInFlight, PlacedVm};
 use ballast_model::{
     ClusterSnapshot, Host, HostId, HostState, MigrationOutcome, MigrationPhase, Rule, Timestamp,
-    VmId,
+    VmId, VmSpec,
 };
 use ballast_proto::v1;
 
@@ -39,13 +39,15 @@ struct Past {
     failures: u32,
 }
 
-/// Builds the snapshot.
+/// Builds the snapshot. A newcomer, a VM that is about to be created, stands in it on some host, so that the rules that
+/// name it are there; `placement` takes it out before it looks for a place.
 pub fn build(
     inventory: &Inventory,
     live: &Live,
     purpose: Purpose,
     cooldown: Duration,
     now: Timestamp,
+    newcomer: Option<&VmSpec>,
 ) -> ClusterSnapshot {
     let mut snapshot = ClusterSnapshot::empty(inventory.revision, now);
     for host in inventory.hosts.values() {
@@ -69,6 +71,12 @@ pub fn build(
             ..PlacedVm::new(id.clone(), owner.clone(), spec.size())
         };
         snapshot.vms.insert(id.clone(), placed);
+    }
+    if let Some(spec) = newcomer
+        && let Some(host) = snapshot.hosts.keys().next().cloned()
+    {
+        let placed = PlacedVm::new(spec.id.clone(), host, spec.size());
+        snapshot.vms.insert(spec.id.clone(), placed);
     }
     for record in inventory.running() {
         let migration = &record.migration;

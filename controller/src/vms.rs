@@ -14,8 +14,7 @@ use std::sync::Arc;
 
 use ballast_model::audit::action;
 use ballast_model::{
-    ClusterSnapshot, Epoch, HostId, HostState, Owner, ReasonTrail, Refusal, RefusalCode, Telemetry,
-    VmId, VmSpec,
+    ClusterSnapshot, Epoch, HostId, Owner, ReasonTrail, Refusal, RefusalCode, VmId, VmSpec,
 };
 use ballast_proto::v1;
 
@@ -61,7 +60,7 @@ impl Controller {
         let _busy = self.hold(&id).ok_or_else(|| changing(&id))?;
         let (owner, opened) = {
             let _turn = self.deciding.lock().await;
-            let (inventory, snapshot) = self.look(Purpose::Order).await?;
+            let inventory = self.repository.inventory().await?;
             if inventory.vms.contains_key(&id) {
                 return Err(Refusal::new(
                     RefusalCode::AlreadyExists,
@@ -69,6 +68,7 @@ impl Controller {
                     "choose another name, or remove that one first",
                 ));
             }
+            let snapshot = self.snapshot_of(&inventory, Purpose::Order, Some(&spec));
             let host = self.choose_host(&snapshot, &spec, host)?;
             let owner = Owner { vm: id.clone(), host, epoch: Epoch::first(inventory.revision) };
             let record = VmRecord { spec: spec.clone(), change: VmChange::Creating };
@@ -117,41 +117,7 @@ impl Controller {
         if !snapshot.hosts.contains_key(&host) {
             return Err(not_found("host", host.as_str(), "ballast host ls"));
         }
-        // Alone in the snapshot the host is the only choice, and every refusal is about it.
-        let mut alone = snapshot.clone();
-        alone.hosts.retain(|id, _| *id == host);
-        alone.vms.retain(|_, vm| vm.host == host);
-        alone.migrations.clear();
-        alone.rules.clear();
-        let found = &snapshot.hosts[&host];
-        if found.state == HostState::Draining {
-            return Err(Refusal::new(
-                RefusalCode::WrongState,
-                format!("host {host} is draining and takes no VM"),
-                format!("choose another host, or run 'ballast host uncordon {host}'"),
-            ));
-        }
-        if let Telemetry::Unknown { why } = &found.telemetry {
-            return Err(Refusal::new(
-                RefusalCode::Unavailable,
-                format!("the load of host {host} is unknown: {why}"),
-                "check that its agent runs and reports, or choose another host",
-            ));
-        }
-        // Memory of VMs on their way to it or from it counts too.
-        let usage = ballast_placement::usage(snapshot)?;
-        let free = usage.get(&host).map(|usage| usage.memory_free).unwrap_or_default();
-        if free < spec.memory {
-            ballast_placement::place(&alone, &spec.id, spec.size(), &options)?;
-            return Err(Refusal::new(
-                RefusalCode::CapacityExceeded,
-                format!(
-                    "host {host} has {free} of memory free, VM {} needs {}",
-                    spec.id, spec.memory
-                ),
-                "choose another host, or leave the choice to the controller",
-            ));
-        }
+        ballast_placement::check_start(snapshot, &spec.id, &host)?;
         Ok(host)
     }
 

@@ -12,8 +12,9 @@ use std::collections::HashMap;
 use ballast_model::plan::StepCause;
 use ballast_model::{Plan, Refusal, RefusalCode, Step};
 
+use crate::door::problem::{HostIx, Problem, VmIx};
+use crate::door::rules::RuleBody;
 use crate::options::PlanOptions;
-use crate::problem::{HostIx, Problem, RuleBody, VmIx};
 
 /// Refuses (`Internal`) a plan that would break something if executed.
 pub(crate) fn check(
@@ -149,8 +150,10 @@ impl<'c, 'a> Checker<'c, 'a> {
         if !host.counts() {
             return Err("the target takes no VMs".into());
         }
-        if let Some(rule) = info.must.iter().find(|rule| !self.problem.rule_allows(**rule, to)) {
-            return Err(format!("rule {} forbids it", self.problem.rules[rule.0].id));
+        let hard = info.rules.iter().filter(|(rule, _)| self.problem.rule(*rule).is_must());
+        let bound = hard.filter(|(_, role)| role.bound).map(|(rule, _)| *rule);
+        if let Some(rule) = bound.into_iter().find(|rule| !self.problem.rule_allows(*rule, to)) {
+            return Err(format!("rule {} forbids it", self.problem.rule(rule).id));
         }
         let at = |map: &HashMap<HostIx, Vec<usize>>| map.get(&to).cloned().unwrap_or_default();
         let came = at(&self.arrivals);
@@ -179,32 +182,36 @@ impl<'c, 'a> Checker<'c, 'a> {
 
     /// Every VM to be kept apart from this one that is or was on the target has left before it starts.
     fn check_apart(&self, n: usize) -> Result<(), String> {
-        let (vm, _, to) = self.moves[n];
-        for rule in &self.problem.vm(vm).anti {
-            let RuleBody::Apart { vms } = &self.problem.rules[rule.0].body else { continue };
-            for &other in vms.iter().filter(|other| **other != vm) {
-                if let Some(how) = self.meets(n, other, to) {
-                    let (rule, other) = (self.problem.rules[rule.0].id, self.problem.vm(other).id);
-                    return Err(format!("rule {rule}: VM {other} {how}"));
-                }
+        let (vm, from, to) = self.moves[n];
+        for (ix, _) in &self.problem.vm(vm).rules {
+            let rule = self.problem.rule(*ix);
+            let RuleBody::Apart { most } = rule.body else { continue };
+            let domain = rule.domain[to.0];
+            if !rule.is_continuous() || rule.domain[from.0] == domain {
+                continue;
+            }
+            let there = |host: HostIx| rule.domain[host.0] == domain;
+            let others = rule.vms.iter().filter(|other| **other != vm);
+            let met: Vec<VmIx> =
+                others.copied().filter(|other| self.meets(n, *other, &there)).collect();
+            if met.len() >= most as usize {
+                let other = met.last().map_or("", |other| self.problem.vm(*other).id.as_str());
+                return Err(format!("rule {}: VM {other} may still be there", rule.id));
             }
         }
         Ok(())
     }
 
-    /// How step `n` may find `other` on host `to`.
-    fn meets(&self, n: usize, other: VmIx, to: HostIx) -> Option<&'static str> {
+    /// Whether step `n` may find `other` on one of the hosts.
+    fn meets(&self, n: usize, other: VmIx, there: &impl Fn(HostIx) -> bool) -> bool {
         let info = self.problem.vm(other);
-        if info.bound_for == Some(to) {
-            return Some("is on its way there");
+        if info.bound_for.is_some_and(there) {
+            return true;
         }
-        let came = self.arrivals.get(&to).into_iter().flatten();
-        let left = self.departures.get(&to).into_iter().flatten();
-        let visits =
-            usize::from(info.host == to) + came.filter(|i| self.moves[**i].0 == other).count();
-        let ended =
-            left.filter(|i| self.moves[**i].0 == other && self.ancestors[n].contains(**i)).count();
-        (visits > ended).then_some("may still be there")
+        let own = |i: &usize| self.moves[*i].0 == other;
+        let came = (0..n).filter(|i| own(i) && there(self.moves[*i].2)).count();
+        let left = |i: &usize| own(i) && there(self.moves[*i].1) && self.ancestors[n].contains(*i);
+        usize::from(there(info.host)) + came > (0..n).filter(left).count()
     }
 }
 

@@ -6,13 +6,15 @@
 
 use ballast_model::snapshot::Mobility;
 use ballast_model::{
-    Bytes, ClusterSnapshot, HostId, Refusal, RefusalCode, Resources, Telemetry, VmId,
+    Bytes, ClusterSnapshot, HostId, Millicores, Refusal, RefusalCode, Resources, Telemetry, VmId,
 };
 
+use crate::door::obstacle::Obstacle;
+use crate::door::problem::{HostIx, Problem, RuleIx, VmIx};
+use crate::door::rules::RuleBody;
+use crate::door::state::{Cause, State};
 use crate::options::PlanOptions;
-use crate::problem::{HostIx, Problem, RuleBody, RuleIx, VmIx};
 use crate::solve;
-use crate::state::{Cause, Obstacle, State};
 use crate::verdict::why_no_target;
 
 /// Whether `vm` may be migrated to `to` now.
@@ -38,6 +40,22 @@ pub fn check_step(snapshot: &ClusterSnapshot, vm: &VmId, to: &HostId) -> Result<
     match state.obstacle(vm, to) {
         None => Ok(()),
         Some(obstacle) => Err(explain(&state, vm, to, obstacle)),
+    }
+}
+
+/// Whether an operator may send `vm` to `to`: as [`check_step`], and no hard rule may be further from holding afterwards,
+/// those included that have to hold only when a plan has ended.
+///
+/// # Errors
+/// Those of [`check_step`].
+pub fn check_move(snapshot: &ClusterSnapshot, vm: &VmId, to: &HostId) -> Result<(), Refusal> {
+    check_step(snapshot, vm, to)?;
+    let problem = Problem::new(snapshot)?;
+    let (Some(vm), Some(to)) = (problem.find_vm(vm), problem.find_host(to)) else { return Ok(()) };
+    let state = State::new(&problem);
+    match state.discrete_broken(vm, to) {
+        None => Ok(()),
+        Some(rule) => Err(explain(&state, vm, to, Obstacle::Broken { rule })),
     }
 }
 
@@ -127,7 +145,12 @@ pub(crate) fn explain(state: &State<'_, '_>, vm: VmIx, to: HostIx, obstacle: Obs
             format!("VM {vm_id} is on host {to_id} already"),
             "name another host",
         ),
-        Obstacle::Draining => Refusal::new(
+        Obstacle::Closed if host.quarantined() => Refusal::new(
+            RefusalCode::WrongState,
+            format!("host {to_id} is quarantined and takes no VMs"),
+            format!("choose another host, or run 'ballast host uncordon {to_id}'"),
+        ),
+        Obstacle::Closed => Refusal::new(
             RefusalCode::WrongState,
             format!("host {to_id} is being emptied and takes no VMs"),
             format!("choose another host, or run 'ballast host uncordon {to_id}'"),
@@ -152,35 +175,81 @@ pub(crate) fn explain(state: &State<'_, '_>, vm: VmIx, to: HostIx, obstacle: Obs
             ),
             format!("choose another host, or move a VM off {to_id} first"),
         ),
-        Obstacle::Apart { rule } => Refusal::new(
-            RefusalCode::RuleViolation,
+        Obstacle::Cpu => Refusal::new(
+            RefusalCode::CapacityExceeded,
             format!(
-                "rule {} keeps VM {vm_id} apart from {} on host {to_id}",
-                problem.rules[rule.0].id,
-                neighbour(state, vm, rule, to)
+                "VM {vm_id} has {} of CPU, and host {to_id} admits {} for all its VMs, {} of them taken",
+                Millicores(info.cpu_size),
+                Millicores(host.cpu_admitted.unwrap_or_default()),
+                Millicores(state.cpu_sizes(to))
             ),
+            "choose another host, or let the policy overcommit more CPU",
+        ),
+        Obstacle::Lacks => {
+            let missing: Vec<&str> =
+                info.vm.needs.difference(&host.host.offers).map(String::as_str).collect();
+            Refusal::new(
+                RefusalCode::Incompatible,
+                format!(
+                    "VM {vm_id} needs {}, which host {to_id} does not offer",
+                    missing.join(", ")
+                ),
+                "choose a host that offers it",
+            )
+        }
+        Obstacle::Numa => Refusal::new(
+            RefusalCode::CapacityExceeded,
+            format!("VM {vm_id} must fit one NUMA node, and host {to_id} has none of its size"),
+            "choose another host, or let the VM span nodes",
+        ),
+        Obstacle::Broken { rule } => Refusal::new(
+            RefusalCode::RuleViolation,
+            broken(state, vm, rule, to),
             "choose another host, or change the rule",
         ),
         Obstacle::Forbidden { rule } => Refusal::new(
             RefusalCode::RuleViolation,
-            format!(
-                "rule {} does not let VM {vm_id} run on host {to_id}",
-                problem.rules[rule.0].id
-            ),
+            format!("rule {} does not let VM {vm_id} run on host {to_id}", problem.rule(rule).id),
             format!("choose one of the rule's hosts: {}", allowed_hosts(problem, rule)),
         ),
     }
 }
 
-/// The VM that is in the way of an anti-affinity rule.
-fn neighbour(state: &State<'_, '_>, vm: VmIx, rule: RuleIx, host: HostIx) -> String {
-    let RuleBody::Apart { vms } = &state.problem.rules[rule.0].body else { return String::new() };
-    let there = |other: &&VmIx| {
-        let info = state.problem.vm(**other);
-        **other != vm
-            && (state.at(**other) == host || info.bound_for.is_some() && info.host == host)
-    };
-    vms.iter().find(there).map_or_else(String::new, |vm| format!("VM {}", state.problem.vm(*vm).id))
+/// What a rule that holds at every moment has against the move.
+fn broken(state: &State<'_, '_>, vm: VmIx, rule: RuleIx, to: HostIx) -> String {
+    let problem = state.problem;
+    let (info, vm_id, to_id) = (problem.rule(rule), problem.vm(vm).id, problem.host(to).id);
+    let id = info.id;
+    match &info.body {
+        RuleBody::Apart { most: 1 } => {
+            let there = |host: HostIx| info.domain[host.0] == info.domain[to.0];
+            let is_near = |other: &&VmIx| {
+                let flies_from = problem.vm(**other).bound_for.is_some();
+                **other != vm
+                    && (there(state.at(**other)) || flies_from && there(problem.vm(**other).host))
+            };
+            let other = info.vms.iter().find(is_near);
+            let other = other.map_or("others", |other| problem.vm(*other).id.as_str());
+            format!("rule {id} keeps VM {vm_id} apart from VM {other} on host {to_id}")
+        }
+        RuleBody::Apart { most } => {
+            format!("rule {id} allows {most} of its VMs where host {to_id} is, and they are there")
+        }
+        RuleBody::Distinct { least } => format!(
+            "rule {id} wants its VMs in {least} domains, fewer would be left with VM {vm_id} on {to_id}"
+        ),
+        RuleBody::Within { most } => format!(
+            "rule {id} allows its VMs in {most} places at once, VM {vm_id} on {to_id} would be one more"
+        ),
+        RuleBody::Near => {
+            format!(
+                "rule {id} wants VM {vm_id} and what needs it, or what it needs, near each other"
+            )
+        }
+        RuleBody::Hosts { .. } | RuleBody::Among { .. } => {
+            format!("rule {id} wants its VMs in one group of hosts, {to_id} is outside")
+        }
+    }
 }
 
 fn allowed_hosts(problem: &Problem<'_>, rule: RuleIx) -> String {
@@ -200,16 +269,17 @@ fn allowed_hosts(problem: &Problem<'_>, rule: RuleIx) -> String {
 
 /// The host a new VM should start on.
 ///
-/// Only memory is a hard bound. Among the hosts with room the new VM is taken
-/// to use all its CPU: a host that stays below `options.cpu_ceiling` beats one
-/// that does not, and among equals the one that leaves the load most level
-/// wins, then the first by name. Rules that name `vm` are kept when the
-/// snapshot has it already; a VM no rule can name yet has none.
+/// Among the hosts with room that rules allow, the new VM is taken to use all
+/// its CPU: one where fewer preferences are given up comes first, then one that
+/// stays below `options.cpu_ceiling`, then the one that leaves the load most
+/// level, then the first by name. A VM that the snapshot has already, wherever,
+/// is taken out of it first, so that its needs and the rules that name it
+/// count; a VM that it does not have is memory and CPU only.
 ///
 /// # Errors
 /// - `InvalidArgument`: the snapshot does not fit together, or an option is out of range
 /// - `CapacityExceeded`: it is larger than any host, or no host has room now; the reason says which, with sizes
-/// - `RuleViolation`: hosts with room exist, but hard rules forbid them
+/// - `RuleViolation`, `Incompatible`: hosts with room exist, but rules forbid them or they lack what it needs
 /// - `Unavailable`: no host takes VMs at all
 pub fn place(
     snapshot: &ClusterSnapshot,
@@ -219,50 +289,65 @@ pub fn place(
 ) -> Result<HostId, Refusal> {
     options.validate()?;
     let problem = Problem::new(snapshot)?;
-    let state = State::new(&problem);
-    let mut best: Option<(bool, f64, HostIx)> = None;
+    let (state, own) = without(&problem, vm);
+    let mut best: Option<(i64, bool, f64, HostIx)> = None;
     let mut forbidden = None;
     for host in problem.host_ixs() {
         let info = problem.host(host);
         if !info.counts() || state.memory_free(host) < size.memory {
             continue;
         }
-        if let Some(rule) = rule_against(&state, vm, host) {
-            forbidden.get_or_insert((rule, host));
+        if let Some(obstacle) = own.and_then(|vm| state.obstacle_to_start(vm, host)) {
+            forbidden.get_or_insert((obstacle, host));
             continue;
         }
         let cpu = state.cpu(host).saturating_add(size.cpu.get()) as f64 / info.cpu as f64;
-        let found = (cpu > options.cpu_ceiling.get(), state.rise(host, size), host);
-        let is_better = |old: &(bool, f64, HostIx)| {
-            found.0.cmp(&old.0).then(found.1.total_cmp(&old.1)).then(found.2.cmp(&old.2)).is_lt()
+        let missed = own.map_or(0, |vm| state.preferences_to_start(vm, host));
+        let found = (missed, cpu > options.cpu_ceiling.get(), state.rise(host, size), host);
+        let is_better = |old: &(i64, bool, f64, HostIx)| {
+            let order = found.0.cmp(&old.0).then(found.1.cmp(&old.1));
+            order.then(found.2.total_cmp(&old.2)).then(found.3.cmp(&old.3)).is_lt()
         };
         if best.as_ref().is_none_or(is_better) {
             best = Some(found);
         }
     }
-    match (best, forbidden) {
-        (Some((_, _, host)), _) => Ok(problem.host(host).id.clone()),
-        (None, Some((rule, host))) => Err(Refusal::new(
-            RefusalCode::RuleViolation,
-            format!(
-                "host {} has room for VM {vm}, but rule {} forbids it, and so with every host that has room",
-                problem.host(host).id,
-                problem.rules[rule.0].id
-            ),
-            "change the rule, or make room on a host it allows",
-        )),
-        (None, None) => Err(no_room(&state, vm, size)),
+    match (best, forbidden, own) {
+        (Some((.., host)), ..) => Ok(problem.host(host).id.clone()),
+        (None, Some((obstacle, host)), Some(own)) => {
+            let mut refusal = explain(&state, own, host, obstacle);
+            refusal.reason =
+                format!("{}, and so or otherwise with every host that has room", refusal.reason);
+            refusal.remedy = "change the rule, or make room on a host it allows".to_owned();
+            Err(refusal)
+        }
+        (None, ..) => Err(no_room(&state, vm, size)),
     }
 }
 
-/// The rule that keeps a VM of the snapshot, if it is one, from this host.
-fn rule_against(state: &State<'_, '_>, vm: &VmId, host: HostIx) -> Option<RuleIx> {
-    let problem = state.problem;
-    let ix = problem.find_vm(vm)?;
-    let info = problem.vm(ix);
-    let own = |rule: RuleIx| u32::from(state.at(ix) == host) < state.apart_on(rule, host);
-    let must = info.must.iter().find(|rule| !problem.rule_allows(**rule, host));
-    must.or_else(|| info.anti.iter().find(|rule| own(**rule))).copied()
+/// Whether a VM that the snapshot has, wherever, may start on `host`: memory, needs and every hard rule.
+///
+/// # Errors
+/// As [`check_step`]; of rules also those that have to hold only when a plan has ended.
+pub fn check_start(snapshot: &ClusterSnapshot, vm: &VmId, host: &HostId) -> Result<(), Refusal> {
+    let problem = Problem::new(snapshot)?;
+    let to = problem.find_host(host).ok_or_else(|| missing("host", host.as_str()))?;
+    let (state, own) = without(&problem, vm);
+    let own = own.ok_or_else(|| missing("VM", vm.as_str()))?;
+    match state.obstacle_to_start(own, to) {
+        None => Ok(()),
+        Some(obstacle) => Err(explain(&state, own, to, obstacle)),
+    }
+}
+
+/// The state without this VM, and its number if the snapshot has it.
+fn without<'p, 'a>(problem: &'p Problem<'a>, vm: &VmId) -> (State<'p, 'a>, Option<VmIx>) {
+    let mut state = State::new(problem);
+    let own = problem.find_vm(vm);
+    if let Some(own) = own {
+        state.lift(own);
+    }
+    (state, own)
 }
 
 fn no_room(state: &State<'_, '_>, vm: &VmId, size: Resources) -> Refusal {

@@ -13,9 +13,11 @@
 //! | call | for |
 //! | --- | --- |
 //! | [`plan`] | a plan for the whole cluster |
-//! | [`check_step`] | whether one VM may go to one host: the same answer for every workflow |
+//! | [`check_step`] | whether one VM may go to one host, as a step of a plan |
+//! | [`check_move`] | the same for an operator's order, which has no later steps to put things right |
 //! | [`choose_target`] | where a VM goes when somebody wants it moved and names no host |
 //! | [`place`] | where a new VM starts |
+//! | [`check_start`] | whether a new VM may start on one host |
 //! | [`imbalance`] | how unequal the load is; formula in [`score`] |
 //! | [`usage`] | what each host has, holds and has left |
 //!
@@ -30,25 +32,24 @@
 mod check;
 pub mod core;
 mod cost;
+mod door;
 mod eligibility;
 pub mod explain;
 mod options;
 pub mod order;
 mod planner;
-mod problem;
 pub mod scenario;
 mod schedule;
 pub mod score;
 pub mod simulate;
 mod solve;
-mod state;
 #[cfg(test)]
 mod testing;
 mod usage;
 mod verdict;
 
 pub use cost::LINK_ASSUMED;
-pub use eligibility::{check_step, choose_target, place};
+pub use eligibility::{check_move, check_start, check_step, choose_target, place};
 pub use options::{Causes, PlanOptions, STEPS_MAX};
 pub use planner::{imbalance, plan};
 pub use usage::{Usage, usage};

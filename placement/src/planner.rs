@@ -6,9 +6,9 @@ use ballast_model::plan::StepCause;
 use ballast_model::{ClusterSnapshot, Plan, Planning, Ratio, Refusal, Step, VmId};
 
 use crate::cost;
+use crate::door::problem::Problem;
+use crate::door::state::{Cause, Move, State};
 use crate::options::PlanOptions;
-use crate::problem::Problem;
-use crate::state::{Cause, Move, State};
 use crate::{check, schedule, solve, verdict};
 
 /// Works out what to move, in which order and why; for every VM of the snapshot, why it moves or stays.
@@ -70,10 +70,10 @@ fn write_down<'p, 'a>(
 fn step_cause(problem: &Problem<'_>, cause: Cause) -> StepCause {
     match cause {
         Cause::Rule(rule) | Cause::Preference(rule) => {
-            StepCause::Rule { rule: problem.rules[rule.0].id.clone() }
+            StepCause::Rule { rule: problem.rule(rule).id.clone() }
         }
         Cause::Capacity => StepCause::Capacity,
-        Cause::Drain => StepCause::Drain,
+        Cause::Drain | Cause::Quarantine => StepCause::Drain,
         Cause::Balance => StepCause::Balance,
     }
 }

@@ -16,9 +16,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::door::problem::{Problem, RuleIx, VmIx};
+use crate::door::rules::RuleBody;
+use crate::door::state::{Move, State};
 use crate::options::PlanOptions;
-use crate::problem::{Problem, VmIx};
-use crate::state::{Move, State};
 
 /// The longest beginning of the solver's moves that makes a plan of at most `options.steps_max` steps, as those steps.
 pub(crate) fn shorten(problem: &Problem<'_>, found: &[Move], options: &PlanOptions) -> Vec<Move> {
@@ -104,7 +105,7 @@ pub(crate) fn dependencies(
         let info = problem.vm(step.vm);
         book.memory = book.memory.saturating_add(info.memory);
         book.cpu = book.cpu.saturating_add(info.cpu);
-        after.extend(book.gone.iter().copied().filter(|g| conflict(problem, step, &moves[*g])));
+        after.extend((0..n).filter(|earlier| conflict(problem, step, &moves[*earlier])));
         let (memory_limit, cpu_limit) = limits(problem, step, options);
         book.wait(problem, moves, &mut after, |m, c| m <= memory_limit && c <= cpu_limit);
         books[step.from.0].gone.push(n);
@@ -124,10 +125,20 @@ pub(crate) fn limits(problem: &Problem<'_>, step: &Move, options: &PlanOptions) 
     (host.memory, cpu)
 }
 
-/// Whether the two VMs may not be on one host.
-fn conflict(problem: &Problem<'_>, step: &Move, gone: &Move) -> bool {
-    let anti = &problem.vm(step.vm).anti;
-    gone.vm != step.vm && problem.vm(gone.vm).anti.iter().any(|rule| anti.contains(rule))
+/// Whether a rule that holds at every moment may need the earlier step to have ended.
+fn conflict(problem: &Problem<'_>, step: &Move, earlier: &Move) -> bool {
+    let bound_too = |rule: RuleIx| problem.vm(earlier.vm).rules.iter().any(|(r, _)| *r == rule);
+    let needs_it = |rule: RuleIx| {
+        let info = problem.rule(rule);
+        match &info.body {
+            RuleBody::Hosts { .. } => false,
+            RuleBody::Apart { .. } => info.domain[earlier.from.0] == info.domain[step.to.0],
+            _ => true,
+        }
+    };
+    let rules = problem.vm(step.vm).rules.iter().map(|(rule, _)| *rule);
+    let continuous = rules.filter(|rule| problem.rule(*rule).is_continuous());
+    earlier.vm != step.vm && continuous.into_iter().any(|rule| needs_it(rule) && bound_too(rule))
 }
 
 /// A host's use if every earlier arrival has come and no departure has ended, and the steps that leave it.

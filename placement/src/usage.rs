@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use ballast_model::{Bytes, ClusterSnapshot, HostId, Millicores, Refusal};
 
-use crate::problem::Problem;
+use crate::door::problem::Problem;
+use crate::door::state::State;
 use crate::score::MEMORY;
-use crate::state::State;
 
 /// One host's memory and CPU. For memory `overhead + vms + moving + free = capacity`, unless the host holds more than
 /// its capacity; then `free` is zero and the rest is over by [`Usage::memory_over`].

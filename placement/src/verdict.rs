@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use ballast_model::vm::Automation;
 use ballast_model::{Bytes, Ratio, Refusal, Verdict, VmId};
 
+use crate::door::obstacle::Obstacle;
+use crate::door::problem::{HostIx, RuleIx, VmIx};
+use crate::door::rules::RuleBody;
+use crate::door::state::{Cause, Move, State};
 use crate::eligibility::{explain, why_it_cannot_leave};
 use crate::options::PlanOptions;
-use crate::problem::{HostIx, VmIx};
 use crate::score::{CPU, MEMORY};
 use crate::solve;
-use crate::state::{Cause, Move, Obstacle, State};
 
 /// The loads of a move's two hosts before it.
 pub(crate) struct Shares {
@@ -42,16 +44,19 @@ pub(crate) fn of_move(
     let (from, to) = (problem.host(step.from).id, problem.host(step.to).id);
     let why = match step.cause {
         Cause::Rule(rule) => {
-            format!("on host {from} it breaks rule {}; {to} keeps it", problem.rules[rule.0].id)
+            format!("on host {from} it breaks rule {}; {to} keeps it", problem.rule(rule).id)
         }
         Cause::Preference(rule) => {
-            format!("rule {} prefers it elsewhere than on {from}", problem.rules[rule.0].id)
+            format!("rule {} prefers it elsewhere than on {from}", problem.rule(rule).id)
         }
         Cause::Capacity => format!(
             "host {from} holds more than its {} of memory; {to} has room",
             problem.host(step.from).host.capacity.memory
         ),
         Cause::Drain => format!("host {from} is being emptied; {to} has room"),
+        Cause::Quarantine => {
+            format!("host {from} is under suspicion; {to} takes it without harm")
+        }
         Cause::Balance => format!(
             "host {from} is at {} and {to} at {}: moving it lowers the imbalance by {}",
             before.from,
@@ -130,23 +135,13 @@ fn of_unmoved(state: &State<'_, '_>, vm: VmIx, options: &PlanOptions) -> Verdict
 /// What is wrong with the VM where it is.
 fn ought_to_move(state: &State<'_, '_>, vm: VmIx) -> Option<(Cause, String)> {
     let problem = state.problem;
-    let (info, at) = (problem.vm(vm), state.at(vm));
+    let at = state.at(vm);
     let host = problem.host(at);
-    let misses = |rules: &[crate::problem::RuleIx]| {
-        rules.iter().copied().find(|rule| !problem.rule_allows(*rule, at))
-    };
-    let id = |rule: crate::problem::RuleIx| problem.rules[rule.0].id;
     if host.draining() {
         return Some((Cause::Drain, format!("host {} is being emptied", host.id)));
     }
-    if let Some(rule) = misses(&info.must) {
-        let why = format!("rule {} does not let it run on host {}", id(rule), host.id);
-        return Some((Cause::Rule(rule), why));
-    }
-    if let Some(rule) = info.anti.iter().copied().find(|rule| state.apart_on(*rule, at) > 1) {
-        let why =
-            format!("host {} has another VM that rule {} keeps it apart from", host.id, id(rule));
-        return Some((Cause::Rule(rule), why));
+    if let Some(rule) = state.rule_broken(vm) {
+        return Some((Cause::Rule(rule), wrong_about(state, vm, rule)));
     }
     if state.memory_taken(at) > host.memory {
         let why = format!(
@@ -157,9 +152,37 @@ fn ought_to_move(state: &State<'_, '_>, vm: VmIx) -> Option<(Cause, String)> {
         );
         return Some((Cause::Capacity, why));
     }
-    let rule = misses(&info.should)?;
-    let why = format!("rule {} prefers it elsewhere than on host {}", id(rule), host.id);
-    Some((Cause::Preference(rule), why))
+    if host.quarantined() {
+        return Some((Cause::Quarantine, format!("host {} is under suspicion", host.id)));
+    }
+    let cause = state.preference_missed(vm)?;
+    let Cause::Preference(rule) = cause else { return None };
+    let why =
+        format!("rule {} prefers it elsewhere than on host {}", problem.rule(rule).id, host.id);
+    Some((cause, why))
+}
+
+/// What a broken hard rule wants, as far as this VM is concerned.
+fn wrong_about(state: &State<'_, '_>, vm: VmIx, rule: RuleIx) -> String {
+    let (problem, at) = (state.problem, state.at(vm));
+    let (info, host) = (problem.rule(rule), problem.host(at).id);
+    let id = info.id;
+    match &info.body {
+        RuleBody::Hosts { .. } => format!("rule {id} does not let it run on host {host}"),
+        RuleBody::Apart { most: 1 } => {
+            format!("host {host} has another VM that rule {id} keeps it apart from")
+        }
+        RuleBody::Apart { most } => {
+            format!("there are more than {most} VMs of rule {id} where it is")
+        }
+        RuleBody::Distinct { least } => {
+            format!("the VMs of rule {id} are in fewer than {least} domains")
+        }
+        RuleBody::Within { most: 1 } => format!("rule {id} wants its VMs together"),
+        RuleBody::Within { most } => format!("rule {id} allows its VMs on {most} hosts only"),
+        RuleBody::Near => format!("nothing that it needs by rule {id} is near it"),
+        RuleBody::Among { .. } => format!("rule {id} wants its VMs in one group of hosts"),
+    }
 }
 
 fn of_stuck(
@@ -201,7 +224,7 @@ fn allowed_by_options(cause: Cause, options: &PlanOptions) -> bool {
     match cause {
         Cause::Rule(_) | Cause::Preference(_) => options.causes.rules,
         Cause::Capacity => options.causes.capacity,
-        Cause::Drain => options.causes.drain,
+        Cause::Drain | Cause::Quarantine => options.causes.drain,
         Cause::Balance => options.causes.balance,
     }
 }
@@ -214,23 +237,24 @@ pub(crate) fn why_no_target(
     options: &PlanOptions,
 ) -> (String, String) {
     let problem = state.problem;
-    let (mut full, mut closed, mut other, mut busy) = (0_usize, 0_usize, 0_usize, 0_usize);
+    let (mut full, mut closed, mut other, mut busy, mut unfit) = (0_usize, 0, 0, 0, 0);
     let mut freest: Option<(Bytes, HostIx)> = None;
     let mut rules = BTreeSet::new();
     for host in problem.host_ixs() {
         match state.obstacle(vm, host) {
             Some(Obstacle::Here) => {}
-            Some(Obstacle::Draining | Obstacle::Unknown) => closed += 1,
+            Some(Obstacle::Closed | Obstacle::Unknown) => closed += 1,
             Some(Obstacle::Memory { free }) => {
                 full += 1;
                 if freest.is_none_or(|(most, _)| free > most) {
                     freest = Some((free, host));
                 }
             }
-            Some(Obstacle::Apart { rule } | Obstacle::Forbidden { rule }) => {
+            Some(Obstacle::Forbidden { rule } | Obstacle::Broken { rule }) => {
                 other += 1;
-                rules.insert(problem.rules[rule.0].id.to_string());
+                rules.insert(problem.rule(rule).id.to_string());
             }
+            Some(Obstacle::Cpu | Obstacle::Lacks | Obstacle::Numa) => unfit += 1,
             None if !state.cpu_allows(vm, host, cause, options) => busy += 1,
             None => other += 1,
         }
@@ -251,6 +275,9 @@ pub(crate) fn why_no_target(
     }
     if busy > 0 {
         parts.push(format!("{busy} would pass the CPU ceiling of {}", options.cpu_ceiling));
+    }
+    if unfit > 0 {
+        parts.push(format!("{unfit} lack what it needs besides memory"));
     }
     if closed > 0 {
         parts.push(format!("{closed} drain or are unknown"));
@@ -307,7 +334,9 @@ fn of_levelled(state: &State<'_, '_>, vm: VmIx, options: &PlanOptions) -> Verdic
              'ballast vm migrate {} --to {to}'",
             problem.vm(vm).id
         )
-    } else if problem.preferences_missed(vm, best.to) > problem.preferences_missed(vm, at) {
+    } else if let Some(rule) = state.discrete_broken(vm, best.to) {
+        format!("{would}, but rule {} would not hold then", problem.rule(rule).id)
+    } else if state.preference_change(vm, best.to) > 0 {
         format!("{would}, but a rule prefers it where it is, and no other host is worth the move")
     } else {
         format!("{would}, but the search ended before it; a later plan may move it")

@@ -64,7 +64,11 @@ impl Controller {
                 ballast_placement::choose_target(&snapshot, &order.vm, &options)?
             }
         };
-        ballast_placement::check_step(&snapshot, &order.vm, &to)?;
+        // A plan's later steps may put right what one of them breaks; after an order nothing comes.
+        match &order.cause {
+            Some(_) => ballast_placement::check_step(&snapshot, &order.vm, &to)?,
+            None => ballast_placement::check_move(&snapshot, &order.vm, &to)?,
+        }
         let vm = self.repository.known_vm(&order.vm).await?;
         if vm.record.value.change != VmChange::Settled {
             return Err(Refusal::new(

@@ -245,7 +245,7 @@ impl ControllerService for Operators {
         let result = async {
             self.0.leading()?;
             let rule = Rule::try_from(required(request.rule, "rule")?)?;
-            Ok((&self.0.set_rule(rule, actor(request.actor)?).await?).into())
+            Ok((&self.0.set_rule(rule, request.force, actor(request.actor)?).await?).into())
         };
         answer(&self.0, result.await)
     }

@@ -128,18 +128,56 @@ async fn rules_are_checked_when_set_and_kept_when_moving() {
         let vms = vms.iter().map(|vm| vm.parse().unwrap()).collect();
         Rule::must("apart".parse().unwrap(), RuleKind::AntiAffinity { vms, per_host_max: 1 })
     };
-    let refusal = cluster.controller.set_rule(apart(&["a", "x"]), reasons()).await.unwrap_err();
+    let refusal =
+        cluster.controller.set_rule(apart(&["a", "x"]), false, reasons()).await.unwrap_err();
     assert_eq!(refusal.code, RefusalCode::NotFound);
-    let set = cluster.controller.set_rule(apart(&["a", "b"]), reasons()).await.unwrap();
+    let set = cluster.controller.set_rule(apart(&["a", "b"]), false, reasons()).await.unwrap();
     let refusal = cluster.migrate("a", "h2").await.unwrap_err();
     assert_eq!(refusal.code, RefusalCode::RuleViolation, "{refusal}");
     let stale = Rule { revision: Revision(set.revision.0 + 1), ..set.clone() };
-    let refusal = cluster.controller.set_rule(stale, reasons()).await.unwrap_err();
+    let refusal = cluster.controller.set_rule(stale, false, reasons()).await.unwrap_err();
     assert_eq!(refusal.code, RefusalCode::Conflict);
     cluster.controller.delete_rule(&set.id, reasons()).await.unwrap();
     let id = cluster.migrate("a", "h2").await.unwrap();
     assert_eq!(cluster.ended(id).await.phase.name(), "completed");
     cluster.settled().await;
+}
+
+#[tokio::test]
+async fn a_rule_that_nothing_can_keep_is_refused_with_those_it_conflicts_with() {
+    let cluster = Cluster::start().await;
+    cluster.create("a", "h1").await;
+    cluster.create("b", "h1").await;
+    let vms = || ["a", "b"].map(|vm| vm.parse().unwrap()).into();
+    let pin = RuleKind::VmHost { vms: vms(), hosts: ["h1".parse().unwrap()].into() };
+    let pin = Rule::must("pin".parse().unwrap(), pin);
+    cluster.controller.set_rule(pin, false, reasons()).await.unwrap();
+    let apart = RuleKind::AntiAffinity { vms: vms(), per_host_max: 1 };
+    let apart = Rule::must("apart".parse().unwrap(), apart);
+    let refusal = cluster.controller.set_rule(apart.clone(), false, reasons()).await.unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::RuleViolation);
+    assert!(refusal.reason.contains("together with pin"), "{refusal}");
+    cluster.controller.set_rule(apart, true, reasons()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_vm_created_on_a_named_host_keeps_the_rules_that_name_it() {
+    let cluster = Cluster::start().await;
+    cluster.create("a", "h1").await;
+    cluster.create("b", "h2").await;
+    let vms = ["a", "b"].map(|vm| vm.parse().unwrap()).into();
+    let apart = RuleKind::AntiAffinity { vms, per_host_max: 1 };
+    let apart = Rule::must("apart".parse().unwrap(), apart);
+    cluster.controller.set_rule(apart, false, reasons()).await.unwrap();
+    cluster.controller.delete_vm(&"b".parse().unwrap(), reasons()).await.unwrap();
+    let create = |host: Option<&str>| {
+        let host = host.map(|host| host.parse().unwrap());
+        cluster.controller.create_vm(Creation::boot(spec("b"), host), reasons())
+    };
+    let refusal = create(Some("h1")).await.unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::RuleViolation, "{refusal}");
+    create(None).await.unwrap();
+    assert_ne!(cluster.world.holds(&"b".parse().unwrap()), vec!["h1".parse().unwrap()]);
 }
 
 #[tokio::test]
@@ -152,7 +190,7 @@ async fn a_rule_outlives_the_vms_it_names() {
         hosts: ["h1".parse().unwrap()].into(),
     };
     let bound = Rule::must("bound".parse().unwrap(), kind);
-    cluster.controller.set_rule(bound, reasons()).await.unwrap();
+    cluster.controller.set_rule(bound, false, reasons()).await.unwrap();
     cluster.controller.delete_vm(&"a".parse().unwrap(), reasons()).await.unwrap();
     let id = cluster.migrate("b", "").await.unwrap();
     cluster.ended(id).await;

@@ -5,10 +5,10 @@
 //! with the least loaded hosts are tried. A sweep costs one O(1) evaluation for
 //! each VM and target.
 
-use crate::problem::{HostIx, VmIx};
+use crate::door::problem::{HostIx, VmIx};
+use crate::door::state::{Cause, State};
 use crate::score::{METRICS, spread_bound};
 use crate::solve::Solver;
-use crate::state::{Cause, State};
 
 /// The most sweeps in one run.
 const SWEEPS_MAX: usize = 64;
@@ -108,10 +108,11 @@ fn best_from(solver: &Solver<'_, '_, '_>, host: HostIx, floor: f64) -> Option<Be
 
 /// Whether a balance move breaks nothing and gives up no preference.
 fn allowed(solver: &Solver<'_, '_, '_>, vm: VmIx, to: HostIx) -> bool {
-    let (state, problem) = (&*solver.state, solver.state.problem);
+    let state = &*solver.state;
     state.obstacle(vm, to).is_none()
         && state.cpu_allows(vm, to, Cause::Balance, solver.options)
-        && problem.preferences_missed(vm, to) <= problem.preferences_missed(vm, state.at(vm))
+        && state.preference_change(vm, to) <= 0
+        && state.discrete_broken(vm, to).is_none()
 }
 
 /// Makes the best swap of a VM on `host` with one on a less loaded host, if any is worth it.

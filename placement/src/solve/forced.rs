@@ -1,14 +1,16 @@
 //! Moves that are not for balance: broken rules, full hosts, drains, preferences.
 
+use crate::door::problem::{HostIx, RuleIx, VmIx};
+use crate::door::state::{Cause, State};
 use crate::options::PlanOptions;
-use crate::problem::{HostIx, RuleBody, RuleIx, VmIx};
 use crate::solve::Solver;
-use crate::state::{Cause, State};
 
-/// How good a target is for a move that must be made. Field order is priority: fewest preferences missed, then CPU
+/// How good a target is for a move that must be made. Field order is priority: least fault of hard rules that hold in
+/// the end, least weight of preferences missed, then CPU
 /// within the ceiling (0), within capacity (1) or beyond (2), then by how much beyond, then the gain, then the number.
 struct Fit {
-    missed: usize,
+    fault: i64,
+    missed: i64,
     tightness: u8,
     beyond: f64,
     gain: f64,
@@ -17,8 +19,9 @@ struct Fit {
 
 impl Fit {
     fn is_better_than(&self, other: &Self) -> bool {
-        self.missed
-            .cmp(&other.missed)
+        self.fault
+            .cmp(&other.fault)
+            .then(self.missed.cmp(&other.missed))
             .then(self.tightness.cmp(&other.tightness))
             .then(self.beyond.total_cmp(&other.beyond))
             .then(other.gain.total_cmp(&self.gain))
@@ -33,16 +36,26 @@ pub(super) fn best_target(
     cause: Cause,
     options: &PlanOptions,
 ) -> Option<HostIx> {
-    let problem = state.problem;
+    best_of(state, vm, cause, options, |_| true)
+}
+
+fn best_of(
+    state: &State<'_, '_>,
+    vm: VmIx,
+    cause: Cause,
+    options: &PlanOptions,
+    suits: impl Fn(HostIx) -> bool,
+) -> Option<HostIx> {
     let mut best: Option<Fit> = None;
-    for host in problem.host_ixs() {
+    for host in state.problem.host_ixs().filter(|host| suits(*host)) {
         if state.obstacle(vm, host).is_some() || !state.cpu_allows(vm, host, cause, options) {
             continue;
         }
         let cpu = state.cpu_share_after(vm, host);
         let tightness = u8::from(cpu > options.cpu_ceiling.get()) + u8::from(cpu > 1.0);
         let fit = Fit {
-            missed: problem.preferences_missed(vm, host),
+            fault: state.fault_change(vm, host),
+            missed: state.preference_change(vm, host),
             tightness,
             beyond: if cpu > 1.0 { cpu } else { 0.0 },
             gain: state.gain(vm, host),
@@ -70,17 +83,9 @@ fn try_move(solver: &mut Solver<'_, '_, '_>, vm: VmIx, cause: Cause) -> bool {
 pub(super) fn mend(solver: &mut Solver<'_, '_, '_>) {
     let problem = solver.state.problem;
     if solver.options.causes.rules {
-        for (n, rule) in problem.rules.iter().enumerate() {
-            match &rule.body {
-                RuleBody::Apart { .. } => separate(solver, RuleIx(n)),
-                RuleBody::Hosts { .. } => {}
-            }
-        }
-        for vm in problem.vm_ixs() {
-            let at = solver.state.at(vm);
-            let broken = problem.vm(vm).must.iter().find(|rule| !problem.rule_allows(**rule, at));
-            if let Some(rule) = broken {
-                try_move(solver, vm, Cause::Rule(*rule));
+        for n in 0..problem.rules.len() {
+            if problem.rules[n].is_must() {
+                mend_rule(solver, RuleIx(n));
             }
         }
     }
@@ -91,21 +96,27 @@ pub(super) fn mend(solver: &mut Solver<'_, '_, '_>) {
     }
 }
 
-/// Moves VMs of an anti-affinity rule away from each other; the small ones move, they cost least.
-fn separate(solver: &mut Solver<'_, '_, '_>, rule: RuleIx) {
-    for host in solver.state.crowded(rule) {
-        let mut members: Vec<VmIx> = match &solver.state.problem.rules[rule.0].body {
-            RuleBody::Apart { vms } => {
-                vms.iter().copied().filter(|vm| solver.state.at(*vm) == host).collect()
+/// Moves VMs that have a part in a rule's fault, as long as that lowers it; the small ones move, they cost least.
+fn mend_rule(solver: &mut Solver<'_, '_, '_>, rule: RuleIx) {
+    if solver.state.fault(rule) == 0 {
+        return;
+    }
+    let problem = solver.state.problem;
+    let mut members = problem.rule(rule).vms.clone();
+    members.sort_by_key(|vm| (problem.vm(*vm).memory, *vm));
+    for vm in members {
+        if solver.state.is_at_fault(vm, rule) && problem.may_move(vm, Cause::Rule(rule)) {
+            let mends = |to: HostIx| {
+                let bound = problem.vm(vm).rules.iter().find(|(ix, _)| *ix == rule);
+                bound.is_some_and(|(_, role)| {
+                    let change = solver.state.change(rule, *role, Some(solver.state.at(vm)), to);
+                    change.after < change.before
+                })
+            };
+            let target = best_of(solver.state, vm, Cause::Rule(rule), solver.options, mends);
+            if let Some(to) = target {
+                solver.make(vm, to, Cause::Rule(rule));
             }
-            RuleBody::Hosts { .. } => Vec::new(),
-        };
-        members.sort_by_key(|vm| (solver.state.problem.vm(*vm).memory, *vm));
-        for vm in members {
-            if solver.state.apart_on(rule, host) <= 1 {
-                break;
-            }
-            try_move(solver, vm, Cause::Rule(rule));
         }
     }
 }
@@ -143,18 +154,40 @@ pub(super) fn drain(solver: &mut Solver<'_, '_, '_>) {
     }
 }
 
+/// Takes VMs off hosts under suspicion, where there is room without harm.
+pub(super) fn leave_quarantine(solver: &mut Solver<'_, '_, '_>) {
+    let problem = solver.state.problem;
+    let hosts = problem.host_ixs();
+    let suspected = hosts.filter(|host| problem.host(*host).quarantined());
+    let vms: Vec<VmIx> =
+        suspected.flat_map(|host| solver.state.vms_on(host).iter().copied()).collect();
+    for vm in vms {
+        if !problem.may_move(vm, Cause::Quarantine) {
+            continue;
+        }
+        let target = best_target(solver.state, vm, Cause::Quarantine, solver.options);
+        let harmless = |to: &HostIx| {
+            solver.state.preference_change(vm, *to) <= 0
+                && solver.state.discrete_broken(vm, *to).is_none()
+        };
+        if let Some(to) = target.filter(harmless) {
+            solver.make(vm, to, Cause::Quarantine);
+        }
+    }
+}
+
 /// Brings VMs to where a preference wants them, when there is room and no other preference is given up for it.
 pub(super) fn prefer(solver: &mut Solver<'_, '_, '_>) {
     let problem = solver.state.problem;
     for vm in problem.vm_ixs() {
-        let at = solver.state.at(vm);
-        let missed = problem.vm(vm).should.iter().find(|rule| !problem.rule_allows(**rule, at));
-        let Some(cause) = missed.map(|rule| Cause::Preference(*rule)) else { continue };
+        let Some(cause) = solver.state.preference_missed(vm) else { continue };
         if !problem.may_move(vm, cause) {
             continue;
         }
-        let better = best_target(solver.state, vm, cause, solver.options)
-            .filter(|to| problem.preferences_missed(vm, *to) < problem.preferences_missed(vm, at));
+        let better = best_target(solver.state, vm, cause, solver.options).filter(|to| {
+            solver.state.preference_change(vm, *to) < 0
+                && solver.state.discrete_broken(vm, *to).is_none()
+        });
         if let Some(to) = better {
             solver.make(vm, to, cause);
         }

@@ -17,9 +17,9 @@ mod forced;
 
 pub(crate) use balance::Best;
 
+use crate::door::problem::{HostIx, VmIx};
+use crate::door::state::{Cause, Move, State};
 use crate::options::PlanOptions;
-use crate::problem::{HostIx, VmIx};
-use crate::state::{Cause, Move, State};
 
 /// The most repetitions; more than a handful has not been seen.
 const PASSES_MAX: usize = 16;
@@ -54,6 +54,7 @@ pub(crate) fn solve(state: &mut State<'_, '_>, options: &PlanOptions) -> Vec<Mov
         forced::mend(&mut solver);
         if options.causes.drain {
             forced::drain(&mut solver);
+            forced::leave_quarantine(&mut solver);
         }
         if options.causes.rules {
             forced::prefer(&mut solver);

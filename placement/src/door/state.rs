@@ -4,12 +4,14 @@
 //! only by [`State::shift`]; loads are whole numbers, so the same placement is
 //! the same state however it was reached.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use ballast_model::{Bytes, Ratio, Resources};
 
+use super::obstacle::RuleChange;
+use super::problem::{HostIx, Problem, RuleIx, VmIx};
+use super::rules::{Role, RuleBody, Tally};
 use crate::options::PlanOptions;
-use crate::problem::{HostIx, Problem, RuleIx, VmIx};
 use crate::score::{CPU, Change, MEMORY, METRICS, Sums};
 
 /// Why a move is made. The order is the order of urgency.
@@ -21,6 +23,8 @@ pub(crate) enum Cause {
     Capacity,
     /// Its host is being emptied.
     Drain,
+    /// Its host is under suspicion.
+    Quarantine,
     /// It is where a preference does not want it.
     Preference(RuleIx),
     /// The load is more level afterwards.
@@ -45,17 +49,7 @@ pub(crate) struct Move {
     pub(crate) opens_swap: bool,
 }
 
-/// What stands between a VM and a target, whoever asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Obstacle {
-    Here,
-    Draining,
-    Unknown,
-    Memory { free: Bytes },
-    Apart { rule: RuleIx },
-    Forbidden { rule: RuleIx },
-}
-
+#[derive(Clone)]
 pub(crate) struct State<'p, 'a> {
     pub(crate) problem: &'p Problem<'a>,
     /// Where each VM is; a VM in flight counts as arrived.
@@ -67,8 +61,10 @@ pub(crate) struct State<'p, 'a> {
     shares: Vec<[f64; METRICS.len()]>,
     /// Memory held on the other end of migrations under way, in bytes.
     held: Vec<u64>,
-    /// For each anti-affinity rule, how many of its VMs each host has, in-flight ones on both hosts.
-    apart: Vec<BTreeMap<HostIx, u32>>,
+    /// CPU sizes of the VMs on each host, those in flight on both, in millicores.
+    sizes: Vec<u64>,
+    /// What each rule counts, VMs in flight on both hosts.
+    tallies: Vec<Tally>,
     sums: Sums,
 }
 
@@ -82,7 +78,8 @@ impl<'p, 'a> State<'p, 'a> {
             load: [CPU, MEMORY].map(|m| problem.hosts.iter().map(|h| h.overhead[m]).collect()),
             shares: vec![[0.0; METRICS.len()]; hosts],
             held: vec![0; hosts],
-            apart: vec![BTreeMap::new(); problem.rules.len()],
+            sizes: vec![0; hosts],
+            tallies: problem.rules.iter().map(Tally::new).collect(),
             sums: Sums::default(),
         };
         for vm in problem.vm_ixs() {
@@ -92,9 +89,8 @@ impl<'p, 'a> State<'p, 'a> {
             state.enter(vm, at);
             if at != info.host {
                 state.held[info.host.0] = state.held[info.host.0].saturating_add(info.memory);
-                for rule in &info.anti {
-                    *state.apart[rule.0].entry(info.host).or_default() += 1;
-                }
+                state.sizes[info.host.0] = state.sizes[info.host.0].saturating_add(info.cpu_size);
+                state.note_rules(vm, info.host, 1);
             }
         }
         problem.host_ixs().for_each(|host| state.note_shares(host));
@@ -114,13 +110,99 @@ impl<'p, 'a> State<'p, 'a> {
         &self.sums
     }
 
-    pub(crate) fn apart_on(&self, rule: RuleIx, host: HostIx) -> u32 {
-        self.apart[rule.0].get(&host).copied().unwrap_or(0)
+    pub(crate) fn tally(&self, rule: RuleIx) -> &Tally {
+        &self.tallies[rule.0]
     }
 
-    /// Hosts with more than one VM of an anti-affinity rule.
-    pub(crate) fn crowded(&self, rule: RuleIx) -> Vec<HostIx> {
-        self.apart[rule.0].iter().filter(|(_, n)| **n > 1).map(|(host, _)| *host).collect()
+    pub(crate) fn fault(&self, rule: RuleIx) -> u32 {
+        self.tallies[rule.0].fault(self.problem.rule(rule))
+    }
+
+    pub(crate) fn cpu_sizes(&self, host: HostIx) -> u64 {
+        self.sizes[host.0]
+    }
+
+    /// Whether the VM has a part in the fault of a rule: with it elsewhere the rule could be nearer to holding.
+    pub(crate) fn is_at_fault(&self, vm: VmIx, rule: RuleIx) -> bool {
+        let (info, tally, at) = (self.problem.rule(rule), self.tally(rule), self.at(vm));
+        if tally.fault(info) == 0 {
+            return false;
+        }
+        match &info.body {
+            RuleBody::Hosts { allowed } => !allowed[at.0],
+            RuleBody::Apart { most } => tally.near(info, at) > *most,
+            RuleBody::Distinct { .. } => tally.near(info, at) > 1,
+            // The few move to the many.
+            RuleBody::Within { .. } => !tally.is_fullest(info, at),
+            RuleBody::Near => tally.needed_near(info, at) == 0,
+            RuleBody::Among { groups } => {
+                tally.best_group().is_none_or(|group| !groups[group][at.0])
+            }
+        }
+    }
+
+    /// The weight of preferences that would be broken with the VM there, less what is broken with it where it is.
+    pub(crate) fn preference_change(&self, vm: VmIx, to: HostIx) -> i64 {
+        let mut sum = 0;
+        for (ix, role) in &self.problem.vm(vm).rules {
+            let weight = self.problem.rule(*ix).weight();
+            if weight > 0 {
+                let change = self.change(*ix, *role, Some(self.at(vm)), to);
+                sum += to_signed(weight) * (i64::from(change.after) - i64::from(change.before));
+            }
+        }
+        sum
+    }
+
+    /// By how much the faults of all hard rules together rise.
+    pub(crate) fn fault_change(&self, vm: VmIx, to: HostIx) -> i64 {
+        let hard =
+            self.problem.vm(vm).rules.iter().filter(|(ix, _)| self.problem.rule(*ix).is_must());
+        hard.map(|(ix, role)| {
+            let change = self.change(*ix, *role, Some(self.at(vm)), to);
+            i64::from(change.after) - i64::from(change.before)
+        })
+        .sum()
+    }
+
+    /// A preference that the VM has a part in breaking.
+    pub(crate) fn preference_missed(&self, vm: VmIx) -> Option<Cause> {
+        let rules = self.problem.vm(vm).rules.iter();
+        let mut soft = rules.filter(|(ix, role)| role.bound && !self.problem.rule(*ix).is_must());
+        soft.find(|(ix, _)| self.is_at_fault(vm, *ix)).map(|(ix, _)| Cause::Preference(*ix))
+    }
+
+    /// The weight of preferences that a VM taken out would break by starting on `host`.
+    pub(crate) fn preferences_to_start(&self, vm: VmIx, host: HostIx) -> i64 {
+        let rules = self.problem.vm(vm).rules.iter();
+        rules
+            .map(|(ix, role)| {
+                let weight = to_signed(self.problem.rule(*ix).weight());
+                let change = self.change(*ix, *role, None, host);
+                weight * (i64::from(change.after) - i64::from(change.before))
+            })
+            .sum()
+    }
+
+    /// A hard rule that the VM has a part in breaking; those that only a host breaks come first.
+    pub(crate) fn rule_broken(&self, vm: VmIx) -> Option<RuleIx> {
+        let rules = self.problem.vm(vm).rules.iter();
+        let hard = rules.filter(|(ix, role)| role.bound && self.problem.rule(*ix).is_must());
+        let mut broken: Vec<RuleIx> =
+            hard.map(|(ix, _)| *ix).filter(|ix| self.is_at_fault(vm, *ix)).collect();
+        broken.sort_by_key(|ix| self.problem.rule_allows(*ix, self.at(vm)));
+        broken.first().copied()
+    }
+
+    /// A hard rule that has to hold only in the end, and that would be further from that.
+    pub(crate) fn discrete_broken(&self, vm: VmIx, to: HostIx) -> Option<RuleIx> {
+        let worse = |(ix, role): &&(RuleIx, Role)| {
+            let rule = self.problem.rule(*ix);
+            let change = || self.change(*ix, *role, Some(self.at(vm)), to);
+            let is_worse = |change: RuleChange| change.after > change.before;
+            rule.is_must() && !rule.is_continuous() && is_worse(change())
+        };
+        self.problem.vm(vm).rules.iter().find(worse).map(|(ix, _)| *ix)
     }
 
     /// Memory in use or promised, in bytes.
@@ -144,29 +226,6 @@ impl<'p, 'a> State<'p, 'a> {
     /// The host's load, for people.
     pub(crate) fn share(&self, host: HostIx, metric: usize) -> Ratio {
         Ratio::new(self.loads(host)[metric])
-    }
-
-    /// What keeps the VM from `to` for now, for whatever reason it moves.
-    pub(crate) fn obstacle(&self, vm: VmIx, to: HostIx) -> Option<Obstacle> {
-        let (info, host) = (self.problem.vm(vm), self.problem.host(to));
-        if self.at(vm) == to {
-            return Some(Obstacle::Here);
-        }
-        if host.draining() {
-            return Some(Obstacle::Draining);
-        }
-        if !host.counts() {
-            return Some(Obstacle::Unknown);
-        }
-        let free = self.memory_free(to);
-        if info.memory > free.get() {
-            return Some(Obstacle::Memory { free });
-        }
-        if let Some(rule) = info.must.iter().find(|rule| !self.problem.rule_allows(**rule, to)) {
-            return Some(Obstacle::Forbidden { rule: *rule });
-        }
-        let crowd = info.anti.iter().find(|rule| self.apart_on(**rule, to) > 0);
-        crowd.map(|rule| Obstacle::Apart { rule: *rule })
     }
 
     /// The share of its CPU capacity the target would reach.
@@ -229,20 +288,28 @@ impl<'p, 'a> State<'p, 'a> {
     /// Moves the VM. What may move is the caller's business.
     pub(crate) fn shift(&mut self, vm: VmIx, to: HostIx) {
         let from = self.at(vm);
-        let info = self.problem.vm(vm);
-        self.on[from.0].remove(&vm);
-        self.load[CPU][from.0] = self.load[CPU][from.0].saturating_sub(info.cpu);
-        self.load[MEMORY][from.0] = self.load[MEMORY][from.0].saturating_sub(info.memory);
-        for rule in &info.anti {
-            if let Some(count) = self.apart[rule.0].get_mut(&from) {
-                *count = count.saturating_sub(1);
-            }
-        }
+        self.leave(vm);
         self.at[vm.0] = to;
         self.enter(vm, to);
         self.note_shares(from);
         self.note_shares(to);
         self.sum_up();
+    }
+
+    /// Takes the VM out of the cluster, for good: one that has yet to start.
+    pub(crate) fn lift(&mut self, vm: VmIx) {
+        self.leave(vm);
+        self.note_shares(self.at(vm));
+        self.sum_up();
+    }
+
+    fn leave(&mut self, vm: VmIx) {
+        let (from, info) = (self.at(vm), self.problem.vm(vm));
+        self.on[from.0].remove(&vm);
+        self.load[CPU][from.0] = self.load[CPU][from.0].saturating_sub(info.cpu);
+        self.load[MEMORY][from.0] = self.load[MEMORY][from.0].saturating_sub(info.memory);
+        self.sizes[from.0] = self.sizes[from.0].saturating_sub(info.cpu_size);
+        self.note_rules(vm, from, -1);
     }
 
     fn note_shares(&mut self, host: HostIx) {
@@ -254,8 +321,13 @@ impl<'p, 'a> State<'p, 'a> {
         self.on[host.0].insert(vm);
         self.load[CPU][host.0] = self.load[CPU][host.0].saturating_add(info.cpu);
         self.load[MEMORY][host.0] = self.load[MEMORY][host.0].saturating_add(info.memory);
-        for rule in &info.anti {
-            *self.apart[rule.0].entry(host).or_default() += 1;
+        self.sizes[host.0] = self.sizes[host.0].saturating_add(info.cpu_size);
+        self.note_rules(vm, host, 1);
+    }
+
+    fn note_rules(&mut self, vm: VmIx, host: HostIx, by: i32) {
+        for (rule, role) in &self.problem.vm(vm).rules {
+            self.tallies[rule.0].note(self.problem.rule(*rule), host, *role, by);
         }
     }
 

@@ -1,19 +1,17 @@
 //! The snapshot with names turned into small integers, once, at the door.
 //!
 //! A `Problem` borrows the snapshot, never changes, and is what every later
-//! step reads. What changes while solving is in [`crate::state`].
+//! step reads. What changes while planning is in [`crate::door::state`].
 
 use std::collections::HashMap;
 
-use ballast_model::rule::Strength;
 use ballast_model::snapshot::{Mobility, PlacedVm};
 use ballast_model::vm::Automation;
-use ballast_model::{
-    ClusterSnapshot, Host, HostId, HostState, Refusal, RefusalCode, RuleId, RuleKind, Telemetry,
-    VmId,
-};
+use ballast_model::{ClusterSnapshot, Host, HostId, HostState, Refusal, Telemetry, VmId};
 
-use crate::state::Cause;
+use super::entitle;
+use super::rules::{self, Role, RuleBody, RuleInfo};
+use super::state::Cause;
 
 /// A host's number, in order of names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,7 +19,7 @@ pub(crate) struct HostIx(pub(crate) usize);
 /// A VM's number, in order of names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct VmIx(pub(crate) usize);
-/// A rule's number, in order of names.
+/// A rule's number, in order of names; a spread rule with two bounds has two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RuleIx(pub(crate) usize);
 
@@ -30,8 +28,10 @@ pub(crate) struct HostInfo<'a> {
     pub(crate) host: &'a Host,
     /// Capacity in millicores.
     pub(crate) cpu: u64,
-    /// Capacity in bytes.
+    /// Memory it admits in bytes: its capacity and what the policy lets it overcommit.
     pub(crate) memory: u64,
+    /// CPU size of VMs it admits in millicores, if that is bounded.
+    pub(crate) cpu_admitted: Option<u64>,
     /// What it uses besides its VMs, in millicores and bytes; zero when unknown.
     pub(crate) overhead: [u64; 2],
     /// Its samples passed the telemetry gate.
@@ -39,13 +39,19 @@ pub(crate) struct HostInfo<'a> {
 }
 
 impl HostInfo<'_> {
+    /// To be emptied, whatever that costs.
     pub(crate) fn draining(&self) -> bool {
-        self.host.state != HostState::Active
+        self.host.state == HostState::Draining
+    }
+
+    /// To be emptied where that does no harm.
+    pub(crate) fn quarantined(&self) -> bool {
+        self.host.state == HostState::Quarantined
     }
 
     /// Whether it may take VMs, and so whether it counts for the imbalance.
     pub(crate) fn counts(&self) -> bool {
-        self.known && !self.draining() && self.cpu > 0 && self.memory > 0
+        self.known && self.host.state == HostState::Active && self.cpu > 0 && self.memory > 0
     }
 }
 
@@ -56,13 +62,14 @@ pub(crate) struct VmInfo<'a> {
     pub(crate) host: HostIx,
     /// Where a migration under way takes it.
     pub(crate) bound_for: Option<HostIx>,
-    /// Demand in millicores.
+    /// What it is due of its demand, in millicores.
     pub(crate) cpu: u64,
+    /// CPU size in millicores.
+    pub(crate) cpu_size: u64,
     /// Size in bytes.
     pub(crate) memory: u64,
-    pub(crate) anti: Vec<RuleIx>,
-    pub(crate) must: Vec<RuleIx>,
-    pub(crate) should: Vec<RuleIx>,
+    /// The rules that bind or need it, and which of the two.
+    pub(crate) rules: Vec<(RuleIx, Role)>,
 }
 
 impl VmInfo<'_> {
@@ -70,25 +77,10 @@ impl VmInfo<'_> {
     pub(crate) fn automation_allows(&self, cause: Cause) -> bool {
         match self.vm.automation {
             Automation::Full => true,
-            Automation::Partial => cause == Cause::Drain,
+            Automation::Partial => matches!(cause, Cause::Drain | Cause::Quarantine),
             Automation::Manual => false,
         }
     }
-}
-
-pub(crate) enum RuleBody {
-    Apart {
-        vms: Vec<VmIx>,
-    },
-    /// One flag a host.
-    Hosts {
-        allowed: Vec<bool>,
-    },
-}
-
-pub(crate) struct RuleInfo<'a> {
-    pub(crate) id: &'a RuleId,
-    pub(crate) body: RuleBody,
 }
 
 pub(crate) struct Problem<'a> {
@@ -106,7 +98,9 @@ impl<'a> Problem<'a> {
             snapshot.hosts.keys().enumerate().map(|(n, id)| (id, HostIx(n))).collect();
         let vm_ix: HashMap<_, _> =
             snapshot.vms.keys().enumerate().map(|(n, id)| (id, VmIx(n))).collect();
-        let hosts: Vec<_> = snapshot.hosts.iter().map(|(id, host)| host_info(id, host)).collect();
+        let hosts: Vec<_> =
+            snapshot.hosts.iter().map(|(id, host)| host_info(snapshot, id, host)).collect();
+        let due = entitle::cpu(snapshot);
         let mut vms: Vec<_> = snapshot
             .vms
             .iter()
@@ -115,11 +109,10 @@ impl<'a> Problem<'a> {
                 vm,
                 host: host_ix[&vm.host],
                 bound_for: None,
-                cpu: vm.demand.cpu.get(),
+                cpu: due[id].get(),
+                cpu_size: vm.size.cpu.get(),
                 memory: vm.size.memory.get(),
-                anti: Vec::new(),
-                must: Vec::new(),
-                should: Vec::new(),
+                rules: Vec::new(),
             })
             .collect();
         for flight in &snapshot.migrations {
@@ -130,37 +123,18 @@ impl<'a> Problem<'a> {
                 vm.host = host_ix[&flight.from];
             }
         }
-        let mut rules = Vec::with_capacity(snapshot.rules.len());
-        for (n, (id, rule)) in snapshot.rules.iter().enumerate() {
-            let body = match &rule.kind {
-                RuleKind::AntiAffinity { vms: apart, per_host_max: 1 } => {
-                    let apart: Vec<VmIx> = apart.iter().map(|vm| vm_ix[vm]).collect();
-                    apart.iter().for_each(|vm| vms[vm.0].anti.push(RuleIx(n)));
-                    RuleBody::Apart { vms: apart }
+        let rules = rules::number(snapshot, &host_ix, &vm_ix);
+        for (n, rule) in rules.iter().enumerate() {
+            for vm in &rule.vms {
+                vms[vm.0].rules.push((RuleIx(n), Role { bound: true, needed: false }));
+            }
+            for vm in &rule.needs {
+                let own = &mut vms[vm.0].rules;
+                match own.last_mut().filter(|(last, _)| *last == RuleIx(n)) {
+                    Some((_, role)) => role.needed = true,
+                    None => own.push((RuleIx(n), Role { bound: false, needed: true })),
                 }
-                RuleKind::VmHost { vms: bound, hosts: named }
-                | RuleKind::VmNotHost { vms: bound, hosts: named } => {
-                    for vm in bound {
-                        let vm = &mut vms[vm_ix[vm].0];
-                        match rule.strength {
-                            Strength::Must => vm.must.push(RuleIx(n)),
-                            Strength::Should { .. } => vm.should.push(RuleIx(n)),
-                        }
-                    }
-                    let wanted = matches!(rule.kind, RuleKind::VmHost { .. });
-                    let mut allowed = vec![!wanted; hosts.len()];
-                    named.iter().for_each(|host| allowed[host_ix[host].0] = wanted);
-                    RuleBody::Hosts { allowed }
-                }
-                other => {
-                    return Err(Refusal::new(
-                        RefusalCode::Unsupported,
-                        format!("rule {id} of kind {} is not planned with yet", other.name()),
-                        "remove the rule",
-                    ));
-                }
-            };
-            rules.push(RuleInfo { id, body });
+            }
         }
         Ok(Self { snapshot, hosts, vms, rules })
     }
@@ -171,6 +145,10 @@ impl<'a> Problem<'a> {
 
     pub(crate) fn vm(&self, vm: VmIx) -> &VmInfo<'a> {
         &self.vms[vm.0]
+    }
+
+    pub(crate) fn rule(&self, rule: RuleIx) -> &RuleInfo<'a> {
+        &self.rules[rule.0]
     }
 
     pub(crate) fn host_ixs(&self) -> impl Iterator<Item = HostIx> + use<> {
@@ -189,17 +167,13 @@ impl<'a> Problem<'a> {
         self.hosts.binary_search_by(|host| host.id.cmp(id)).ok().map(HostIx)
     }
 
-    /// Whether a VM-host rule lets its VMs run on `host`; anti-affinity rules always do.
+    /// Whether a VM-host rule lets its VMs run on `host`; other kinds always do.
     pub(crate) fn rule_allows(&self, rule: RuleIx, host: HostIx) -> bool {
-        match &self.rules[rule.0].body {
+        match &self.rule(rule).body {
             RuleBody::Hosts { allowed } => allowed[host.0],
-            RuleBody::Apart { .. } => true,
+            RuleBody::Among { groups } => groups.iter().any(|group| group[host.0]),
+            _ => true,
         }
-    }
-
-    /// How many of the VM's preferences `host` does not meet.
-    pub(crate) fn preferences_missed(&self, vm: VmIx, host: HostIx) -> usize {
-        self.vm(vm).should.iter().filter(|rule| !self.rule_allows(**rule, host)).count()
     }
 
     /// Whether the VM can leave its host at all, whoever asks.
@@ -216,11 +190,23 @@ impl<'a> Problem<'a> {
     }
 }
 
-fn host_info<'a>(id: &'a HostId, host: &'a Host) -> HostInfo<'a> {
+fn host_info<'a>(snapshot: &ClusterSnapshot, id: &'a HostId, host: &'a Host) -> HostInfo<'a> {
     let (known, overhead) = match &host.telemetry {
         Telemetry::Known { overhead } => (true, [overhead.cpu.get(), overhead.memory.get()]),
         Telemetry::Unknown { .. } => (false, [0, 0]),
     };
-    let (cpu, memory) = (host.capacity.cpu.get(), host.capacity.memory.get());
-    HostInfo { id, host, cpu, memory, overhead, known }
+    let cpu = host.capacity.cpu.get();
+    let memory = times(host.capacity.memory.get(), snapshot.policy.memory_overcommit);
+    let cpu_admitted = snapshot.policy.cpu_overcommit.map(|ratio| times(cpu, ratio));
+    HostInfo { id, host, cpu, memory, cpu_admitted, overhead, known }
+}
+
+/// An amount with what may be overcommitted; exact when nothing may.
+fn times(amount: u64, ratio: ballast_model::Ratio) -> u64 {
+    if ratio == ballast_model::Ratio::ONE {
+        return amount;
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates
+    let admitted = (amount as f64 * ratio.get()) as u64;
+    admitted
 }

@@ -1,0 +1,12 @@
+//! The door between the cluster, with its names, and planning, with its numbers.
+//!
+//! [`problem`] numbers a snapshot once and never changes; [`rules`] is what each
+//! kind of rule demands of numbers; [`state`] is where every VM is while a plan is
+//! worked out; [`obstacle`] is what keeps a VM from a host, whoever asks;
+//! [`entitle`] divides the cluster among pools.
+
+pub(crate) mod entitle;
+pub(crate) mod obstacle;
+pub(crate) mod problem;
+pub(crate) mod rules;
+pub(crate) mod state;

@@ -1,0 +1,170 @@
+//! What keeps a VM from a host: one answer, whoever asks.
+
+use ballast_model::Bytes;
+
+use super::problem::{HostIx, RuleIx, VmIx};
+use super::rules::{Role, RuleBody, RuleInfo, Tally};
+use super::state::State;
+
+/// What stands between a VM and a target, whatever it would move for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// It is there already.
+    Here,
+    /// The host is being emptied, or under suspicion.
+    Closed,
+    /// The host's load is unknown.
+    Unknown,
+    /// Too little memory is free.
+    Memory { free: Bytes },
+    /// The CPU sizes of its VMs would be more than the policy admits.
+    Cpu,
+    /// The host does not offer what the VM needs.
+    Lacks,
+    /// No NUMA node of the host is large enough.
+    Numa,
+    /// A rule of hosts or groups of hosts does not allow it.
+    Forbidden { rule: RuleIx },
+    /// Another rule that holds at every moment would be broken, or more than it is.
+    Broken { rule: RuleIx },
+}
+
+impl State<'_, '_> {
+    /// What keeps the VM from `to` for now, for whatever reason it moves.
+    pub(crate) fn obstacle(&self, vm: VmIx, to: HostIx) -> Option<Obstacle> {
+        if self.at(vm) == to {
+            return Some(Obstacle::Here);
+        }
+        self.closed_to(vm, to).or_else(|| self.rules_against(vm, to))
+    }
+
+    /// What keeps a VM that [`State::lift`] has taken out from starting on `to`. Every hard rule counts, also those that
+    /// hold only in the end: nothing will move the VM afterwards.
+    pub(crate) fn obstacle_to_start(&self, vm: VmIx, to: HostIx) -> Option<Obstacle> {
+        if let Some(obstacle) = self.closed_to(vm, to) {
+            return Some(obstacle);
+        }
+        let rules = self.problem.vm(vm).rules.iter();
+        let must = rules.filter(|(ix, _)| self.problem.rule(*ix).is_must());
+        must.into_iter().find_map(|(ix, role)| {
+            if role.bound && !self.problem.rule_allows(*ix, to) {
+                return Some(Obstacle::Forbidden { rule: *ix });
+            }
+            let change = self.change(*ix, *role, None, to);
+            (change.after > change.before).then_some(Obstacle::Broken { rule: *ix })
+        })
+    }
+
+    fn closed_to(&self, vm: VmIx, to: HostIx) -> Option<Obstacle> {
+        let (info, host) = (self.problem.vm(vm), self.problem.host(to));
+        if host.draining() || host.quarantined() {
+            return Some(Obstacle::Closed);
+        }
+        if !host.counts() {
+            return Some(Obstacle::Unknown);
+        }
+        if let Some(obstacle) = lacking(info.vm, host.host) {
+            return Some(obstacle);
+        }
+        let free = self.memory_free(to);
+        if info.memory > free.get() {
+            return Some(Obstacle::Memory { free });
+        }
+        let admitted = host.cpu_admitted?;
+        let sizes = self.cpu_sizes(to).saturating_add(info.cpu_size);
+        (sizes > admitted).then_some(Obstacle::Cpu)
+    }
+
+    fn rules_against(&self, vm: VmIx, to: HostIx) -> Option<Obstacle> {
+        let at = self.at(vm);
+        for (ix, role) in &self.problem.vm(vm).rules {
+            let rule = self.problem.rule(*ix);
+            if !rule.is_must() {
+                continue;
+            }
+            if role.bound && !self.problem.rule_allows(*ix, to) {
+                return Some(Obstacle::Forbidden { rule: *ix });
+            }
+            let change = self.change(*ix, *role, Some(at), to);
+            if rule.is_continuous()
+                && (change.during > change.before || change.after > change.before)
+            {
+                return Some(Obstacle::Broken { rule: *ix });
+            }
+        }
+        None
+    }
+
+    /// How the fault of a rule changes when a VM with this role goes from one host to another.
+    pub(crate) fn change(
+        &self,
+        rule: RuleIx,
+        role: Role,
+        from: Option<HostIx>,
+        to: HostIx,
+    ) -> RuleChange {
+        let info = self.problem.rule(rule);
+        let tally = self.tally(rule);
+        let before = tally.fault(info);
+        if let Some(quick) = quick_change(info, tally, before, from, to, role) {
+            return quick;
+        }
+        let mut moved = tally.clone();
+        moved.note(info, to, role, 1);
+        let during = moved.fault(info);
+        if let Some(from) = from {
+            moved.note(info, from, role, -1);
+        }
+        RuleChange { before, during, after: moved.fault(info) }
+    }
+}
+
+/// A rule's fault before, during and after a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RuleChange {
+    pub(crate) before: u32,
+    pub(crate) during: u32,
+    pub(crate) after: u32,
+}
+
+/// The frequent kinds without a copy of the tally.
+fn quick_change(
+    rule: &RuleInfo<'_>,
+    tally: &Tally,
+    before: u32,
+    from: Option<HostIx>,
+    to: HostIx,
+    role: Role,
+) -> Option<RuleChange> {
+    match &rule.body {
+        RuleBody::Hosts { allowed } => {
+            let wrong = |host: HostIx| u32::from(!allowed[host.0]);
+            let during = before + wrong(to);
+            let after = during.saturating_sub(from.map_or(0, wrong));
+            Some(RuleChange { before, during, after })
+        }
+        RuleBody::Apart { most } if role.bound => {
+            if from.is_some_and(|from| rule.domain[from.0] == rule.domain[to.0]) {
+                return Some(RuleChange { before, during: before, after: before });
+            }
+            let during = before + u32::from(tally.near(rule, to) >= *most);
+            let leaves = from.is_some_and(|from| tally.near(rule, from) > *most);
+            Some(RuleChange { before, during, after: during.saturating_sub(u32::from(leaves)) })
+        }
+        _ => None,
+    }
+}
+
+/// What the host lacks that the VM needs, whatever else is on it.
+pub(crate) fn lacking(
+    vm: &ballast_model::snapshot::PlacedVm,
+    host: &ballast_model::Host,
+) -> Option<Obstacle> {
+    if !vm.needs.is_subset(&host.offers) {
+        return Some(Obstacle::Lacks);
+    }
+    let fits =
+        |node: &ballast_model::Resources| vm.size.memory <= node.memory && vm.size.cpu <= node.cpu;
+    let numa = vm.one_numa_node && !host.numa.is_empty() && !host.numa.iter().any(fits);
+    numa.then_some(Obstacle::Numa)
+}
