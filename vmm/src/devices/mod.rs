@@ -251,3 +251,6 @@ impl DevicesState {
         Ok(Self { com1, virtio })
     }
 }
+
+#[cfg(test)]
+mod tests;
