@@ -38,7 +38,7 @@ fn spec(dir: &std::path::Path) -> VmSpec {
 }
 
 fn machine(spec: &VmSpec) -> Machine {
-    let quiet: OnEnd = Arc::new(|_: &str| {});
+    let quiet: OnEnd = Arc::new(|_: &_| {});
     Machine::empty(spec, &quiet).unwrap()
 }
 
