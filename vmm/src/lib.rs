@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`process`] | the process: arguments, socket, when it ends |
 //! | [`jail`] | what the process may still do |
+//! | [`panic`] | what a defect in this program comes to |
 //! | [`api`] | the gRPC service: messages in, values out |
 //! | [`vm`] | the one VM of this process: what it is and what it may do next |
 //! | [`machine`] | the hardware: KVM's VM, memory slots, vCPUs, devices |
@@ -33,6 +34,7 @@ mod kvm;
 mod machine;
 mod memory;
 mod migration;
+mod panic;
 mod power;
 mod process;
 mod sample;

@@ -27,6 +27,7 @@ use crate::api::Api;
 use crate::jail::{self, JailArgs};
 use crate::kvm;
 use crate::kvm::cpuid::CpuModel;
+use crate::panic;
 use crate::snapshot;
 use crate::unrun::UnrunMark;
 use crate::vm::Vm;
@@ -62,6 +63,7 @@ struct Args {
 pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     program::run(PROGRAM, "see ballast-vmm --help", args, |args: Args| {
         logging::init(args.log_format);
+        panic::install_hook();
         run(args)
     })
 }

@@ -32,6 +32,8 @@ use std::thread::JoinHandle;
 use ballast_model::{Refusal, RefusalCode};
 use clap::{Args, ValueEnum};
 
+use crate::panic::EndsProcess;
+
 pub(crate) use calls::ThreadKind;
 
 /// How strict the jail is.
@@ -88,7 +90,8 @@ pub(crate) fn enter(args: &JailArgs, own: &Path) -> Result<(), Refusal> {
     calls::restrict_process(args.mode)
 }
 
-/// Starts a thread that is left with what threads of its kind need, and answers once it is.
+/// Starts a thread that is left with what threads of its kind need, and answers once it is. The
+/// guest cannot do without it: its panic ends the process.
 ///
 /// # Errors
 /// When there can be no thread, or the kernel refuses its jail: then it has done nothing.
@@ -99,6 +102,7 @@ pub(crate) fn spawn<T: Default + Send + 'static>(
 ) -> io::Result<JoinHandle<T>> {
     let (tell, entered) = mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let _fatal = EndsProcess;
         let outcome = enter_thread(kind);
         let closed = outcome.is_ok();
         let _ = tell.send(outcome);
