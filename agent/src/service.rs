@@ -17,7 +17,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
-use crate::driver::{Outgoing, Save, TOKEN_BYTES};
+use crate::driver::{Machine, Outgoing, Save, TOKEN_BYTES};
 use crate::host::Host;
 use crate::load::Observation;
 use crate::metrics::Metrics;
@@ -177,9 +177,20 @@ impl Service {
         &self,
         message: v1::ReadConsoleRequest,
     ) -> Result<v1::ReadConsoleResponse, Refusal> {
-        let vm = vm_id(&message.vm, "vm")?;
+        self.machine(&message.vm)?.read_console(message).await
+    }
+
+    async fn type_at(
+        &self,
+        message: v1::WriteConsoleRequest,
+    ) -> Result<v1::WriteConsoleResponse, Refusal> {
+        self.machine(&message.vm)?.write_console(message).await
+    }
+
+    fn machine(&self, vm: &str) -> Result<Arc<dyn Machine>, Refusal> {
+        let vm = vm_id(vm, "vm")?;
         let machine = self.host.vm(&vm).and_then(|view| view.machine);
-        machine.ok_or_else(|| not_found(&vm))?.read_console(message.offset).await
+        machine.ok_or_else(|| not_found(&vm))
     }
 }
 
@@ -278,6 +289,13 @@ impl AgentService for Service {
         request: Request<v1::ReadConsoleRequest>,
     ) -> Answer<v1::ReadConsoleResponse> {
         self.answer("read_console", self.console(request.into_inner()).await)
+    }
+
+    async fn write_console(
+        &self,
+        request: Request<v1::WriteConsoleRequest>,
+    ) -> Answer<v1::WriteConsoleResponse> {
+        self.answer("write_console", self.type_at(request.into_inner()).await)
     }
 
     async fn prepare_migration(

@@ -84,8 +84,11 @@ async fn registered(stub: &Stub, nth: usize) -> Client {
 async fn heartbeats_until(client: &mut Client, reader: &mut Console, count: u64) {
     let read = async {
         while reader.report().heartbeats < count {
-            let request =
-                v1::ReadConsoleRequest { vm: "web-1".into(), offset: reader.next_offset() };
+            let request = v1::ReadConsoleRequest {
+                vm: "web-1".into(),
+                offset: reader.next_offset(),
+                wait_ms: 0,
+            };
             let answer = client.read_console(request).await.unwrap().into_inner();
             reader.push(answer.offset, &answer.data);
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;

@@ -99,6 +99,8 @@ calls! {
     migrate_vm(MigrateVmRequest) -> MigrateVmResponse;
     /// A piece of a VM's console.
     read_console(ReadConsoleRequest) -> ReadConsoleResponse;
+    /// Types at a VM's console.
+    write_console(WriteConsoleRequest) -> WriteConsoleResponse;
     /// All rules.
     list_rules(ListRulesRequest) -> ListRulesResponse;
     /// Writes a rule.

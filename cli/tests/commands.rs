@@ -222,6 +222,28 @@ async fn a_console_is_printed_as_it_is() {
 }
 
 #[tokio::test]
+async fn piped_input_is_typed_at_the_console() {
+    let stub = Stub::default();
+    let asked = stub.asked.clone();
+    let url = stub.serve().await;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ballast"))
+        .args(["vm", "console", "--attach", "web-1"])
+        .env("BALLAST_CONTROLLER", &url)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut input, b"uname\n~.").await.unwrap();
+    drop(input);
+    let output = child.wait_with_output().await.unwrap();
+    assert!(output.status.success());
+    assert_eq!(output.stdout, b"H 0 1 p0 e0\n", "from now on");
+    let typed = ["una", "me\n", "~."].map(|piece| format!("type {piece:?} by : "));
+    assert_eq!(asked.lines(), typed, "no key of it is this program's");
+}
+
+#[tokio::test]
 async fn every_no_is_one_line_with_its_code() {
     let stub = Stub::default();
     let asked = stub.asked.clone();

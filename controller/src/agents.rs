@@ -62,12 +62,16 @@ pub trait Agent: Send + Sync + 'static {
     async fn destroy_vm(&self, vm: &VmId, epoch: Epoch) -> Result<(), Refusal>;
     /// Every VM on the host.
     async fn list_vms(&self) -> Result<Vec<v1::VmStatus>, Refusal>;
-    /// Console output from `offset` on.
+    /// Console output.
     async fn read_console(
         &self,
-        vm: &VmId,
-        offset: u64,
+        request: v1::ReadConsoleRequest,
     ) -> Result<v1::ReadConsoleResponse, Refusal>;
+    /// Console input.
+    async fn write_console(
+        &self,
+        request: v1::WriteConsoleRequest,
+    ) -> Result<v1::WriteConsoleResponse, Refusal>;
     /// Destination: reserve and listen.
     async fn prepare(&self, request: v1::PrepareMigrationRequest) -> Result<Prepared, Refusal>;
     /// Source: begin to send.
@@ -191,11 +195,16 @@ impl Agent for GrpcAgent {
 
     async fn read_console(
         &self,
-        vm: &VmId,
-        offset: u64,
+        request: v1::ReadConsoleRequest,
     ) -> Result<v1::ReadConsoleResponse, Refusal> {
-        let request = v1::ReadConsoleRequest { vm: vm.to_string(), offset };
         self.call(CALL_TIMEOUT, self.client().read_console(request)).await
+    }
+
+    async fn write_console(
+        &self,
+        request: v1::WriteConsoleRequest,
+    ) -> Result<v1::WriteConsoleResponse, Refusal> {
+        self.call(CALL_TIMEOUT, self.client().write_console(request)).await
     }
 
     async fn prepare(&self, request: v1::PrepareMigrationRequest) -> Result<Prepared, Refusal> {

@@ -54,7 +54,7 @@ impl Guest {
     async fn read(&mut self, test: &TestCluster) -> Option<ConsoleReport> {
         loop {
             let offset = self.console.next_offset();
-            let request = v1::ReadConsoleRequest { vm: self.vm.clone(), offset };
+            let request = v1::ReadConsoleRequest { vm: self.vm.clone(), offset, wait_ms: 0 };
             let piece = test.client.read_console(request).await.ok()?;
             if piece.data.is_empty() {
                 return Some(self.console.report().clone());

@@ -80,7 +80,7 @@ async fn watch(client: &mut VmmServiceClient<Channel>, vm: &str, end: Instant) -
     loop {
         let described = client.describe(v1::DescribeRequest {}).await?.into_inner();
         let status = described.status.unwrap_or_default();
-        let request = v1::ReadConsoleRequest { vm: vm.to_owned(), offset };
+        let request = v1::ReadConsoleRequest { vm: vm.to_owned(), offset, wait_ms: 0 };
         let read = client.read_console(request).await?.into_inner();
         offset = read.offset + read.data.len() as u64;
         out.write_all(&read.data)?;

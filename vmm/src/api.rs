@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ballast_model::{BytesPerSec, Epoch, Refusal, RefusalCode, VmSpec};
 use ballast_proto::convert::field::{
@@ -28,6 +28,12 @@ use crate::migration::source::{BANDWIDTH_MIN, Order};
 use crate::snapshot::After;
 use crate::vm::{Vm, address, no_thread};
 
+/// The longest a reader or writer of the console is kept waiting.
+const CONSOLE_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How often it is looked again meanwhile.
+const CONSOLE_POLL: Duration = Duration::from_millis(10);
+/// The most one write to the console may carry, in bytes.
+const CONSOLE_WRITE_BYTES_MAX: usize = 4096;
 /// How long a destination waits for its source.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -266,8 +272,41 @@ impl VmmService for Api {
         &self,
         request: Request<v1::ReadConsoleRequest>,
     ) -> Answer<v1::ReadConsoleResponse> {
-        let (offset, data) = self.vm.console(request.into_inner().offset);
+        let request = request.into_inner();
+        let patience = Duration::from_millis(request.wait_ms.into()).min(CONSOLE_WAIT_MAX);
+        let until = Instant::now() + patience;
+        let (offset, data) = loop {
+            let (offset, data) = self.vm.console(request.offset);
+            if !data.is_empty() || request.offset == u64::MAX || Instant::now() >= until {
+                break (offset, data);
+            }
+            tokio::time::sleep(CONSOLE_POLL).await;
+        };
         Ok(Response::new(v1::ReadConsoleResponse { offset, data }))
+    }
+
+    async fn write_console(
+        &self,
+        request: Request<v1::WriteConsoleRequest>,
+    ) -> Answer<v1::WriteConsoleResponse> {
+        let data = request.into_inner().data;
+        if data.len() > CONSOLE_WRITE_BYTES_MAX {
+            return Err(invalid(
+                format!("{} bytes are too many for one write to the console", data.len()),
+                "send at most 4096 at a time",
+            ));
+        }
+        let until = Instant::now() + CONSOLE_WAIT_MAX;
+        let mut accepted = 0;
+        loop {
+            accepted += self.vm.type_at_console(&data[accepted..]).map_err(refuse)?;
+            if accepted == data.len() || Instant::now() >= until {
+                break;
+            }
+            tokio::time::sleep(CONSOLE_POLL).await;
+        }
+        let accepted = u32::try_from(accepted).unwrap_or(u32::MAX);
+        Ok(Response::new(v1::WriteConsoleResponse { accepted }))
     }
 
     async fn receive_migration(

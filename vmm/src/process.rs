@@ -24,6 +24,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
+use crate::devices::console::log::ConsoleLog;
 use crate::jail::{self, JailArgs};
 use crate::kvm;
 use crate::kvm::cpuid::CpuModel;
@@ -54,6 +55,9 @@ struct Args {
     describe_snapshot: Option<PathBuf>,
     #[command(flatten)]
     jail: JailArgs,
+    /// Write the console's output to this file, too, and keep as much again in the same with .1
+    #[arg(long, value_name = "FILE")]
+    console_log: Option<PathBuf>,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -86,10 +90,11 @@ fn run(args: Args) -> Result<(), Refusal> {
         ));
     };
     ignore_hangups();
+    let log = args.console_log.as_deref().map(ConsoleLog::open).transpose()?;
     let own = socket.parent().filter(|dir| !dir.as_os_str().is_empty());
     jail::enter(&args.jail, own.unwrap_or(Path::new(".")))?;
     let runtime = program::runtime(program::Threads::One)?;
-    let outcome = runtime.block_on(serve(&socket, vm));
+    let outcome = runtime.block_on(serve(&socket, vm, log));
     // Work that blocks (a migration's source that waits) ends with the process.
     runtime.shutdown_background();
     outcome
@@ -102,7 +107,7 @@ fn ignore_hangups() {
     }
 }
 
-async fn serve(socket: &Path, id: VmId) -> Result<(), Refusal> {
+async fn serve(socket: &Path, id: VmId, log: Option<ConsoleLog>) -> Result<(), Refusal> {
     let quit = signal::shutdown_token().map_err(|error| {
         Refusal::new(
             RefusalCode::HostFailure,
@@ -112,7 +117,8 @@ async fn serve(socket: &Path, id: VmId) -> Result<(), Refusal> {
     })?;
     let listener = bind(socket)?;
     tracing::info!(vm = %id, socket = %socket.display(), "ready");
-    let vm = Arc::new(Vm::new(id, UnrunMark::beside(socket), quit.clone()));
+    let vm = Vm::new(id, UnrunMark::beside(socket), quit.clone(), log);
+    let vm = Arc::new(vm);
     let served = tonic::transport::Server::builder()
         .add_service(VmmServiceServer::new(Api::new(Arc::clone(&vm))))
         .serve_with_incoming_shutdown(

@@ -25,6 +25,7 @@ use ballast_proto::v1::{MigrationRole as Role, MigrationState as State, VmState}
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::devices::console::log::ConsoleLog;
 use crate::machine::Machine;
 use crate::migration::control::Control;
 use crate::migration::framing::Hello;
@@ -42,6 +43,8 @@ pub(crate) struct Vm {
     owned: Mutex<Owned>,
     sampler: Mutex<Sampler>,
     unrun: UnrunMark,
+    /// Until there is a machine to write it.
+    console_log: Mutex<Option<ConsoleLog>>,
     /// Cancelled when the process has nothing left to do.
     quit: CancellationToken,
 }
@@ -139,7 +142,12 @@ impl Owned {
 }
 
 impl Vm {
-    pub(crate) fn new(id: VmId, unrun: UnrunMark, quit: CancellationToken) -> Self {
+    pub(crate) fn new(
+        id: VmId,
+        unrun: UnrunMark,
+        quit: CancellationToken,
+        console_log: Option<ConsoleLog>,
+    ) -> Self {
         let owned = Owned {
             spec: None,
             epoch: Epoch(0),
@@ -147,7 +155,8 @@ impl Vm {
             migration: None,
             saving: false,
         };
-        Self { id, owned: Mutex::new(owned), sampler: Mutex::default(), unrun, quit }
+        let console_log = Mutex::new(console_log);
+        Self { id, owned: Mutex::new(owned), sampler: Mutex::default(), unrun, console_log, quit }
     }
 
     pub(crate) fn id(&self) -> &VmId {
@@ -272,8 +281,13 @@ impl Vm {
             owned.stage = Stage::Building;
         }
         let machine = build(spec).map(Arc::new);
-        if machine.is_err() {
-            lock(&self.owned).stage = Stage::Created;
+        match &machine {
+            Ok(machine) => {
+                if let Some(log) = lock(&self.console_log).take() {
+                    machine.devices.com1.log_to(log);
+                }
+            }
+            Err(_) => lock(&self.owned).stage = Stage::Created,
         }
         machine
     }
@@ -391,6 +405,23 @@ impl Vm {
     pub(crate) fn console(&self, offset: u64) -> (u64, Vec<u8>) {
         let machine = lock(&self.owned).machine().map(Arc::clone);
         machine.map_or((offset, Vec::new()), |machine| machine.devices.com1.output(offset))
+    }
+
+    /// Types at the console; how many bytes the guest's port took.
+    ///
+    /// # Errors
+    /// `WrongState` when no guest runs here.
+    pub(crate) fn type_at_console(&self, bytes: &[u8]) -> Result<usize, Refusal> {
+        let machine = match &lock(&self.owned).stage {
+            Stage::Runs(machine) => Arc::clone(machine),
+            _ => {
+                return Err(wrong_state(
+                    format!("VM {} does not run here", self.id),
+                    "try again once it runs",
+                ));
+            }
+        };
+        Ok(machine.devices.com1.input(bytes))
     }
 
     /// Stops the guest between two instructions. Idempotent.

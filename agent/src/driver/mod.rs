@@ -205,11 +205,24 @@ pub trait Machine: Send + Sync + 'static {
     /// `Unavailable` when the machine does not answer.
     async fn sample(&self) -> Result<v1::VmLoad, Refusal>;
 
-    /// What the guest said from `offset` on.
+    /// What the guest said, as asked for.
     ///
     /// # Errors
     /// `Unavailable` when the machine does not answer.
-    async fn read_console(&self, offset: u64) -> Result<v1::ReadConsoleResponse, Refusal>;
+    async fn read_console(
+        &self,
+        request: v1::ReadConsoleRequest,
+    ) -> Result<v1::ReadConsoleResponse, Refusal>;
+
+    /// Types at the guest's console.
+    ///
+    /// # Errors
+    /// `Unavailable` when the machine does not answer, `WrongState` when no guest
+    /// runs on it, `Unsupported` when there is nobody to read it.
+    async fn write_console(
+        &self,
+        request: v1::WriteConsoleRequest,
+    ) -> Result<v1::WriteConsoleResponse, Refusal>;
 
     /// Ends guest and machine for good. Returns once both are gone.
     ///

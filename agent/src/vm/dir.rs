@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `vm.json` | [`Record`](super::record::Record): what must be known after a restart of the agent | the VM's task |
 //! | `vmm.sock`, `vmm.log` | socket and output of the VMM process (`kvm`) | the VMM |
+//! | `console.log`, `console.log.1` | the guest's console since it came here, of bounded size | the VMM |
 //! | `sim.json` | the modelled machine (`sim`) | the sim driver |
 
 use std::fs;
@@ -142,6 +143,11 @@ impl VmDir {
     /// What its VMM prints.
     pub fn log(&self) -> PathBuf {
         self.path.join("vmm.log")
+    }
+
+    /// What the guest has written to its console here.
+    pub fn console_log(&self) -> PathBuf {
+        self.path.join("console.log")
     }
 
     /// Reads a file of at most `bytes_max`; none when it is not there.

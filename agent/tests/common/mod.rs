@@ -306,7 +306,11 @@ pub async fn start_migration(from: &mut Client, to: &mut Client, id: &str, spec:
 pub async fn console(client: &mut Client, vm: &str) -> String {
     let mut text = Vec::new();
     loop {
-        let request = v1::ReadConsoleRequest { vm: vm.into(), offset: text.len() as u64 };
+        let request = v1::ReadConsoleRequest {
+            vm: vm.into(),
+            offset: text.len() as u64,
+            ..Default::default()
+        };
         let answer = client.read_console(request).await.unwrap().into_inner();
         assert_eq!(answer.offset, text.len() as u64);
         if answer.data.is_empty() {

@@ -104,16 +104,20 @@ pub enum VmCommand {
         /// The VM
         vm: VmId,
     },
-    /// Print what the VM wrote to its serial port
+    /// Print what the VM wrote to its serial port, or attach to it
     Console {
         /// The VM
         vm: VmId,
+        /// Print what comes from now on and send what is typed or piped in; Ctrl-] and
+        /// then a dot detaches
+        #[arg(short, long, conflicts_with = "follow")]
+        attach: bool,
         /// Go on printing until interrupted
         #[arg(short, long)]
         follow: bool,
         /// First byte wanted, counted from the VM's first byte ever
-        #[arg(long, value_name = "BYTES", default_value_t = 0)]
-        offset: u64,
+        #[arg(long, value_name = "BYTES")]
+        offset: Option<u64>,
     },
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 mod automation;
+mod console;
 mod history;
 mod host;
 pub(crate) mod migration;

@@ -8,15 +8,13 @@ use ballast_model::{Refusal, VmId, VmSpec};
 use ballast_proto::convert::field::text;
 use ballast_proto::v1;
 
-use super::{Context, history, migration, wait};
+use super::{Context, console, history, migration, wait};
 use crate::args::{CreateArgs, VmCommand};
 use crate::output::units::{bytes, cpu, or_dash, rate};
 use crate::output::{self, Align, Table, fields, hardware, view};
 
 /// How long a VM may take to a file or from it; the hosts' own bounds are in proportion to its memory.
 const FILE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
-/// How often a followed console is asked for more.
-const CONSOLE_POLL: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(context: &Context, command: VmCommand) -> Result<(), Refusal> {
     match command {
@@ -58,7 +56,12 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<(), Ref
             show(context, record)
         }
         VmCommand::History { vm } => history::show(context, &vm).await,
-        VmCommand::Console { vm, follow, offset } => console(context, &vm, follow, offset).await,
+        VmCommand::Console { vm, attach: true, offset, .. } => {
+            console::attach(context, &vm, offset).await
+        }
+        VmCommand::Console { vm, follow, offset, .. } => {
+            console::print(context, &vm, follow, offset.unwrap_or(0)).await
+        }
     }
 }
 
@@ -213,24 +216,4 @@ async fn snapshot(context: &Context, vm: &VmId, to: &Path, stop: bool) -> Result
         bytes(saved.bytes),
         saved.paused_micros.div_ceil(1000)
     ))
-}
-
-async fn console(context: &Context, vm: &VmId, follow: bool, from: u64) -> Result<(), Refusal> {
-    let mut offset = from;
-    loop {
-        let request = v1::ReadConsoleRequest { vm: vm.to_string(), offset };
-        let piece = context.client.read_console(request).await?;
-        if piece.offset > offset {
-            eprintln!("ballast: bytes {offset} to {} are no longer kept", piece.offset);
-        }
-        if piece.data.is_empty() {
-            if !follow {
-                return Ok(());
-            }
-            tokio::time::sleep(CONSOLE_POLL).await;
-            continue;
-        }
-        offset = piece.offset.saturating_add(piece.data.len() as u64);
-        output::print_bytes(&piece.data)?;
-    }
 }

@@ -132,7 +132,11 @@ impl Consoles {
 
 async fn read_one(client: &Client, vm: &VmId, console: &mut Console) -> Result<(), Refusal> {
     for _ in 0..PIECES_MAX {
-        let request = v1::ReadConsoleRequest { vm: vm.to_string(), offset: console.next_offset() };
+        let request = v1::ReadConsoleRequest {
+            vm: vm.to_string(),
+            offset: console.next_offset(),
+            wait_ms: 0,
+        };
         let piece = client.read_console(request).await?;
         if piece.data.is_empty() {
             break;

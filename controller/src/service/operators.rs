@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::answer;
 use super::answers::{count, of_host, plan_record};
+use crate::agents::Agent;
 use crate::controller::Controller;
 use crate::migration::Order;
 use crate::now;
@@ -38,6 +39,16 @@ type Answer<T> = Result<Response<T>, Status>;
 
 fn actor(actor: Option<Actor>) -> Result<ReasonTrail, Refusal> {
     trail::actor(actor, now())
+}
+
+impl Operators {
+    /// The agent of the host that owns a VM.
+    async fn host_of(&self, vm: &str) -> Result<Arc<dyn Agent>, Refusal> {
+        self.0.leading()?;
+        let vm = vm_id(vm, "vm")?;
+        let owner = self.0.repository.known_vm(&vm).await?.owner.value;
+        self.0.agent(&owner.host).await
+    }
 }
 
 #[tonic::async_trait]
@@ -221,11 +232,20 @@ impl ControllerService for Operators {
     ) -> Answer<v1::ReadConsoleResponse> {
         let request = request.into_inner();
         let result = async {
-            self.0.leading()?;
-            let vm = vm_id(&request.vm, "vm")?;
-            let owner = self.0.repository.known_vm(&vm).await?.owner.value;
-            let agent = self.0.agent(&owner.host).await?;
-            agent.read_console(&vm, request.offset).await
+            let agent = self.host_of(&request.vm).await?;
+            agent.read_console(request).await
+        };
+        answer(&self.0, result.await)
+    }
+
+    async fn write_console(
+        &self,
+        request: Request<v1::WriteConsoleRequest>,
+    ) -> Answer<v1::WriteConsoleResponse> {
+        let request = request.into_inner();
+        let result = async {
+            let agent = self.host_of(&request.vm).await?;
+            agent.write_console(request).await
         };
         answer(&self.0, result.await)
     }

@@ -409,10 +409,17 @@ impl Agent for MemoryAgent {
 
     async fn read_console(
         &self,
-        _: &VmId,
-        offset: u64,
+        request: v1::ReadConsoleRequest,
     ) -> Result<v1::ReadConsoleResponse, Refusal> {
-        Ok(v1::ReadConsoleResponse { offset, data: Vec::new() })
+        Ok(v1::ReadConsoleResponse { offset: request.offset, data: Vec::new() })
+    }
+
+    async fn write_console(
+        &self,
+        request: v1::WriteConsoleRequest,
+    ) -> Result<v1::WriteConsoleResponse, Refusal> {
+        let accepted = request.data.len().try_into().unwrap();
+        Ok(v1::WriteConsoleResponse { accepted })
     }
 
     async fn prepare(&self, request: v1::PrepareMigrationRequest) -> Result<Prepared, Refusal> {

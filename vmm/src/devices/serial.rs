@@ -9,6 +9,7 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, SerialState, Trigger};
 
 use super::console::Console;
+use super::console::log::ConsoleLog;
 use crate::codec::{Decoder, Encoder, Malformed};
 
 const PORT: u16 = 0x3f8;
@@ -26,8 +27,8 @@ pub(crate) fn register(port: u16) -> Option<u8> {
 /// The serial port and its console.
 #[derive(Debug)]
 pub(crate) struct Com1 {
-    port: Mutex<Serial<Line, NoEvents, Output>>,
-    console: Arc<Mutex<Console>>,
+    port: Mutex<Serial<Line, NoEvents, Sink>>,
+    output: Arc<Output>,
     vm: Arc<VmFd>,
 }
 
@@ -53,11 +54,21 @@ impl Trigger for Line {
 }
 
 #[derive(Debug)]
-struct Output(Arc<Mutex<Console>>);
+struct Sink(Arc<Output>);
 
-impl io::Write for Output {
+/// Where output goes.
+#[derive(Debug, Default)]
+struct Output {
+    console: Mutex<Console>,
+    log: Mutex<Option<ConsoleLog>>,
+}
+
+impl io::Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        lock(&self.0).append(bytes);
+        lock(&self.0.console).append(bytes);
+        if let Some(log) = &mut *lock(&self.0.log) {
+            log.append(bytes);
+        }
         Ok(bytes.len())
     }
 
@@ -72,9 +83,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Com1 {
     pub(crate) fn new(vm: &Arc<VmFd>) -> Self {
-        let console = Arc::new(Mutex::new(Console::default()));
-        let port = Serial::new(Line(Arc::clone(vm)), Output(Arc::clone(&console)));
-        Self { port: Mutex::new(port), console, vm: Arc::clone(vm) }
+        let output = Arc::new(Output::default());
+        let port = Serial::new(Line(Arc::clone(vm)), Sink(Arc::clone(&output)));
+        Self { port: Mutex::new(port), output, vm: Arc::clone(vm) }
     }
 
     /// The port is one byte wide: a longer access is a string instruction.
@@ -93,18 +104,41 @@ impl Com1 {
         }
     }
 
+    /// Puts bytes into the port's queue, as if they came down the line; how many
+    /// there was room for. The guest makes room by reading.
+    pub(crate) fn input(&self, bytes: &[u8]) -> usize {
+        let mut port = lock(&self.port);
+        let room = bytes.len().min(port.fifo_capacity());
+        if room == 0 {
+            return 0;
+        }
+        match port.enqueue_raw_bytes(&bytes[..room]) {
+            Ok(taken) => taken,
+            // They are in the queue: the guest finds them when it looks.
+            Err(error) => {
+                tracing::debug!(?error, "the serial port could not interrupt");
+                room
+            }
+        }
+    }
+
+    /// Writes all output from now on to a file, too.
+    pub(crate) fn log_to(&self, log: ConsoleLog) {
+        *lock(&self.output.log) = Some(log);
+    }
+
     /// See [`Console::read`].
     pub(crate) fn output(&self, offset: u64) -> (u64, Vec<u8>) {
-        lock(&self.console).read(offset)
+        lock(&self.output.console).read(offset)
     }
 
     pub(crate) fn save(&self) -> Com1State {
-        Com1State { port: lock(&self.port).state(), console: lock(&self.console).clone() }
+        Com1State { port: lock(&self.port).state(), console: lock(&self.output.console).clone() }
     }
 
     pub(crate) fn load(&self, state: &Com1State) -> Result<(), Refusal> {
-        lock(&self.console).clone_from(&state.console);
-        let output = Output(Arc::clone(&self.console));
+        lock(&self.output.console).clone_from(&state.console);
+        let output = Sink(Arc::clone(&self.output));
         let line = Line(Arc::clone(&self.vm));
         let port = Serial::from_state(&state.port, line, NoEvents, output).map_err(|error| {
             Refusal::new(
@@ -158,6 +192,29 @@ impl Com1State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn input_waits_for_the_guest_to_read_and_goes_along() {
+        let Ok(kvm) = kvm_ioctls::Kvm::new() else {
+            eprintln!("SKIPPED: needs /dev/kvm");
+            return;
+        };
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        vm.create_irq_chip().unwrap();
+        let com1 = Com1::new(&vm);
+        let typed: Vec<u8> = (0..100).collect();
+        assert_eq!(com1.input(&typed), 64, "what its queue holds");
+        assert_eq!(com1.input(&typed[64..]), 0);
+        let mut read = [0; 10];
+        com1.read(0, &mut read);
+        assert_eq!(read, typed[..10]);
+        assert_eq!(com1.input(&typed[64..]), 10);
+        let moved = Com1::new(&vm);
+        moved.load(&com1.save()).unwrap();
+        let mut read = [0; 64];
+        moved.read(0, &mut read);
+        assert_eq!(read, typed[10..74]);
+    }
 
     #[test]
     fn ports_map_to_registers() {

@@ -155,7 +155,7 @@ impl Vmm {
     pub async fn read_console(&mut self) {
         loop {
             let offset = self.console.next_offset();
-            let request = v1::ReadConsoleRequest { vm: VM.to_owned(), offset };
+            let request = v1::ReadConsoleRequest { vm: VM.to_owned(), offset, wait_ms: 0 };
             let output = self.client.read_console(request).await.unwrap().into_inner();
             if output.data.is_empty() {
                 return;

@@ -293,10 +293,20 @@ impl Machine for KvmMachine {
         })
     }
 
-    async fn read_console(&self, offset: u64) -> Result<v1::ReadConsoleResponse, Refusal> {
+    async fn read_console(
+        &self,
+        request: v1::ReadConsoleRequest,
+    ) -> Result<v1::ReadConsoleResponse, Refusal> {
         let mut client = self.shared.client.clone();
-        let request = v1::ReadConsoleRequest { vm: self.shared.vm.to_string(), offset };
         call(CALL_TIMEOUT, client.read_console(request)).await
+    }
+
+    async fn write_console(
+        &self,
+        request: v1::WriteConsoleRequest,
+    ) -> Result<v1::WriteConsoleResponse, Refusal> {
+        let mut client = self.shared.client.clone();
+        call(CALL_TIMEOUT, client.write_console(request)).await
     }
 
     async fn shutdown(&self) -> Result<(), Refusal> {

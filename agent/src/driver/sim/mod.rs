@@ -237,13 +237,28 @@ impl Machine for SimMachine {
         })
     }
 
-    async fn read_console(&self, offset: u64) -> Result<v1::ReadConsoleResponse, Refusal> {
+    async fn read_console(
+        &self,
+        request: v1::ReadConsoleRequest,
+    ) -> Result<v1::ReadConsoleResponse, Refusal> {
+        let offset = request.offset;
         let inner = self.cell.lock();
         let Some(guest) = inner.guest.as_ref().filter(|_| inner.ran() > Duration::ZERO) else {
             return Ok(v1::ReadConsoleResponse { offset, data: Vec::new() });
         };
         let (offset, data) = guest.console(offset, inner.ran());
         Ok(v1::ReadConsoleResponse { offset, data })
+    }
+
+    async fn write_console(
+        &self,
+        request: v1::WriteConsoleRequest,
+    ) -> Result<v1::WriteConsoleResponse, Refusal> {
+        Err(Refusal::new(
+            RefusalCode::Unsupported,
+            format!("VM {} is a model: nobody reads its console", request.vm),
+            "use a host with the kvm driver",
+        ))
     }
 
     async fn shutdown(&self) -> Result<(), Refusal> {

@@ -4,6 +4,8 @@
 //! on whatever host. The ring is device state and goes along when the VM
 //! migrates, so a reader that asks for "everything from byte n" sees no gap.
 
+pub(crate) mod log;
+
 use crate::codec::{Decoder, Encoder, Malformed};
 
 /// How much is kept, in bytes.
@@ -29,8 +31,12 @@ impl Console {
     }
 
     /// Output from `offset` on, or from the oldest byte kept, with the offset
-    /// it starts at. An offset in the future reads nothing, at that offset.
+    /// it starts at. An offset in the future reads nothing, at that offset; the
+    /// last offset there is reads nothing, at the end.
     pub(crate) fn read(&self, offset: u64) -> (u64, Vec<u8>) {
+        if offset == u64::MAX {
+            return (self.end, Vec::new());
+        }
         let first = self.end - self.kept.len() as u64;
         let start = offset.max(first);
         let skip = usize::try_from(start - first).unwrap_or(usize::MAX);
@@ -66,6 +72,7 @@ mod tests {
         assert_eq!(console.read(4), (4, b"two".to_vec()));
         assert_eq!(console.read(7), (7, vec![]));
         assert_eq!(console.read(99), (99, vec![]));
+        assert_eq!(console.read(u64::MAX), (7, vec![]));
     }
 
     #[test]
