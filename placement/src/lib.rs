@@ -32,6 +32,7 @@
 mod check;
 pub mod core;
 mod cost;
+pub mod defrag;
 mod door;
 mod eligibility;
 pub mod explain;

@@ -1,6 +1,7 @@
 //! The command line. What can be checked without the controller is checked
 //! here, by the types of `ballast-model`, before anything is called.
 
+mod bench;
 mod demo;
 mod hardware;
 mod nouns;
@@ -8,6 +9,7 @@ mod value;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+pub use bench::BenchCommand;
 pub use demo::{DemoArgs, DemoDriver, DemoStore};
 pub use hardware::{Disk, HardwareArgs, Network};
 pub use nouns::{
@@ -90,6 +92,9 @@ pub enum Command {
     Automation(AutomationCommand),
     /// Start a cluster on this machine and watch it being balanced
     Demo(DemoArgs),
+    /// Measure the planner on public problems, without a controller
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Print the completion script of a shell
     Completion {
         /// The shell

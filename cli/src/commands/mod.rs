@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 mod automation;
+mod bench;
 mod console;
 mod history;
 mod host;
@@ -48,6 +49,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Refusal> {
     let context = Context::connect(global);
     match cli.command {
         Command::Completion { shell } => completion(shell)?,
+        Command::Bench(command) => bench::run(command)?,
         Command::Demo(args) => Box::pin(demo::run(args)).await?,
         Command::Plan(PlanCommand::Show { snapshot: Some(file), all, .. }) => {
             plan::show_offline(&file, all, json)?;

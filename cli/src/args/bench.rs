@@ -1,0 +1,46 @@
+//! The options of `ballast bench`.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+/// Verbs of `bench`: the planner's parts on public problems, without a controller. Each prints one line of JSON.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Meet all constraints of a BtrPlace instance with few moves
+    Btrplace {
+        /// The instance in JSON, plain or gzip
+        file: PathBuf,
+    },
+    /// Make room for big VMs with a bounded number of moves
+    Fragments {
+        /// The cluster in the JSON of the VM rescheduling literature, plain or gzip
+        file: PathBuf,
+        /// The most migrations
+        #[arg(long, default_value_t = 50)]
+        moves: usize,
+        /// Time in all, with loading
+        #[arg(long, default_value_t = 5.0, value_parser = seconds)]
+        seconds: f64,
+        /// Where the random numbers begin
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Searches at the same time
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+        threads: u16,
+        /// What a big VM needs of a NUMA node, in cores
+        #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..))]
+        unit: u64,
+        /// Write the ordered steps to this file, as JSON
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+}
+
+/// Seconds of a benchmark: more than none, at most an hour.
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds <= 3_600.0 => Ok(seconds),
+        _ => Err(format!("{text:?} is not a number of seconds between 0 and 3600")),
+    }
+}

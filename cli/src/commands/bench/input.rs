@@ -1,0 +1,66 @@
+//! Files of public problems: bounded, unpacked, and every mistake with its place.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use ballast_model::{Refusal, RefusalCode};
+use flate2::read::MultiGzDecoder;
+use serde::de::DeserializeOwned;
+
+/// The most bytes of an input, unpacked.
+const BYTES_MAX: u64 = 512 << 20;
+/// What every gzip file begins with.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// Reads a file, unpacked if it is gzip.
+///
+/// # Errors
+/// What is wrong with the file.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Refusal> {
+    let cannot = |error: std::io::Error| {
+        let code = match error.kind() {
+            std::io::ErrorKind::NotFound => RefusalCode::NotFound,
+            std::io::ErrorKind::InvalidData | std::io::ErrorKind::InvalidInput => {
+                RefusalCode::InvalidArgument
+            }
+            _ => RefusalCode::HostFailure,
+        };
+        Refusal::new(code, format!("cannot read {}: {error}", path.display()), "check the file")
+    };
+    let mut raw = Vec::new();
+    File::open(path).map_err(cannot)?.take(BYTES_MAX + 1).read_to_end(&mut raw).map_err(cannot)?;
+    if raw.starts_with(&GZIP) {
+        let mut plain = Vec::with_capacity(raw.len().saturating_mul(8));
+        MultiGzDecoder::new(raw.as_slice())
+            .take(BYTES_MAX + 1)
+            .read_to_end(&mut plain)
+            .map_err(cannot)?;
+        raw = plain;
+    }
+    if raw.len() as u64 > BYTES_MAX {
+        return Err(Refusal::new(
+            RefusalCode::InvalidArgument,
+            format!("{} holds more than {} MiB", path.display(), BYTES_MAX >> 20),
+            "use a smaller file",
+        ));
+    }
+    Ok(raw)
+}
+
+/// The JSON of a file as a value; a mistake is named with its line and column.
+///
+/// # Errors
+/// What is wrong with the text.
+pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(text).map_err(|error| invalid(path, &error.to_string()))
+}
+
+/// A mistake in the file's content. `what` names the place.
+pub(super) fn invalid(path: &Path, what: &str) -> Refusal {
+    Refusal::new(
+        RefusalCode::InvalidArgument,
+        format!("{}: {what}", path.display()),
+        "correct the file and try again",
+    )
+}

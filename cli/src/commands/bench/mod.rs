@@ -1,0 +1,38 @@
+//! `ballast bench`: the planner's parts on public problems, one file a problem.
+//!
+//! Each prints one line of JSON, so that a table can be made of many runs. A
+//! plan is replayed by the simulator before anything is printed: a benchmark
+//! does not report what could not be executed.
+
+mod btrplace;
+mod fragments;
+mod input;
+
+use ballast_model::{Refusal, RefusalCode};
+use ballast_placement::simulate;
+
+use crate::args::BenchCommand;
+
+/// How many interleavings of a long plan are replayed.
+const REPLAYS: usize = 4;
+
+pub(super) fn run(command: BenchCommand) -> Result<(), Refusal> {
+    match command {
+        BenchCommand::Btrplace { file } => btrplace::run(&file),
+        BenchCommand::Fragments { file, moves, seconds, seed, threads, unit, out } => {
+            let options = fragments::Options { moves, seconds, seed, threads, unit };
+            fragments::run(&file, &options, out.as_deref())
+        }
+    }
+}
+
+/// Refuses a plan that the simulator refuses.
+fn replay(world: &simulate::World, acts: &[simulate::Act], seed: u64) -> Result<(), Refusal> {
+    simulate::replay(world, acts, REPLAYS, seed).map(|_| ()).map_err(|fault| {
+        Refusal::new(
+            RefusalCode::Internal,
+            format!("the simulator refuses the plan: {fault}"),
+            "report a defect with the input file",
+        )
+    })
+}
