@@ -7,8 +7,8 @@
 
 CARGO ?= cargo
 DEMO_ARGS ?=
-# Built by rustc from a build script, so cargo fmt and cargo clippy do not know it.
-BARE_METAL := $(wildcard tests/guest/bare/*.rs)
+# A package of its own, built by a build script for a machine without an operating system.
+BARE_METAL := tests/guest/bare
 
 .PHONY: demo test lint bench bootstrap-build bootstrap-test
 
@@ -20,11 +20,9 @@ test: lint
 	$(CARGO) test --quiet --workspace --doc
 
 lint: bootstrap-test
-	@mkdir -p target
 	$(CARGO) fmt --all --check
-	rustfmt --check $(BARE_METAL)
-	clippy-driver --edition 2024 --crate-type bin -Cpanic=abort --emit=metadata -o target/bare-metal.rmeta \
-		-Dwarnings tests/guest/bare/main.rs
+	cd $(BARE_METAL) && $(CARGO) fmt --check
+	cd $(BARE_METAL) && $(CARGO) clippy --locked --target-dir $(CURDIR)/target/bare-metal -- --deny warnings
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 
 bench: bootstrap-build

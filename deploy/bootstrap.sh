@@ -12,7 +12,7 @@ purpose=${1:-build}
 packages=(gcc libc6-dev make protobuf-compiler)
 case $purpose in
 build) ;;
-test) packages+=(etcd-server qemu-system-x86 xz-utils) ;;
+test) packages+=(etcd-server iproute2 qemu-system-x86 xz-utils) ;;
 *)
     echo "bootstrap: unknown purpose '$purpose'; use 'build' or 'test'" >&2
     exit 2

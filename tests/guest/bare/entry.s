@@ -237,8 +237,12 @@ page_directories_pointer:
     .fill 508, 8, 0
 page_directories:
     .set n, 0
-    .rept 2048
+    .rept 1536
     .quad n * 0x200000 + 0xe7           # present, writable, user, accessed, dirty, large
+    .set n, n + 1
+    .endr
+    .rept 512                           # the last GiB has devices: not cached, either
+    .quad n * 0x200000 + 0xff
     .set n, n + 1
     .endr
 

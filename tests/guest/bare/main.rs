@@ -6,13 +6,17 @@
 //! | `entry.s` | entry from the VMM or from PVH, descriptor tables, ring 0 |
 //! | `hypercall` | asks ring 0 for a timer and for sleep |
 //! | `boot_info` | reads the command line and the size of memory |
-//! | `params` | the command line as a value |
+//! | `params` | the command line as a value, with its `defaults` |
 //! | `timeline` | a counter's value as time |
 //! | `clock` | time by the TSC, sleep, and the time that went missing |
 //! | `console` | lines on COM1 |
 //! | `layout` | where the memory is that it checks |
 //! | `pattern` | what a page holds |
 //! | `memory` | writes and checks the pages |
+//! | `virtio` | drivers for network cards and disks |
+//! | `net` | TCP: an echo service and a request counter |
+//! | `log` | an append-only log on the disk, made of `record`s |
+//! | `devices` | the network and the log as one, and what they have to say |
 //! | `work` | heartbeats, load and sleep |
 //! | `rt` | memory routines and the panic handler |
 //!
@@ -24,13 +28,19 @@
 mod boot_info;
 mod clock;
 mod console;
+mod defaults;
+mod devices;
 mod hypercall;
 mod layout;
+mod log;
 mod memory;
+mod net;
 mod params;
 mod pattern;
+mod record;
 mod rt;
 mod timeline;
+mod virtio;
 mod work;
 
 use core::arch::global_asm;
@@ -39,6 +49,7 @@ use core::fmt::Write;
 
 use clock::Clock;
 use console::Line;
+use devices::Devices;
 use layout::Layout;
 use memory::Memory;
 use params::Params;
@@ -72,7 +83,9 @@ extern "C" fn guest_main(start_info: u64) -> ! {
         fatal(format_args!("memory parameters need {needs} MiB, the VM has {has} MiB"));
     }
     greet(&params, &mut clock);
-    Worker::new(clock, Memory::new(&layout, params.seed), &params).run()
+    let devices = Devices::start(&params, &mut clock)
+        .unwrap_or_else(|(device, why)| fatal(format_args!("{device} {why}")));
+    Worker::new(clock, Memory::new(&layout, params.seed), devices, &params).run()
 }
 
 /// The first line: the protocol's version, and what the guest was told to do.

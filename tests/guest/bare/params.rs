@@ -3,13 +3,11 @@
 //! what would be right.
 
 use core::fmt;
+use core::net::Ipv4Addr;
 
-/// A heart beats at least once a minute.
-const HEARTBEAT_MS_MAX: u64 = 60_000;
-const PERIOD_MS_MAX: u64 = 1_000;
-/// No machine has more, and it keeps sums far from overflow.
-const MIB_MAX: u64 = 1 << 20;
-const NAME_BYTES_MAX: usize = 63;
+use crate::defaults::{
+    self, HEARTBEAT_MS_MAX, LOG_RATE_MAX, MIB_MAX, NAME_BYTES_MAX, PERIOD_MS_MAX,
+};
 
 /// What the guest is to do. The defaults are those of an idle VM that checks itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +34,23 @@ pub struct Params<'a> {
     pub seed: u64,
     /// `tsc_khz=`: frequency of the time stamp counter.
     pub tsc_khz: Option<u64>,
+    /// `ip=`: address and prefix length of the network card; without it there is no network.
+    pub ip: Option<(Ipv4Addr, u8)>,
+    /// `gateway=`: where everything else is.
+    pub gateway: Option<Ipv4Addr>,
+    /// `echo_port=`: TCP port on which bytes come back.
+    pub echo_port: u16,
+    /// `count_port=`: TCP port on which requests are counted.
+    pub count_port: u16,
+    /// `log_s=`: records to write to the disk, per second; without any there is no disk.
+    pub log_per_sec: u32,
+    /// `log_bytes=`: length of a record, 512 or 4096.
+    pub log_bytes: u32,
+    /// `log_flush=`: records between two flushes.
+    pub log_flush: u32,
+    /// `virtio_base=`, `virtio_stride=`: where the machine has its virtio-mmio transports.
+    pub virtio_base: u64,
+    pub virtio_stride: u64,
 }
 
 /// A word of the command line that is wrong, and what would be right.
@@ -48,16 +63,25 @@ pub struct Fault<'a> {
 impl<'a> Params<'a> {
     const DEFAULT: Self = Self {
         name: "-",
-        heartbeat_ms: 200,
-        period_ms: 20,
+        heartbeat_ms: defaults::HEARTBEAT_MS as u64,
+        period_ms: defaults::PERIOD_MS as u64,
         duty_percent: 0,
-        working_set_mib: 8,
-        static_mib: 4,
-        zero_mib: 4,
+        working_set_mib: defaults::WORKING_SET_MIB,
+        static_mib: defaults::STATIC_MIB,
+        zero_mib: defaults::ZERO_MIB,
         dirty_mib_per_sec: 0,
-        check_mib_per_sec: 16,
+        check_mib_per_sec: defaults::CHECK_MIB_PER_SEC as u64,
         seed: 0,
         tsc_khz: None,
+        ip: None,
+        gateway: None,
+        echo_port: defaults::ECHO_PORT,
+        count_port: defaults::COUNT_PORT,
+        log_per_sec: 0,
+        log_bytes: defaults::LOG_BYTES,
+        log_flush: defaults::LOG_FLUSH,
+        virtio_base: defaults::VIRTIO_BASE,
+        virtio_stride: defaults::VIRTIO_STRIDE,
     };
 
     /// Reads a command line.
@@ -73,31 +97,75 @@ impl<'a> Params<'a> {
 
     fn set(&mut self, word: &'a str) -> Result<(), &'static str> {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
-        let number = value.parse::<u64>().ok();
-        let within = |min, max| number.filter(|number| (min..=max).contains(number));
-        let rate = || within(0, MIB_MAX).ok_or("use 0 to 1048576");
-        let size = || rate().and_then(|mib| u32::try_from(mib).map_err(|_| "use 0 to 1048576"));
         match key {
             "name" => {
                 let fits = (1..=NAME_BYTES_MAX).contains(&value.len());
                 self.name = Some(value).filter(|_| fits).ok_or("use 1 to 63 bytes")?;
             }
-            "hb_ms" => {
-                self.heartbeat_ms = within(1, HEARTBEAT_MS_MAX).ok_or("use 1 to 60000")?;
+            "ip" => {
+                self.ip = Some(address_and_prefix(value).ok_or("use an address like 10.0.0.2/24")?)
             }
-            "period_ms" => self.period_ms = within(1, PERIOD_MS_MAX).ok_or("use 1 to 1000")?,
-            "duty" => self.duty_percent = within(0, 100).ok_or("use 0 to 100")?,
-            "ws_mib" => self.working_set_mib = size()?,
-            "static_mib" => self.static_mib = size()?,
-            "zero_mib" => self.zero_mib = size()?,
-            "dirty_mib_s" => self.dirty_mib_per_sec = rate()?,
-            "check_mib_s" => self.check_mib_per_sec = rate()?,
-            "seed" => self.seed = number.ok_or("use a number")?,
-            "tsc_khz" => self.tsc_khz = Some(number.ok_or("use a number")?),
+            "gateway" => {
+                self.gateway = Some(value.parse().map_err(|_| "use an address like 10.0.0.1")?);
+            }
+            _ => return self.set_number(key, number(value)),
+        }
+        Ok(())
+    }
+
+    fn set_number(&mut self, key: &str, number: Option<u64>) -> Result<(), &'static str> {
+        let within = |min: u32, max: u32| {
+            number.and_then(|number| u32::try_from(number).ok()).filter(|n| (min..=max).contains(n))
+        };
+        let mib = || within(0, MIB_MAX).ok_or("use 0 to 1048576");
+        let port = || {
+            let port = within(1, u32::from(u16::MAX)).and_then(|port| u16::try_from(port).ok());
+            port.ok_or("use 1 to 65535")
+        };
+        let any = || number.ok_or("use a number");
+        match key {
+            "hb_ms" => {
+                self.heartbeat_ms = within(1, HEARTBEAT_MS_MAX).ok_or("use 1 to 60000")?.into();
+            }
+            "period_ms" => {
+                self.period_ms = within(1, PERIOD_MS_MAX).ok_or("use 1 to 1000")?.into();
+            }
+            "duty" => self.duty_percent = within(0, 100).ok_or("use 0 to 100")?.into(),
+            "ws_mib" => self.working_set_mib = mib()?,
+            "static_mib" => self.static_mib = mib()?,
+            "zero_mib" => self.zero_mib = mib()?,
+            "dirty_mib_s" => self.dirty_mib_per_sec = mib()?.into(),
+            "check_mib_s" => self.check_mib_per_sec = mib()?.into(),
+            "seed" => self.seed = any()?,
+            "tsc_khz" => self.tsc_khz = Some(any()?),
+            "echo_port" => self.echo_port = port()?,
+            "count_port" => self.count_port = port()?,
+            "log_s" => self.log_per_sec = within(0, LOG_RATE_MAX).ok_or("use 0 to 10000")?,
+            "log_bytes" => {
+                let bytes = within(512, 4096).filter(|bytes| [512, 4096].contains(bytes));
+                self.log_bytes = bytes.ok_or("use 512 or 4096")?;
+            }
+            "log_flush" => self.log_flush = within(1, defaults::LOG_FLUSH).ok_or("use 1 to 8")?,
+            "virtio_base" => self.virtio_base = any()?,
+            "virtio_stride" => self.virtio_stride = any()?,
             _ => return Err("unknown parameter, see docs/probe-guest.md"),
         }
         Ok(())
     }
+}
+
+/// Decimal, or hexadecimal after `0x`.
+fn number(value: &str) -> Option<u64> {
+    match value.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => value.parse().ok(),
+    }
+}
+
+fn address_and_prefix(value: &str) -> Option<(Ipv4Addr, u8)> {
+    let (address, prefix) = value.split_once('/')?;
+    let prefix = prefix.parse().ok().filter(|prefix| (1..=30).contains(prefix))?;
+    Some((address.parse().ok()?, prefix))
 }
 
 impl fmt::Display for Fault<'_> {

@@ -9,6 +9,7 @@ use core::fmt::Write;
 
 use crate::clock::Clock;
 use crate::console::Line;
+use crate::devices::Devices;
 use crate::memory::Memory;
 use crate::params::Params;
 use crate::timeline::Nanos;
@@ -21,19 +22,24 @@ const BURN_ROUNDS: u32 = 2_000;
 pub struct Worker {
     clock: Clock,
     memory: Memory,
+    devices: Devices,
     heartbeat: Heartbeat,
     period: Period,
 }
 
 impl Worker {
-    pub fn new(clock: Clock, memory: Memory, params: &Params<'_>) -> Self {
-        Self { clock, memory, heartbeat: Heartbeat::new(params), period: Period::new(params) }
+    pub fn new(clock: Clock, memory: Memory, devices: Devices, params: &Params<'_>) -> Self {
+        let (heartbeat, period) = (Heartbeat::new(params), Period::new(params));
+        Self { clock, memory, devices, heartbeat, period }
     }
 
     pub fn run(mut self) -> ! {
         loop {
             let now = self.clock.tick();
-            self.heartbeat.beat_if_due(now, &mut self.clock, &self.memory);
+            self.heartbeat.beat_if_due(now, &mut self.clock, &self.memory, &self.devices);
+            if self.devices.step(&mut self.clock) {
+                continue;
+            }
             if self.memory.fill_next() {
                 continue;
             }
@@ -44,7 +50,8 @@ impl Worker {
             if self.clock.ran() < self.period.run_until {
                 burn();
             } else {
-                self.clock.sleep_until(self.period.end.min(self.heartbeat.due));
+                let wake = self.period.end.min(self.heartbeat.due).min(self.devices.wake(now));
+                self.clock.sleep_until(wake);
             }
         }
     }
@@ -77,9 +84,9 @@ impl Heartbeat {
     }
 
     /// `H <number> <ms> p<passes> e<errors>`, and ` s<ms>` after a stall of at least 1 ms,
-    /// ` t<count>` once time went backwards.
+    /// ` t<count>` once time went backwards, and what the devices add.
     /// Heartbeats that were missed are not made up for: the next one has the next number.
-    fn beat_if_due(&mut self, now: Nanos, clock: &mut Clock, memory: &Memory) {
+    fn beat_if_due(&mut self, now: Nanos, clock: &mut Clock, memory: &Memory, devices: &Devices) {
         if now < self.due {
             return;
         }
@@ -94,6 +101,7 @@ impl Heartbeat {
         if clock.reversals() > 0 {
             let _ = write!(line, " t{}", clock.reversals());
         }
+        devices.add_to_heartbeat(&mut line);
         line.send(clock);
         self.number += 1;
         self.due = next_end(self.due, self.interval, now);

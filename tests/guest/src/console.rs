@@ -6,6 +6,11 @@
 //! B 1 <name> key=value …              it starts; 1 is the protocol's version
 //! H <number> <ms> p<passes> e<errors> heartbeat; ` s<ms>`: longest stall since the last one;
 //!                                     ` t<n>`: times its counter went backwards so far
+//!                                     ` n<n>`: requests it counted on the network
+//!                                     ` d<n>`: records of its log that are durable
+//!                                     ` f<n>`: faults of its devices
+//! N <mac> <address>/<prefix> key=…    it is on the network
+//! D <capacity> next=<n> run=<n>       it found the end of the log on its disk
 //! E page 17 gen 4 holds gen 3         a wrong page, described
 //! FATAL <why>                         it cannot go on
 //! ```
@@ -65,7 +70,17 @@ pub struct ConsoleReport {
     pub check_passes: u64,
     /// Pages that did not hold what the guest wrote.
     pub memory_errors: u64,
-    /// The first of its descriptions of wrong pages.
+    /// Requests it counted on the network, at its last heartbeat.
+    pub requests: u64,
+    /// Records of its log that a flush has covered, at its last heartbeat.
+    pub durable_records: u64,
+    /// Times a device did what it must not.
+    pub device_faults: u64,
+    /// Whether it said that it is on the network.
+    pub on_network: bool,
+    /// Whether it said that it found the end of its log.
+    pub log_ready: bool,
+    /// The first of its descriptions of what is wrong.
     pub error_lines: Vec<String>,
     /// What it cannot go on for; the first ones.
     pub fatal_lines: Vec<String>,
@@ -83,6 +98,9 @@ struct Heartbeat {
     errors: u64,
     stall_ms: u64,
     reversals: u64,
+    requests: u64,
+    durable: u64,
+    faults: u64,
 }
 
 impl Console {
@@ -154,6 +172,8 @@ impl Console {
                 Some(heartbeat) => self.heartbeat(heartbeat),
                 None => self.report.unknown_lines += 1,
             },
+            Some(("N", _)) => self.report.on_network = true,
+            Some(("D", _)) => self.report.log_ready = true,
             Some(("E", text)) => keep(&mut self.report.error_lines, text),
             Some(("FATAL", text)) => keep(&mut self.report.fatal_lines, text),
             _ => self.report.unknown_lines += 1,
@@ -182,6 +202,9 @@ impl Console {
         report.time_reversals = self.steps_back + heartbeat.reversals;
         report.check_passes = heartbeat.passes;
         report.memory_errors = report.memory_errors.max(heartbeat.errors);
+        report.requests = heartbeat.requests;
+        report.durable_records = report.durable_records.max(heartbeat.durable);
+        report.device_faults = report.device_faults.max(heartbeat.faults);
         self.last = Some(heartbeat);
     }
 }
@@ -196,13 +219,20 @@ impl Heartbeat {
             errors: fields.next()?.strip_prefix('e')?.parse().ok()?,
             stall_ms: 0,
             reversals: 0,
+            requests: 0,
+            durable: 0,
+            faults: 0,
         };
         for field in fields {
-            if let Some(ms) = field.strip_prefix('s') {
-                heartbeat.stall_ms = ms.parse().ok()?;
-            } else if let Some(count) = field.strip_prefix('t') {
-                heartbeat.reversals = count.parse().ok()?;
-            }
+            let known = match field.get(..1) {
+                Some("s") => &mut heartbeat.stall_ms,
+                Some("t") => &mut heartbeat.reversals,
+                Some("n") => &mut heartbeat.requests,
+                Some("d") => &mut heartbeat.durable,
+                Some("f") => &mut heartbeat.faults,
+                _ => continue,
+            };
+            *known = field.get(1..)?.parse().ok()?;
         }
         Some(heartbeat)
     }
@@ -214,6 +244,7 @@ impl ConsoleReport {
     pub fn faults(&self) -> Vec<String> {
         let counts = [
             (self.memory_errors, "pages did not hold what the guest wrote"),
+            (self.device_faults, "times a device did what it must not"),
             (self.heartbeats_lost, "heartbeats were lost"),
             (self.heartbeats_repeated, "heartbeats were repeated"),
             (self.time_reversals, "times the guest's clock went backwards"),

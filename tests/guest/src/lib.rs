@@ -4,7 +4,9 @@
 //! VM, keeps a numbered heartbeat on the serial port, makes load as it is told
 //! and checks all the time that its memory holds what it wrote. This library
 //! has the program ([`IMAGE`]), its command line ([`Params`]), where it keeps
-//! what it checks ([`Layout`]) and a reader of what it says ([`Console`]).
+//! what it checks ([`Layout`]), a reader of what it says ([`Console`]), a judge of
+//! what it wrote to its disk ([`LogReport`]) and, to run it in, networks of its own
+//! ([`net`]) with a client that misses nothing ([`CountClient`]).
 //! docs/probe-guest.md describes all of it.
 //!
 //! ```
@@ -19,12 +21,23 @@
 //! assert!(console.report().faults().is_empty());
 //! ```
 
+mod client;
 mod console;
+mod log;
+pub mod net;
 mod params;
 
-// The guest's own source, so that both sides agree on where memory is.
+// The guest's own source, so that both sides agree: on defaults, on where memory is, on records.
+#[path = "../bare/defaults.rs"]
+#[cfg_attr(not(test), allow(dead_code))] // only the guest checks bounds
+#[allow(unreachable_pub)]
+mod defaults;
 #[path = "../bare/layout.rs"]
 mod layout;
+#[path = "../bare/record.rs"]
+#[cfg_attr(not(test), allow(dead_code))] // only the guest writes
+#[allow(unreachable_pub)]
+mod record;
 
 // More of the guest's own source, for tests only.
 #[cfg(test)]
@@ -42,8 +55,10 @@ mod bare_timeline;
 #[cfg(test)]
 mod tests;
 
+pub use client::{Answered, Asking, CountClient};
 pub use console::{Console, ConsoleReport};
 pub use layout::{Layout, PAGE_BYTES};
+pub use log::LogReport;
 pub use params::Params;
 
 /// The program as an ELF file, to be written somewhere and named as a VM's kernel.

@@ -1,8 +1,9 @@
 //! The guest's command line, from the side that writes it.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
+use std::net::Ipv4Addr;
 
-use crate::Layout;
+use crate::{Layout, defaults};
 
 /// What a probe guest is to do. The default is an idle guest that checks itself.
 ///
@@ -32,22 +33,50 @@ pub struct Params {
     pub seed: u64,
     /// Frequency of the time stamp counter in kHz. `ballast-vmm` appends it itself.
     pub tsc_khz: Option<u32>,
+    /// Address and prefix length, 1 to 30, of the first network card. `None`: it is left alone.
+    pub ip: Option<(Ipv4Addr, u8)>,
+    /// Where everything outside of its own network is.
+    pub gateway: Option<Ipv4Addr>,
+    /// TCP port on which bytes come back.
+    pub echo_port: u16,
+    /// TCP port on which requests are counted.
+    pub count_port: u16,
+    /// Records to append to the log on the first disk, per second, up to 10 000. 0: the disk is
+    /// left alone.
+    pub log_per_sec: u32,
+    /// Length of such a record, 512 or 4096 bytes.
+    pub log_bytes: u32,
+    /// Records between two flushes, 1 to 8. So many are in flight at a time.
+    pub log_flush: u32,
+    /// Physical address of the machine's first virtio-mmio transport.
+    pub virtio_base: u64,
+    /// Bytes from one transport to the next.
+    pub virtio_stride: u64,
 }
 
 impl Default for Params {
     fn default() -> Self {
         Self {
             name: None,
-            heartbeat_ms: 200,
-            period_ms: 20,
+            heartbeat_ms: defaults::HEARTBEAT_MS,
+            period_ms: defaults::PERIOD_MS,
             duty_percent: 0,
-            working_set_mib: 8,
-            static_mib: 4,
-            zero_mib: 4,
+            working_set_mib: defaults::WORKING_SET_MIB,
+            static_mib: defaults::STATIC_MIB,
+            zero_mib: defaults::ZERO_MIB,
             dirty_mib_per_sec: 0,
-            check_mib_per_sec: 16,
+            check_mib_per_sec: defaults::CHECK_MIB_PER_SEC,
             seed: 0,
             tsc_khz: None,
+            ip: None,
+            gateway: None,
+            echo_port: defaults::ECHO_PORT,
+            count_port: defaults::COUNT_PORT,
+            log_per_sec: 0,
+            log_bytes: defaults::LOG_BYTES,
+            log_flush: defaults::LOG_FLUSH,
+            virtio_base: defaults::VIRTIO_BASE,
+            virtio_stride: defaults::VIRTIO_STRIDE,
         }
     }
 }
@@ -57,7 +86,7 @@ impl Params {
     pub fn to_cmdline(&self) -> String {
         let default = Self::default();
         let mut text = String::new();
-        let mut add = |key: &str, value: &dyn std::fmt::Display| {
+        let mut add = |key: &str, value: &dyn Display| {
             let separator = if text.is_empty() { "" } else { " " };
             // Writing into a String cannot fail.
             let _ = write!(text, "{separator}{key}={value}");
@@ -74,14 +103,28 @@ impl Params {
             ("zero_mib", self.zero_mib, default.zero_mib),
             ("dirty_mib_s", self.dirty_mib_per_sec, default.dirty_mib_per_sec),
             ("check_mib_s", self.check_mib_per_sec, default.check_mib_per_sec),
+            ("echo_port", self.echo_port.into(), default.echo_port.into()),
+            ("count_port", self.count_port.into(), default.count_port.into()),
+            ("log_s", self.log_per_sec, default.log_per_sec),
+            ("log_bytes", self.log_bytes, default.log_bytes),
+            ("log_flush", self.log_flush, default.log_flush),
         ];
-        for (key, value, default) in numbers {
+        let long_numbers = [
+            ("seed", self.seed, default.seed),
+            ("virtio_base", self.virtio_base, default.virtio_base),
+            ("virtio_stride", self.virtio_stride, default.virtio_stride),
+        ];
+        let numbers = numbers.map(|(key, value, default)| (key, value.into(), default.into()));
+        for (key, value, default) in numbers.into_iter().chain(long_numbers) {
             if value != default {
                 add(key, &value);
             }
         }
-        if self.seed != default.seed {
-            add("seed", &self.seed);
+        if let Some((address, prefix)) = self.ip {
+            add("ip", &format_args!("{address}/{prefix}"));
+        }
+        if let Some(gateway) = self.gateway {
+            add("gateway", &gateway);
         }
         if let Some(khz) = self.tsc_khz {
             add("tsc_khz", &khz);
