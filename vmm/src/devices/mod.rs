@@ -253,4 +253,6 @@ impl DevicesState {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -242,4 +242,42 @@ fn config(disk: &Disk) -> [u8; CONFIG_BYTES] {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    //! A disk without threads of its own, for fuzzing.
+
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+    use crate::devices::virtio::Interrupt;
+    use crate::memory::GuestRam;
+
+    /// A disk that is served by whoever asks for it.
+    #[derive(Debug)]
+    pub(crate) struct ServedHere(Service);
+
+    impl ServedHere {
+        pub(crate) fn new(spec: &DiskSpec, memory: &GuestRam, queue: Queue, flush: bool) -> Self {
+            let disk = Arc::new(Disk::open(spec).unwrap());
+            let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
+            let with = Activation {
+                memory: memory.clone(),
+                queues: vec![],
+                kicks: vec![],
+                interrupt: Interrupt::new(eventfd()),
+                features: u64::from(flush) << blk::VIRTIO_BLK_F_FLUSH,
+            };
+            Self(Service::new(&disk, &RateLimit::default(), queue, eventfd(), &with).unwrap())
+        }
+
+        /// Serves what is in the queue, until it is empty or broken.
+        pub(crate) fn serve(&self) {
+            self.0.serve_here();
+        }
+
+        pub(crate) fn queue(&self) -> QueueState {
+            self.0.queue()
+        }
+    }
+}
+#[cfg(test)]
 mod tests;

@@ -187,6 +187,23 @@ impl Service {
         }
         self.lock().watched = false;
     }
+
+    /// Carries out what is in the queue with the caller's thread, until it is empty or the device broken.
+    #[cfg(test)]
+    pub(super) fn serve_here(&self) {
+        loop {
+            let next = self.next(&mut self.lock());
+            match next {
+                Ok(Next::Serve(request)) => self.carry_out(&request),
+                Ok(Next::Watch | Next::Hold(_)) => return,
+                Err(why) => self.interrupt.broken(why),
+            }
+        }
+    }
+
+    pub(super) fn queue(&self) -> QueueState {
+        self.lock().queue.state()
+    }
 }
 
 impl Workers {
@@ -215,7 +232,7 @@ impl Workers {
     /// Returns when everything taken has been answered; the queue as it stands then.
     pub(super) fn stop(mut self) -> QueueState {
         self.end();
-        self.service.lock().queue.state()
+        self.service.queue()
     }
 
     fn end(&mut self) {

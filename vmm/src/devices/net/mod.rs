@@ -29,6 +29,8 @@ mod rx;
 mod tap;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(super) use tests::fuzz_net;
 mod tx;
 mod worker;
 

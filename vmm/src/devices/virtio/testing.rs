@@ -1,5 +1,6 @@
 //! For tests: the guest's side of a transport, and of a queue in guest memory.
 
+use virtio_queue::{Queue, QueueState};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::mmio::Transport;
@@ -41,6 +42,21 @@ pub(crate) struct Ring {
 impl Ring {
     pub(crate) fn new(memory: &GuestRam, base: u64, size: u16) -> Self {
         Self { memory: memory.clone(), base, size, avail: 0, used: 0 }
+    }
+
+    /// The queue as the device gets it.
+    pub(crate) fn queue(&self, event_idx: bool) -> Queue {
+        let state = QueueState {
+            max_size: self.size,
+            size: self.size,
+            ready: true,
+            event_idx_enabled: event_idx,
+            desc_table: self.base,
+            avail_ring: self.avail_base(),
+            used_ring: self.used_base(),
+            ..QueueState::default()
+        };
+        Queue::try_from(state).unwrap()
     }
 
     fn avail_base(&self) -> u64 {

@@ -1,0 +1,94 @@
+//! Fuzzing of everything a hostile guest or a damaged state reaches.
+//!
+//! | target | what it feeds |
+//! | --- | --- |
+//! | `block` | rings, descriptors and requests of any content to a disk ([`block`]) |
+//! | `net` | the same to a network device's three queues |
+//! | `transport` | any sequence of register accesses, pauses and moves ([`transport`]) |
+//! | `state` | a machine's saved state of any content |
+//!
+//! A target is a function of some bytes that must return. `make fuzz` runs
+//! [`engine::campaign`] on each with the coverage of this crate as its guide
+//! (LLVM's counters, see [`coverage`]), for FUZZ_MINUTES minutes each. What
+//! reached something new is kept, made small, in `vmm/fuzz/corpus`; all of that,
+//! and some thousand inputs around it, is run by the ordinary tests.
+
+mod block;
+mod coverage;
+mod engine;
+mod transport;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::state::MachineState;
+use engine::{Bound, Target};
+
+const TARGETS: [Target; 4] = [
+    Target { name: "block", run: block::fuzz_block },
+    Target { name: "net", run: super::net::fuzz_net },
+    Target { name: "transport", run: transport::fuzz_transport },
+    Target { name: "state", run: fuzz_state },
+];
+/// What an ordinary test spends on one target beside the corpus, in inputs.
+const AROUND_CORPUS: u64 = 1000;
+
+fn fuzz_state(data: &[u8]) {
+    if let Ok(state) = MachineState::decode(data) {
+        // A state of an older version is written as one of the newest.
+        let bytes = state.encode();
+        assert_eq!(MachineState::decode(&bytes), Ok(state));
+    }
+}
+
+fn corpus_dir(target: &Target) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target.name)
+}
+
+fn target(name: &str) -> Target {
+    TARGETS.into_iter().find(|target| target.name == name).unwrap()
+}
+
+fn check(name: &str) {
+    let target = target(name);
+    let corpus = engine::read_corpus(&corpus_dir(&target));
+    corpus.iter().for_each(|input| (target.run)(input));
+    engine::campaign(&target, &corpus, &Bound::Inputs(AROUND_CORPUS), 1);
+}
+
+#[test]
+fn disks_survive_the_corpus() {
+    check("block");
+}
+
+#[test]
+fn networks_survive_the_corpus() {
+    check("net");
+}
+
+#[test]
+fn transports_survive_the_corpus() {
+    check("transport");
+}
+
+#[test]
+fn saved_states_survive_the_corpus() {
+    check("state");
+}
+
+/// What `make fuzz` runs.
+#[test]
+#[ignore = "minutes: run it with 'make fuzz'"]
+fn campaign() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let minutes = number("FUZZ_MINUTES").unwrap_or(1);
+    let seed = number("FUZZ_SEED").unwrap_or_else(rand::random);
+    let only = std::env::var("FUZZ_TARGET").unwrap_or_default();
+    for target in TARGETS.into_iter().filter(|target| only.is_empty() || target.name == only) {
+        let dir = corpus_dir(&target);
+        let corpus = engine::read_corpus(&dir);
+        let bound = Bound::Time(Duration::from_secs(60 * minutes));
+        let found = engine::campaign(&target, &corpus, &bound, seed);
+        engine::write_corpus(&dir, &found);
+    }
+}
