@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use ballast_model::hardware::CpuBaseline;
 use ballast_model::{BytesPerSec, Epoch, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
 use ballast_proto::convert::field::{
     absolute_path, invalid, migration_id, optional_path, required, required_enum, vm_id,
@@ -111,14 +112,15 @@ impl Service {
         let migration = migration_id(&message.migration, "migration")?;
         let (spec, epoch) = (spec(message.spec)?, epoch(message.source_epoch, "source_epoch")?);
         let own = &self.description.cpu_model;
-        if *own != message.source_cpu_model {
+        // With a named baseline unlike hosts may do: their VMMs compare what the guest sees.
+        if spec.cpu == CpuBaseline::Host && *own != message.source_cpu_model {
             return Err(Refusal::new(
                 RefusalCode::Incompatible,
                 format!(
                     "VM {} comes from a CPU {:.80?}, this host has {own:?}",
                     spec.id, message.source_cpu_model
                 ),
-                "move it to a host with the same CPU model",
+                "move it to a host with the same CPU model, or give it a CPU baseline",
             ));
         }
         let prepare = |host: Arc<Host>| async move { host.prepare(migration, spec, epoch).await };

@@ -12,7 +12,8 @@
 //! | [`memory`] | guest memory and pages by number |
 //! | [`power`] | how a guest ends by itself |
 //! | [`devices`] | what the guest finds at its ports |
-//! | [`kvm`] | what `kvm-ioctls` lacks, and the CPU the guest sees |
+//! | [`cpu`] | the CPU the guest sees, and how two of them differ |
+//! | [`kvm`] | what `kvm-ioctls` lacks |
 //! | [`state`] | saving and loading everything but memory |
 //! | [`migration`] | from one process to another while the guest runs |
 //! | [`snapshot`] | the VM in a file, and back |
@@ -28,6 +29,7 @@
 mod api;
 pub mod boot;
 mod codec;
+mod cpu;
 mod devices;
 mod jail;
 mod kvm;

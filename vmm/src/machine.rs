@@ -12,13 +12,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ballast_model::hardware::CpuBaseline;
 use ballast_model::{Refusal, RefusalCode, VmSpec};
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use crate::boot;
+use crate::cpu::{self, CpuModel};
 use crate::devices::{Beginning, Devices, virtio};
-use crate::kvm::cpuid::CpuModel;
 use crate::kvm::ioctl::{DirtyLogKind, enable_manual_dirty_log, has_sregs2, xsave_bytes};
 use crate::kvm::{self, failed};
 use crate::memory::{Layout, Memory, PAGE_BYTES, Slot};
@@ -143,13 +144,15 @@ impl Machine {
 impl Parts {
     fn build(spec: &VmSpec, beginning: Beginning) -> Result<Self, Refusal> {
         let kvm = kvm::open()?;
-        let cpu = CpuModel::of_host(kvm)?;
+        let cpu = cpu::baseline::apply(&CpuModel::of_host(kvm)?, spec.cpu)?;
+        check_limits(kvm, spec)?;
         let memory = Memory::map(Layout::of_size(spec.memory))?;
         let vm = create_vm(kvm)?;
         let dirty_log = enable_manual_dirty_log(&vm);
         for slot in memory.slots() {
             set_slot(&vm, slot, 0)?;
         }
+        cpu::msr::filter(&vm, spec.cpu)?;
         let mut fds = Vec::new();
         for index in 0..spec.vcpus {
             let vcpu = vm
@@ -182,6 +185,32 @@ impl Parts {
 
 fn mmio_device(slot: virtio::slots::Slot) -> boot::MmioDevice {
     boot::MmioDevice { address: slot.address, bytes: virtio::slots::SLOT_BYTES, gsi: slot.gsi }
+}
+
+/// What this host's KVM and the VM's CPU can have at most.
+fn check_limits(kvm: &Kvm, spec: &VmSpec) -> Result<(), Refusal> {
+    let most = kvm.get_max_vcpus();
+    if usize::try_from(spec.vcpus).is_ok_and(|vcpus| vcpus > most) {
+        return Err(Refusal::new(
+            RefusalCode::CapacityExceeded,
+            format!(
+                "VM {} asks for {} vCPUs, this host's KVM gives at most {most}",
+                spec.id, spec.vcpus
+            ),
+            "give the VM fewer vCPUs",
+        ));
+    }
+    if spec.cpu != CpuBaseline::Host && spec.memory > cpu::baseline::MEMORY_MAX {
+        return Err(Refusal::new(
+            RefusalCode::CapacityExceeded,
+            format!(
+                "CPU baseline {} addresses less than the {} of VM {}",
+                spec.cpu, spec.memory, spec.id
+            ),
+            "give the VM less memory, or the CPU baseline host",
+        ));
+    }
+    Ok(())
 }
 
 fn create_vm(kvm: &Kvm) -> Result<VmFd, Refusal> {

@@ -24,10 +24,11 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
+use crate::cpu::CpuModel;
+use crate::cpu::report::HostCpu;
 use crate::devices::console::log::ConsoleLog;
 use crate::jail::{self, JailArgs};
 use crate::kvm;
-use crate::kvm::cpuid::CpuModel;
 use crate::panic;
 use crate::snapshot;
 use crate::unrun::UnrunMark;
@@ -42,14 +43,20 @@ const GRACE: Duration = Duration::from_secs(1);
 #[command(name = PROGRAM, version)]
 struct Args {
     /// Unix socket to serve ballast.v1.VmmService on.
-    #[arg(long, required_unless_present_any = ["cpu_model", "describe_snapshot"])]
+    #[arg(long, required_unless_present_any = ["cpu_model", "cpu_report", "cpu_compare", "describe_snapshot"])]
     socket: Option<PathBuf>,
     /// Name of the VM.
-    #[arg(long, required_unless_present_any = ["cpu_model", "describe_snapshot"])]
+    #[arg(long, required_unless_present_any = ["cpu_model", "cpu_report", "cpu_compare", "describe_snapshot"])]
     vm: Option<VmId>,
     /// Print what must match for a VM to move to this host, and end.
     #[arg(long)]
     cpu_model: bool,
+    /// Print this host's CPU as JSON: its features, and which baselines it can give, and end.
+    #[arg(long)]
+    cpu_report: bool,
+    /// Print, baseline by baseline, whether VMs can move here from the host whose --cpu-report this is, and end.
+    #[arg(long, value_name = "FILE")]
+    cpu_compare: Option<PathBuf>,
     /// Print which VM a snapshot file is of, as JSON, and end.
     #[arg(long, value_name = "FILE")]
     describe_snapshot: Option<PathBuf>,
@@ -82,6 +89,9 @@ fn run(args: Args) -> Result<(), Refusal> {
         println!("{}", CpuModel::of_host(kvm)?);
         return Ok(());
     }
+    if args.cpu_report || args.cpu_compare.is_some() {
+        return report_cpu(&HostCpu::of(&CpuModel::of_host(kvm)?), args.cpu_compare.as_deref());
+    }
     let (Some(socket), Some(vm)) = (args.socket, args.vm) else {
         return Err(Refusal::new(
             RefusalCode::InvalidArgument,
@@ -98,6 +108,26 @@ fn run(args: Args) -> Result<(), Refusal> {
     // Work that blocks (a migration's source that waits) ends with the process.
     runtime.shutdown_background();
     outcome
+}
+
+/// Prints what this host's CPU is, or how VMs fare that move to it from another host.
+fn report_cpu(here: &HostCpu, source: Option<&Path>) -> Result<(), Refusal> {
+    let Some(source) = source else {
+        let text = serde_json::to_string_pretty(here).map_err(|error| {
+            Refusal::new(RefusalCode::Internal, format!("the report: {error}"), "report a defect")
+        })?;
+        println!("{text}");
+        return Ok(());
+    };
+    let text = std::fs::read(source).map_err(|error| {
+        Refusal::new(
+            RefusalCode::InvalidArgument,
+            format!("cannot read {}: {error}", source.display()),
+            "give the file that ballast-vmm --cpu-report printed on the other host",
+        )
+    })?;
+    print!("{}", HostCpu::parse(&text)?.compare(here));
+    Ok(())
 }
 
 fn ignore_hangups() {

@@ -3,9 +3,7 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`ioctl`] | the calls `kvm-ioctls` does not wrap |
-//! | [`cpuid`] | the CPU the guest sees, its name, and what must match for a move |
 
-pub(crate) mod cpuid;
 pub(crate) mod ioctl;
 
 use std::sync::OnceLock;

@@ -16,7 +16,7 @@ use super::Trouble;
 use super::framing::{Frame, HELLO_BYTES, Hello, TOKEN_BYTES, VERSIONS};
 use super::stream::Stream;
 use crate::codec::{Decoder, Encoder, Malformed};
-use crate::kvm::cpuid::CpuModel;
+use crate::cpu::CpuModel;
 use crate::machine::Machine;
 use crate::memory::Layout;
 
