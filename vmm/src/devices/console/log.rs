@@ -8,6 +8,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use ballast_model::{Refusal, RefusalCode};
 
@@ -15,18 +17,17 @@ use ballast_model::{Refusal, RefusalCode};
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// The longest piece of a line kept back for its end, in bytes.
 const LINE_BYTES_MAX: usize = 1024;
+/// How many lines may wait to be written; what comes meanwhile is lost to the file.
+const LINES_WAITING_MAX: usize = 1024;
 
-/// An open log.
+/// An open log. A thread of its own writes it: neither a slow disk nor the
+/// system calls of writing concern the vCPU whose guest speaks.
 #[derive(Debug)]
 pub(crate) struct ConsoleLog {
-    current: File,
-    previous: File,
-    /// Bytes in `current`.
-    bytes: u64,
     /// The line that has not ended.
     line: Vec<u8>,
-    /// Writing has failed: it is not tried again.
-    ended: bool,
+    lines: Option<SyncSender<Vec<u8>>>,
+    writer: Option<JoinHandle<()>>,
 }
 
 impl ConsoleLog {
@@ -36,16 +37,20 @@ impl ConsoleLog {
     /// # Errors
     /// `HostFailure` when they cannot be opened.
     pub(crate) fn open(path: &Path) -> Result<Self, Refusal> {
-        let open = |path: &Path| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
-        };
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(".1");
         let opened = || -> io::Result<Self> {
-            let (mut current, previous) = (open(path)?, open(Path::new(&beside))?);
-            let bytes = current.seek(SeekFrom::End(0))?;
-            Ok(Self { current, previous, bytes, line: Vec::new(), ended: false })
+            let mut files = Files::open(path)?;
+            let (lines, written) = sync_channel::<Vec<u8>>(LINES_WAITING_MAX);
+            let write = move || {
+                for line in written {
+                    if let Err(error) = files.write(&line) {
+                        tracing::error!(%error, "the console's log ends here");
+                        return;
+                    }
+                }
+            };
+            let thread = std::thread::Builder::new().name("console-log".to_owned());
+            let writer = Some(thread.spawn(write)?);
+            Ok(Self { line: Vec::new(), lines: Some(lines), writer })
         };
         opened().map_err(|error| {
             Refusal::new(
@@ -56,8 +61,7 @@ impl ConsoleLog {
         })
     }
 
-    /// Adds output. Lines are written when they end, so that a guest that writes
-    /// byte by byte does not cost a system call a byte.
+    /// Adds output. Lines go to the file when they end.
     pub(crate) fn append(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.line.push(byte);
@@ -69,13 +73,42 @@ impl ConsoleLog {
 
     fn flush(&mut self) {
         let line = std::mem::take(&mut self.line);
-        if self.ended {
-            return;
+        if let Some(lines) = &self.lines {
+            // The ring has it in any case; the file does without it when its disk is that slow.
+            let _ = lines.try_send(line);
         }
-        if let Err(error) = self.write(&line) {
-            tracing::error!(%error, "the console's log ends here");
-            self.ended = true;
+    }
+}
+
+impl Drop for ConsoleLog {
+    fn drop(&mut self) {
+        self.flush();
+        self.lines = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
         }
+    }
+}
+
+#[derive(Debug)]
+struct Files {
+    current: File,
+    previous: File,
+    /// Bytes in `current`.
+    bytes: u64,
+}
+
+impl Files {
+    fn open(path: &Path) -> io::Result<Self> {
+        let open = |path: &Path| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+        };
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".1");
+        let (mut current, previous) = (open(path)?, open(Path::new(&beside))?);
+        let bytes = current.seek(SeekFrom::End(0))?;
+        Ok(Self { current, previous, bytes })
     }
 
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
@@ -88,21 +121,16 @@ impl ConsoleLog {
     }
 
     fn begin_anew(&mut self) -> io::Result<()> {
+        let mut whole = Vec::new();
+        self.current.rewind()?;
+        (&mut self.current).take(FILE_BYTES_MAX).read_to_end(&mut whole)?;
         self.previous.set_len(0)?;
         self.previous.rewind()?;
-        self.current.rewind()?;
-        let mut whole = (&mut self.current).take(FILE_BYTES_MAX);
-        io::copy(&mut whole, &mut self.previous)?;
+        self.previous.write_all(&whole)?;
         self.current.set_len(0)?;
         self.current.rewind()?;
         self.bytes = 0;
         Ok(())
-    }
-}
-
-impl Drop for ConsoleLog {
-    fn drop(&mut self) {
-        self.flush();
     }
 }
 
@@ -119,6 +147,12 @@ mod tests {
         let lines = u32::try_from(FILE_BYTES_MAX / 16).unwrap();
         for number in 0..2 * lines + 3 {
             log.append(line(number).as_bytes());
+            // As slow as the file: none of these is to be lost.
+            while number % 512 == 511
+                && !std::fs::read_to_string(&path).unwrap().ends_with(&line(number))
+            {
+                std::thread::yield_now();
+            }
         }
         log.append(b"half a li");
         drop(log);

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use ballast_model::MacAddress;
 use ballast_model::hardware::INTERFACE_BYTES_MAX;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socket_with};
 
 /// Adds an interface to a bridge (linux/sockios.h).
 const SIOCBRADDIF: libc::c_ulong = 0x89a2;
@@ -18,13 +18,15 @@ const IFF_UP: libc::c_short = 1;
 #[derive(Debug)]
 pub(super) struct Links {
     socket: OwnedFd,
+    netlink: OwnedFd,
 }
 
 impl Links {
     pub(super) fn open() -> io::Result<Self> {
-        let socket =
-            socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-        Ok(Self { socket })
+        let cloexec = SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, cloexec, None)?;
+        let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, cloexec, None)?;
+        Ok(Self { socket, netlink })
     }
 
     /// The number of an interface; none when there is no such interface.
@@ -87,11 +89,54 @@ impl Links {
         self.call(SIOCBRADDIF, &mut request)
     }
 
+    /// Leaves an interface without an IPv6 address of its own: what the host would
+    /// say with it only the guest behind it would hear (rtnetlink(7), as
+    /// `ip link set addrgenmode none` does).
+    pub(super) fn without_address(&self, index: libc::c_int) -> io::Result<()> {
+        const ADDR_GEN_MODE: u16 = 8;
+        const MODE_NONE: u8 = 1;
+        const NESTED: u16 = 1 << 15;
+        let mode = attribute(ADDR_GEN_MODE, &[MODE_NONE]);
+        let family = attribute(NESTED | 10, &mode); // AF_INET6
+        let payload = attribute(NESTED | libc::IFLA_AF_SPEC, &family);
+        let length = u32::try_from(32 + payload.len()).unwrap_or_default();
+        let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_ACK).unwrap_or_default();
+        let mut message = Vec::new();
+        message.extend(length.to_ne_bytes());
+        message.extend(libc::RTM_NEWLINK.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend([0; 8]); // sequence, port
+        message.extend([0; 4]); // struct ifinfomsg: no family, no type
+        message.extend(index.to_ne_bytes());
+        message.extend([0; 8]); // flags, none of them changed
+        message.extend(payload);
+        rustix::net::send(&self.netlink, &message, SendFlags::empty())?;
+        let mut answer = [0; 256];
+        let (count, _) = rustix::net::recv(&self.netlink, &mut answer, RecvFlags::empty())?;
+        // struct nlmsghdr, then the negative error number of struct nlmsgerr.
+        match answer.get(16..20).filter(|_| count >= 20).map(<[u8; 4]>::try_from) {
+            Some(Ok([0, 0, 0, 0])) => Ok(()),
+            Some(Ok(error)) => Err(io::Error::from_raw_os_error(-i32::from_ne_bytes(error))),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
     fn call(&self, number: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
         // SAFETY: every call above takes a `struct ifreq`, which lives until it returns.
         let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), number, request) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
+}
+
+/// One attribute of a netlink message, padded.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = 4 + value.len();
+    let mut bytes = Vec::with_capacity(length.next_multiple_of(4));
+    bytes.extend(u16::try_from(length).unwrap_or_default().to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(length.next_multiple_of(4), 0);
+    bytes
 }
 
 /// A request about the interface `name`, everything else zero.

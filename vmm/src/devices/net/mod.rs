@@ -228,6 +228,11 @@ impl VirtioDevice for Net {
         };
         let mut running = lock(&self.running);
         let moved = !self.shared.port.is_connected();
+        // Here, where files may be opened. Without a tap the worker begins unplugged.
+        let plugged = self.shared.port.prepare().and_then(|()| self.shared.port.connect());
+        if let Err(why) = plugged {
+            tracing::warn!(device = self.name, %why, "a network device is unplugged");
+        }
         let arrived = self.arrived.swap(false, Ordering::AcqRel);
         let stop = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
         let began = context.queues.iter().map(Queue::state).collect();
@@ -275,6 +280,7 @@ impl VirtioDevice for Net {
             )
         })?;
         // Its source, if it is on this host, has given up the tap by now.
+        self.shared.port.prepare()?;
         // What has come in until now was for the source's guest.
         self.shared.port.connect()?.discard();
         self.shared.announce.store(announce, Ordering::Release);

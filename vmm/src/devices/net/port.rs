@@ -19,13 +19,16 @@ use ballast_model::hardware::Attach;
 use ballast_model::{MacAddress, NetworkSpec, Refusal, RefusalCode, VmId};
 
 use super::link::Links;
-use super::tap::{OpenError, Tap};
+use super::tap::{OpenError, Tap, Unattached};
 
 /// How the name of a tap made here begins.
 const NAME_PREFIX: &str = "blst";
 /// How many names are tried. Two processes with one VM, source and destination
 /// of a migration within the host, need two.
 const NAMES_MAX: u8 = 8;
+/// How many descriptors are kept for taps to come: one for the next start, and
+/// some for interfaces that somebody removes meanwhile.
+const STOCK: usize = 3;
 
 /// The place of one network device.
 #[derive(Debug)]
@@ -34,7 +37,16 @@ pub(super) struct Port {
     index: u8,
     mac: MacAddress,
     attach: Attach,
-    tap: Mutex<Option<Arc<Tap>>>,
+    held: Mutex<Held>,
+}
+
+/// What is open. What [`Port::connect`] opens was opened before by
+/// [`Port::prepare`]: a device's thread may no longer open anything itself.
+#[derive(Debug, Default)]
+struct Held {
+    tap: Option<Arc<Tap>>,
+    links: Option<Links>,
+    stock: Vec<Unattached>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -50,6 +62,7 @@ impl Port {
     /// `HostFailure` when the host does not let us.
     pub(super) fn open(vm: &VmId, index: u8, spec: &NetworkSpec) -> Result<Self, Refusal> {
         let port = Self::closed(vm, index, spec);
+        port.prepare()?;
         port.connect()?;
         Ok(port)
     }
@@ -60,6 +73,7 @@ impl Port {
     /// As [`open`](Self::open), but for a tap in use.
     pub(super) fn expect(vm: &VmId, index: u8, spec: &NetworkSpec) -> Result<Self, Refusal> {
         let port = Self::closed(vm, index, spec);
+        port.prepare()?;
         match port.connect() {
             Err(refusal) if refusal.code != RefusalCode::WrongState => Err(refusal),
             _ => Ok(port),
@@ -68,7 +82,7 @@ impl Port {
 
     fn closed(vm: &VmId, index: u8, spec: &NetworkSpec) -> Self {
         let (attach, mac) = (spec.attach.clone(), spec.mac);
-        Self { vm: vm.clone(), index, mac, attach, tap: Mutex::new(None) }
+        Self { vm: vm.clone(), index, mac, attach, held: Mutex::default() }
     }
 
     /// A place that is one end of a pair of sockets.
@@ -76,7 +90,26 @@ impl Port {
     pub(super) fn of_tap(vm: &VmId, tap: Tap) -> Self {
         let (index, mac) = (0, MacAddress::derived(vm, 0));
         let attach = Attach::Bridge("test".to_owned());
-        Self { vm: vm.clone(), index, mac, attach, tap: Mutex::new(Some(Arc::new(tap))) }
+        let held = Held { tap: Some(Arc::new(tap)), ..Held::default() };
+        Self { vm: vm.clone(), index, mac, attach, held: Mutex::new(held) }
+    }
+
+    /// Opens what a later [`connect`](Self::connect) needs.
+    ///
+    /// # Errors
+    /// `Unsupported` or `HostFailure` when the host has no taps for us.
+    pub(super) fn prepare(&self) -> Result<(), Refusal> {
+        let mut held = lock(&self.held);
+        if held.links.is_none() {
+            let links = Links::open().map_err(|error| failed("look at interfaces", &error))?;
+            held.links = Some(links);
+        }
+        while held.stock.len() < STOCK {
+            let unattached = Unattached::open().map_err(OpenError::NoTun);
+            let name = self.attach.interface();
+            held.stock.push(unattached.map_err(|error| not_opened(name, &error))?);
+        }
+        Ok(())
     }
 
     /// The tap, taken now if it is not held.
@@ -84,39 +117,49 @@ impl Port {
     /// # Errors
     /// See [`open`](Self::open).
     pub(super) fn connect(&self) -> Result<Arc<Tap>, Refusal> {
-        let mut held = lock(&self.tap);
-        if let Some(tap) = &*held {
+        let mut held = lock(&self.held);
+        if let Some(tap) = &held.tap {
             return Ok(Arc::clone(tap));
         }
+        let Held { links: Some(links), stock, .. } = &mut *held else {
+            return Err(not_opened(
+                self.attach.interface(),
+                &OpenError::NoTun(io::Error::other("nothing was prepared for it")),
+            ));
+        };
         let tap = match &self.attach {
-            Attach::Tap(name) => attach(name),
-            Attach::Bridge(name) => self.make(name),
+            Attach::Tap(name) => attach(links, name, stock),
+            Attach::Bridge(name) => self.make(links, name, stock),
         };
         let tap = Arc::new(tap?);
-        *held = Some(Arc::clone(&tap));
+        held.tap = Some(Arc::clone(&tap));
         Ok(tap)
     }
 
     /// Whether the tap is held.
     pub(super) fn is_connected(&self) -> bool {
-        lock(&self.tap).is_some()
+        lock(&self.held).tap.is_some()
     }
 
     /// Gives up a tap that another process of this host may want.
     pub(super) fn release(&self) {
         if matches!(self.attach, Attach::Tap(_)) {
-            lock(&self.tap).take();
+            lock(&self.held).tap = None;
         }
     }
 
     /// The interface has been removed: what is held is good for nothing.
     pub(super) fn lost(&self) {
-        lock(&self.tap).take();
+        lock(&self.held).tap = None;
     }
 
     /// A new tap, joined to the bridge.
-    fn make(&self, bridge: &str) -> Result<Tap, Refusal> {
-        let links = Links::open().map_err(|error| failed("look at network interfaces", &error))?;
+    fn make(
+        &self,
+        links: &Links,
+        bridge: &str,
+        stock: &mut Vec<Unattached>,
+    ) -> Result<Tap, Refusal> {
         if links.index(bridge).map_err(|error| failed("look for the bridge", &error))?.is_none() {
             return Err(Refusal::new(
                 RefusalCode::NotFound,
@@ -129,9 +172,9 @@ impl Port {
         let mut busy = None;
         for attempt in 0..NAMES_MAX {
             let name = tap_name(&self.vm, self.index, attempt);
-            match Tap::make(&name) {
+            match Tap::make(&name, stock) {
                 Ok(tap) => {
-                    let mtu = self.plug(&links, bridge, &name)?;
+                    let mtu = self.plug(links, bridge, &name)?;
                     tracing::info!(tap = name, bridge, "network device plugged in");
                     return Ok(tap.with_mtu(mtu));
                 }
@@ -148,19 +191,15 @@ impl Port {
     /// The tap's MTU. Order matters: no address of its own before it is up, and no smaller MTU in the bridge.
     fn plug(&self, links: &Links, bridge: &str, name: &str) -> Result<usize, Refusal> {
         let what = |what: &str| format!("{what} tap {name}");
-        // A tap that announced addresses of its own would talk through the guest's port.
-        if let Err(error) =
-            std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1")
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(tap = name, %error, "IPv6 stays on for the tap itself");
-        }
         links
             .set_mac(name, host_side(self.mac))
             .map_err(|error| failed(&what("give an address to"), &error))?;
         let mtu = links.mtu(bridge).map_err(|error| failed("read the bridge's MTU", &error))?;
         links.set_mtu(name, mtu).map_err(|error| failed(&what("set the MTU of"), &error))?;
         let index = links.index(name).ok().flatten().unwrap_or_default();
+        if let Err(error) = links.without_address(index) {
+            tracing::debug!(tap = name, %error, "the tap has an IPv6 address of its own");
+        }
         links.join(bridge, index).map_err(|error| match error.raw_os_error() {
             Some(libc::EOPNOTSUPP | libc::EINVAL) => Refusal::new(
                 RefusalCode::InvalidArgument,
@@ -175,8 +214,7 @@ impl Port {
 }
 
 /// Attaches to a tap of the operator's.
-fn attach(name: &str) -> Result<Tap, Refusal> {
-    let links = Links::open().map_err(|error| failed("look at network interfaces", &error))?;
+fn attach(links: &Links, name: &str, stock: &mut Vec<Unattached>) -> Result<Tap, Refusal> {
     // Before: attaching to a name that is not there would make a tap of that name.
     if links.index(name).map_err(|error| failed("look for the tap", &error))?.is_none() {
         return Err(Refusal::new(
@@ -185,7 +223,7 @@ fn attach(name: &str) -> Result<Tap, Refusal> {
             format!("make it with: ip tuntap add dev {name} mode tap && ip link set {name} up"),
         ));
     }
-    let tap = Tap::attach(name).map_err(|error| not_opened(name, &error))?;
+    let tap = Tap::attach(name, stock).map_err(|error| not_opened(name, &error))?;
     if !links.is_up(name).unwrap_or(true)
         && let Err(error) = links.bring_up(name)
     {

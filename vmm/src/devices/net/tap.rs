@@ -47,42 +47,59 @@ pub(super) enum OpenError {
     SetUp(io::Error),
 }
 
-impl Tap {
-    /// Attaches to the tap of this name, which is there already.
-    pub(super) fn attach(name: &str) -> Result<Self, OpenError> {
-        let one_queue = Self::open(name, 0);
-        match one_queue {
-            // Made with multi_queue: it is attached to in no other way.
-            Err(OpenError::Attach(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
-                Self::open(name, libc::IFF_MULTI_QUEUE)
-            }
-            other => other,
-        }
+/// What becomes a tap when it is attached to an interface: opened while files may still be opened.
+#[derive(Debug)]
+pub(super) struct Unattached(File);
+
+impl Unattached {
+    pub(super) fn open() -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        options.open(Path::new(TUN)).map(Self)
     }
 
-    /// Makes a tap of this name, which must not be there yet.
-    pub(super) fn make(name: &str) -> Result<Self, OpenError> {
-        Self::open(name, libc::IFF_TUN_EXCL)
-    }
-
-    fn open(name: &str, flags: libc::c_int) -> Result<Self, OpenError> {
-        let tun: File = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(Path::new(TUN))
-            .map_err(OpenError::NoTun)?;
-        let mut request = request(name).map_err(OpenError::Attach)?;
+    fn attach(&self, name: &str, flags: libc::c_int) -> io::Result<()> {
+        let mut request = request(name)?;
         let flags = flags | libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         // The kernel takes the 16 bits as they are; IFF_TUN_EXCL is the highest of them.
         let [low, high, ..] = flags.to_le_bytes();
         request.ifr_ifru.ifru_flags = i16::from_le_bytes([low, high]);
         // SAFETY: TUNSETIFF takes a `struct ifreq`, which lives until it returns.
-        let attached = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-        if attached < 0 {
-            return Err(OpenError::Attach(io::Error::last_os_error()));
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+impl Tap {
+    /// Attaches one of `stock` to the tap of this name, which is there already.
+    pub(super) fn attach(name: &str, stock: &mut Vec<Unattached>) -> Result<Self, OpenError> {
+        match Self::take(name, 0, stock) {
+            // Made with multi_queue: it is attached to in no other way.
+            Err(OpenError::Attach(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+                Self::take(name, libc::IFF_MULTI_QUEUE, stock)
+            }
+            other => other,
         }
-        let tap = Self { fd: tun.into(), mtu: MTU_DEFAULT };
+    }
+
+    /// Makes a tap of this name, which must not be there yet, of one of `stock`.
+    pub(super) fn make(name: &str, stock: &mut Vec<Unattached>) -> Result<Self, OpenError> {
+        Self::take(name, libc::IFF_TUN_EXCL, stock)
+    }
+
+    fn take(
+        name: &str,
+        flags: libc::c_int,
+        stock: &mut Vec<Unattached>,
+    ) -> Result<Self, OpenError> {
+        let used_up = || OpenError::NoTun(io::Error::other("no descriptor is left for it"));
+        let unattached = stock.pop().ok_or_else(used_up)?;
+        if let Err(error) = unattached.attach(name, flags) {
+            // Good for the next attempt.
+            stock.push(unattached);
+            return Err(OpenError::Attach(error));
+        }
+        let tap = Self { fd: unattached.0.into(), mtu: MTU_DEFAULT };
         tap.set_header_bytes()
             .and_then(|()| tap.set_offloads(Offloads::default()))
             .map_err(OpenError::SetUp)?;

@@ -225,7 +225,7 @@ impl<'a> Worker<'a> {
                 self.link(true);
             }
             Err(why) => {
-                tracing::warn!(%why, "a network device is unplugged");
+                tracing::debug!(%why, "a network device is unplugged");
                 self.reconnect = Some(now + RECONNECT);
                 self.link(false);
             }

@@ -104,6 +104,8 @@ fn a_tap_is_made_for_a_bridge_and_goes_with_its_process() {
     let shown = shows("ip -o link show master br0");
     assert_eq!(shown.matches("mtu 1400").count(), 2, "{shown}");
     assert_eq!(source.connect().unwrap().mtu(), 1400);
+    let modes = shows("ip -d -o link show master br0");
+    assert_eq!(modes.matches("addrgenmode none").count(), 2, "{modes}");
     drop(destination);
     assert_eq!(ports(), 1);
     drop(source);
