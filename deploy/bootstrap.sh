@@ -3,18 +3,21 @@
 # it touches nothing that is there already, and needs no network then.
 #
 #   deploy/bootstrap.sh build   what `make demo` needs: compiler, linker, protoc
-#   deploy/bootstrap.sh test    the same, and what `make test` needs: etcd, QEMU, cargo-nextest
+#   deploy/bootstrap.sh lab     the same, and what `make lab` needs: QEMU, strip, ip, lists of packages
+#   deploy/bootstrap.sh test    the same, and what `make test` needs: etcd, cargo-nextest
 #
 # Rust itself is expected (https://rustup.rs); the version is in Cargo.toml.
 set -euo pipefail
 
 purpose=${1:-build}
 packages=(gcc libc6-dev make protobuf-compiler)
+lab_packages=(qemu-system-x86 xz-utils binutils iproute2)
 case $purpose in
 build) ;;
-test) packages+=(etcd-server iproute2 qemu-system-x86 xz-utils) ;;
+lab) packages+=("${lab_packages[@]}") ;;
+test) packages+=("${lab_packages[@]}" etcd-server) ;;
 *)
-    echo "bootstrap: unknown purpose '$purpose'; use 'build' or 'test'" >&2
+    echo "bootstrap: unknown purpose '$purpose'; use 'build', 'lab' or 'test'" >&2
     exit 2
     ;;
 esac
@@ -31,12 +34,18 @@ for package in "${packages[@]}"; do
     dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
 done
 
-if ((${#missing[@]})); then
-    say "installing ${missing[*]}"
+# The lab unpacks Debian's kernel without installing it, so the lists of packages must be there.
+lists_missing=
+if [[ $purpose != build ]] && ! apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1; then
+    lists_missing=yes
+fi
+
+if ((${#missing[@]})) || [[ $lists_missing ]]; then
+    say "installing ${missing[*]:-lists of packages}"
     as_root=()
     if ((EUID != 0)); then
         command -v sudo >/dev/null || {
-            say "not root and no sudo; as root run: apt-get install --no-install-recommends ${missing[*]}"
+            say "not root and no sudo; as root run: apt-get update && apt-get install --no-install-recommends ${missing[*]}"
             exit 1
         }
         as_root=(sudo)
@@ -50,7 +59,7 @@ if ((${#missing[@]})); then
     fi
     apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 -qq)
     "${apt[@]}" update
-    "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null
+    ((${#missing[@]} == 0)) || "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
 if [[ $purpose == test ]]; then

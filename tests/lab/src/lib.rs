@@ -1,0 +1,93 @@
+//! KVM hosts that run on any machine, for tests with real guests.
+//!
+//! A host is an unmodified Debian kernel with busybox in QEMU's software
+//! emulation of an AMD processor, nested virtualisation included: `/dev/kvm`
+//! in it is that of a real machine, only 35 to 50 times slower. Our programs
+//! are on it, and a script on it is one call away. docs/lab.md tells more.
+//!
+//! ```no_run
+//! # use std::time::Duration;
+//! # use ballast_lab::{Lab, Net};
+//! let lab = Lab::builder().hosts(2).network(Net::Bridge).build()?;
+//! let address = lab.host(1).address()?;
+//! let pinged = lab.host(0).run(&format!("ping -c 1 {address}"), Duration::from_secs(10))?;
+//! assert_eq!(pinged.code, 0, "{pinged:?}");
+//! lab.shut_down()?;
+//! # Ok::<(), ballast_model::Refusal>(())
+//! ```
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | `debian`, `modules` | packages, unpacked; kernel modules in order |
+//! | `cpio`, `image` | what a host boots |
+//! | `warden` | the thread that hosts are children of, and their network |
+//! | `host`, `lab` | a host, a lab |
+//! | `control`, `agent` | the way into a host |
+
+mod agent;
+mod control;
+mod cpio;
+mod debian;
+mod host;
+mod image;
+mod lab;
+mod modules;
+mod refuse;
+mod warden;
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use ballast_model::Refusal;
+
+pub use debian::{Kernel, Packages};
+pub use host::{Host, Output, Task};
+pub use lab::{Builder, HOSTS_MAX, Lab, MEMORY_MIB_MIN, Net};
+
+/// Names another place for what is fetched and kept.
+const CACHE_VARIABLE: &str = "BALLAST_LAB_CACHE";
+
+/// The program that hosts run: the lab's agent, or `ballast` under any of its names.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    match args.first().and_then(|name| Path::new(name).file_name()).and_then(OsStr::to_str) {
+        Some(agent::PROGRAM) => agent::main(),
+        _ => ballast_cli::main(args),
+    }
+}
+
+/// Where packages are kept when nothing else is said: in Cargo's target directory.
+///
+/// # Errors
+/// `InvalidArgument` when this program is in no target directory.
+pub fn cache() -> Result<PathBuf, Refusal> {
+    if let Some(path) = std::env::var_os(CACHE_VARIABLE) {
+        return Ok(path.into());
+    }
+    let target = own_path()?;
+    let target = target.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists());
+    target.map(|target| target.join("lab")).ok_or_else(|| {
+        refuse::argument(
+            "this program is in no target directory of Cargo's",
+            "set BALLAST_LAB_CACHE to a directory that can be written to",
+        )
+    })
+}
+
+/// The `lab` of the same build as the program that runs.
+fn program() -> Result<PathBuf, Refusal> {
+    let own = own_path()?;
+    let found = own.ancestors().skip(1).take(2).map(|dir| dir.join("lab"));
+    found.into_iter().find(|path| path.is_file()).ok_or_else(|| {
+        refuse::argument(
+            "there is no program 'lab' beside this one",
+            "build it (cargo build -p ballast-lab), or name one with Builder::program",
+        )
+    })
+}
+
+fn own_path() -> Result<PathBuf, Refusal> {
+    std::env::current_exe()
+        .map_err(|error| refuse::machine("cannot find this program", error, "mount /proc"))
+}

@@ -1,0 +1,7 @@
+//! The program that hosts of the lab run.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ballast_lab::main(std::env::args_os())
+}
