@@ -29,7 +29,7 @@ const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
 /// How often a process is asked whether it has ended.
 const POLL: Duration = Duration::from_millis(20);
 /// How much of a console's end is shown with an error, in lines and bytes.
-const CONSOLE_LINES: usize = 15;
+const CONSOLE_LINES: usize = 80;
 const CONSOLE_BYTES: u64 = 16 << 10;
 
 /// What a script did.
@@ -387,7 +387,7 @@ impl Booting {
     pub(crate) fn ready(self) -> Result<(Host, Duration), Refusal> {
         let Self { host, began } = self;
         let limit = BOOT_LIMIT.saturating_sub(began.elapsed()).max(POLL);
-        let frame = host.talk(limit, |port| Frame::read(port))?;
+        let frame = host.talk(limit, Frame::read)?;
         if frame.kind != control::HELLO {
             return Err(host.lost(&unexpected(frame.kind)));
         }

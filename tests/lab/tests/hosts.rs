@@ -42,7 +42,7 @@ fn three_hosts_reach_each_other_and_share_a_disk() {
     }
 
     // Bytes sent are bytes that arrive, known by their checksum.
-    second.spawn("sink", "sh -c 'nc -l -p 9000 >/root/got'").unwrap();
+    second.spawn("sink", "nc -l -p 9000 -e dd of=/root/got").unwrap();
     first.sh("dd if=/dev/urandom of=/root/sent bs=64k count=64 2>/dev/null").unwrap();
     let address = second.address().unwrap();
     second.until("netstat -ltn | grep -q :9000", SOON).unwrap();
