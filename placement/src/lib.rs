@@ -39,6 +39,7 @@ pub mod explain;
 mod options;
 pub mod order;
 mod planner;
+pub mod roadef;
 pub mod scenario;
 mod schedule;
 pub mod score;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 /// Verbs of `bench`: the planner's parts on public problems, without a controller. Each prints one line of JSON.
 #[derive(Debug, Subcommand)]
@@ -35,6 +35,31 @@ pub enum BenchCommand {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Machine reassignment (ROADEF/EURO challenge 2012)
+    Roadef(RoadefArgs),
+}
+
+/// Options of `bench roadef`.
+#[derive(Debug, Args)]
+pub struct RoadefArgs {
+    /// The model file, `.txt` or `.xz`
+    #[arg(long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// The file of the initial assignment, `.txt` or `.xz`
+    #[arg(long, value_name = "FILE")]
+    pub assignment: PathBuf,
+    /// Wall time of everything, loading and checking included
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    pub seconds: f64,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Threads to search with; all the machine has when not given
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub threads: Option<u16>,
+    /// Where to write the new assignment
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 /// Seconds of a benchmark: more than none, at most an hour.

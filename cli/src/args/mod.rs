@@ -9,7 +9,7 @@ mod value;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-pub use bench::BenchCommand;
+pub use bench::{BenchCommand, RoadefArgs};
 pub use demo::{DemoArgs, DemoDriver, DemoStore};
 pub use hardware::{Disk, HardwareArgs, Network};
 pub use nouns::{

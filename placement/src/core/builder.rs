@@ -459,6 +459,7 @@ impl Assembly {
         Ok(Problem {
             levels,
             levels_used,
+            overload_weight: self.overload_weights(),
             has_transient: b.resources.iter().any(|spec| spec.transient),
             safety_weight,
             balances,
@@ -535,6 +536,16 @@ impl Assembly {
             host_moves: of(Term::HostMoves),
         };
         Ok((levels, used.len().max(1)))
+    }
+
+    fn overload_weights(&self) -> Vec<f64> {
+        let b = &self.builder;
+        let weight = |(r, spec): (usize, &ResourceSpec)| {
+            let sum: f64 = b.hosts.iter().map(|host| host.capacity[r] as f64).sum();
+            // What is held at home for long can never be made up for by later moves.
+            if spec.hard && !spec.transient { b.hosts.len() as f64 / sum.max(1.0) } else { 0.0 }
+        };
+        b.resources.iter().enumerate().map(weight).collect()
     }
 
     fn safety(&self) -> Vec<i64> {

@@ -96,6 +96,9 @@ pub(super) fn evaluate(problem: &Problem, assignment: &Assignment) -> Objective 
 
 /// What a host over capacity counts: relative to its capacity, at least a little, and cut off.
 pub(super) fn overload(by: i64, capacity: i64) -> i64 {
+    if by < 1 << 50 {
+        return 1 + (by * HARD_UNIT / capacity.max(1)).min(HARD_OVERLOAD_MAX);
+    }
     let relative = i128::from(by) * i128::from(HARD_UNIT) / i128::from(capacity.max(1));
     1 + i64::try_from(relative).unwrap_or(HARD_OVERLOAD_MAX).min(HARD_OVERLOAD_MAX)
 }

@@ -51,6 +51,7 @@ mod ids;
 mod objective;
 mod problem;
 mod rng;
+mod search;
 mod state;
 mod tally;
 #[cfg(test)]
@@ -67,4 +68,5 @@ pub use objective::{
 };
 pub use problem::{Problem, ResourceSpec, RuleKind, RuleSpec, Strength};
 pub use rng::Rng;
+pub use search::{Budget, CurvePoint, Found, SearchOptions, THREADS_MAX, search};
 pub use state::{Blocker, State};

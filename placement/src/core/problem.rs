@@ -188,6 +188,9 @@ pub struct Problem {
 
     pub(crate) resources: Vec<ResourceSpec>,
     pub(crate) has_transient: bool,
+    /// What use above capacity costs a relaxed walk, per unit: the inverse of the mean capacity. 0 where
+    /// capacity is not hard, or cannot be relaxed.
+    pub(crate) overload_weight: Vec<f64>,
     /// Weighted with the term's weight already, like all that follow.
     pub(crate) safety_weight: Vec<i64>,
     pub(crate) balances: Vec<BalanceSpec>,

@@ -47,6 +47,8 @@ pub struct State<'p, const L: usize = LEVELS_MAX> {
     /// Index of each item in the list of its host.
     slot: Vec<u32>,
     host_score: Vec<Score<L>>,
+    /// What is used above capacity, see [`excess`](Self::excess).
+    host_excess: Vec<f64>,
     tallies: TallyCounts,
     group_moved: Vec<u32>,
     /// How many move groups have so many moved items.
@@ -97,6 +99,7 @@ impl<'p, const L: usize> State<'p, L> {
             on_host: vec![Vec::new(); problem.hosts],
             slot: vec![NONE; problem.items],
             host_score: vec![Score::ZERO; problem.hosts],
+            host_excess: vec![0.0; problem.hosts],
             tallies: TallyCounts::new(problem),
             group_moved: vec![0; problem.move_groups],
             group_histogram,
@@ -207,9 +210,44 @@ impl<'p, const L: usize> State<'p, L> {
     /// further. An item may go home to a closed host, not to a drained one.
     #[inline]
     pub fn delta(&self, item: Item, to: Place) -> Option<Score<L>> {
+        self.weigh::<false>(item, to)
+    }
+
+    /// As [`delta`](Self::delta) for moves between hosts, but capacities of resources that are not transient may be
+    /// exceeded. The second number is by how much more that happens, relative to the mean capacity of
+    /// a host; the hard part of the first then leaves capacities out.
+    #[inline]
+    pub(super) fn relaxed_delta(&self, item: Item, to: Place) -> Option<(Score<L>, f64)> {
+        let from = self.places[item.ix()];
+        if !from.is_somewhere() || from.host == to.host {
+            return None;
+        }
+        let delta = self.weigh::<true>(item, to)?;
+        let (left, need) = (self.problem.need(item, from.shape), self.problem.need(item, to.shape));
+        let arrival = self.excess(to.host.ix(), |r, room| room - need[r]);
+        let departure = self.excess(from.host.ix(), |r, room| room + left[r]);
+        let before = self.host_excess[to.host.ix()] + self.host_excess[from.host.ix()];
+        Some((delta, arrival + departure - before))
+    }
+
+    /// What is used above capacity on a host, its room seen through `room`, relative to the mean
+    /// capacity of a host. Transient resources are left out.
+    #[inline(always)]
+    fn excess(&self, host: usize, room: impl Fn(usize, i64) -> i64) -> f64 {
+        let weights = &self.problem.overload_weight;
+        let rooms = &self.room[host * weights.len()..][..weights.len()];
+        let mut sum = 0.0;
+        for (r, weight) in weights.iter().enumerate() {
+            sum += weight * (-room(r, rooms[r])).max(0) as f64;
+        }
+        sum
+    }
+
+    #[inline]
+    fn weigh<const RELAXED: bool>(&self, item: Item, to: Place) -> Option<Score<L>> {
         let problem = self.problem;
         let from = self.places[item.ix()];
-        if from == to || !self.open(item, to) || !self.fits(item, to) {
+        if from == to || !self.open(item, to) || !self.fits::<RELAXED>(item, to) {
             return None;
         }
         let change = self.rules_change(item, from, to, &[]);
@@ -221,7 +259,7 @@ impl<'p, const L: usize> State<'p, L> {
         delta.add(problem.levels.soft_rules, change.soft);
         delta += self.arrival(item, from, to);
         if from.is_somewhere() && from.host != to.host {
-            delta += self.departure(item, from);
+            delta += self.departure::<RELAXED>(item, from);
         }
         delta.add(problem.levels.group_moves, self.group_delta(item, from, to));
         Some(delta)
@@ -232,7 +270,7 @@ impl<'p, const L: usize> State<'p, L> {
         let from = self.places[item.ix()];
         from == to
             || (self.open(item, to)
-                && self.fits(item, to)
+                && self.fits::<false>(item, to)
                 && !self.rules_change(item, from, to, &[]).worse)
     }
 
@@ -286,14 +324,45 @@ impl<'p, const L: usize> State<'p, L> {
     /// `to_b`, on the host `a` is on. `None` if one may not go there after the other left.
     #[inline]
     pub fn swap_delta(&self, a: Item, to_a: Place, b: Item, to_b: Place) -> Option<Score<L>> {
+        self.weigh_swap::<false>(a, to_a, b, to_b)
+    }
+
+    /// As [`swap_delta`](Self::swap_delta), relaxed as [`relaxed_delta`](Self::relaxed_delta).
+    #[inline]
+    pub(super) fn relaxed_swap_delta(
+        &self,
+        a: Item,
+        to_a: Place,
+        b: Item,
+        to_b: Place,
+    ) -> Option<(Score<L>, f64)> {
+        let (from_a, from_b) = (self.places[a.ix()], self.places[b.ix()]);
+        let delta = self.weigh_swap::<true>(a, to_a, b, to_b)?;
+        let need = |item, place: Place| self.problem.need(item, place.shape);
+        let (come, go) = (need(a, to_a), need(b, from_b));
+        let at_b = self.excess(to_a.host.ix(), |r, room| room + go[r] - come[r]);
+        let (come, go) = (need(b, to_b), need(a, from_a));
+        let at_a = self.excess(to_b.host.ix(), |r, room| room + go[r] - come[r]);
+        let before = self.host_excess[to_a.host.ix()] + self.host_excess[to_b.host.ix()];
+        Some((delta, at_a + at_b - before))
+    }
+
+    #[inline]
+    fn weigh_swap<const RELAXED: bool>(
+        &self,
+        a: Item,
+        to_a: Place,
+        b: Item,
+        to_b: Place,
+    ) -> Option<Score<L>> {
         let (from_a, from_b) = (self.places[a.ix()], self.places[b.ix()]);
         debug_assert!(to_a.host == from_b.host && to_b.host == from_a.host);
         if from_a.host == from_b.host || !self.open(a, to_a) || !self.open(b, to_b) {
             return None;
         }
         let mut delta = Score::ZERO;
-        delta += self.exchange(a, to_a, b, from_b)?;
-        delta += self.exchange(b, to_b, a, from_a)?;
+        delta += self.exchange::<RELAXED>(a, to_a, b, from_b)?;
+        delta += self.exchange::<RELAXED>(b, to_b, a, from_a)?;
         let change = self.swap_rules_change(a, (from_a, to_a), b, (from_b, to_b))?;
         delta.hard += change.hard;
         delta.add(self.problem.levels.soft_rules, change.soft);
@@ -329,7 +398,10 @@ impl<'p, const L: usize> State<'p, L> {
     }
 
     #[inline]
-    fn fits(&self, item: Item, to: Place) -> bool {
+    fn fits<const RELAXED: bool>(&self, item: Item, to: Place) -> bool {
+        if RELAXED {
+            return self.fits_transient(item, to);
+        }
         let from = self.places[item.ix()];
         if from.host == to.host
             || (self.problem.has_transient && self.problem.home[item.ix()] == to)
@@ -339,6 +411,14 @@ impl<'p, const L: usize> State<'p, L> {
         let need = self.problem.need(item, to.shape);
         let room = &self.room(to.host)[..need.len()];
         need.iter().zip(room).all(|(need, room)| *need <= (*room).max(0))
+    }
+
+    fn fits_transient(&self, item: Item, to: Place) -> bool {
+        let problem = self.problem;
+        let from = self.places[item.ix()];
+        !problem.has_transient
+            || (0..problem.resources.len())
+                .all(|r| !problem.resources[r].transient || self.missing(item, from, to, r) <= 0)
     }
 
     /// How much of a resource is missing for an item to go to a place, leaving where it is.
@@ -386,7 +466,7 @@ impl<'p, const L: usize> State<'p, L> {
 
     /// What the load of the source host changes when the item leaves.
     #[inline]
-    fn departure(&self, item: Item, from: Place) -> Score<L> {
+    fn departure<const RELAXED: bool>(&self, item: Item, from: Place) -> Score<L> {
         let need = self.problem.need(item, from.shape);
         let host = from.host.ix();
         let mut delta = self.load_score(host, |r, used| used - need[r]);
@@ -394,17 +474,26 @@ impl<'p, const L: usize> State<'p, L> {
             delta.add(self.problem.levels.hosts_in_use, -self.problem.activation[host]);
         }
         let before = self.host_score[host];
-        if before.hard != 0 {
+        if !RELAXED && before.hard != 0 {
             delta.hard = self.overload_after(host, |r, room| {
                 if self.stays_held(item, from, r) { room } else { room + need[r] }
             });
+        }
+        if RELAXED {
+            delta.hard = before.hard;
         }
         delta - before
     }
 
     /// What one host of a swap changes: `coming` arrives at `to`, `going` leaves `place`.
     #[inline]
-    fn exchange(&self, coming: Item, to: Place, going: Item, place: Place) -> Option<Score<L>> {
+    fn exchange<const RELAXED: bool>(
+        &self,
+        coming: Item,
+        to: Place,
+        going: Item,
+        place: Place,
+    ) -> Option<Score<L>> {
         let problem = self.problem;
         let host = to.host.ix();
         let need = problem.need(coming, to.shape);
@@ -412,6 +501,9 @@ impl<'p, const L: usize> State<'p, L> {
         let room = &self.room(to.host)[..need.len()];
         if problem.has_transient {
             for (r, room) in room.iter().enumerate() {
+                if RELAXED && !problem.resources[r].transient {
+                    continue;
+                }
                 let plus = if self.stays_held(going, place, r) { 0 } else { freed[r] };
                 let minus = if self.stays_held(coming, to, r) { 0 } else { need[r] };
                 if room + plus - minus < (*room).min(0) {
@@ -427,12 +519,14 @@ impl<'p, const L: usize> State<'p, L> {
         }
         let before = self.host_score[host];
         let mut delta = self.load_score(host, |r, used| used + need[r] - freed[r]);
-        if before.hard != 0 {
+        if !RELAXED && before.hard != 0 {
             delta.hard = self.overload_after(host, |r, room| {
                 let plus = if self.stays_held(going, place, r) { 0 } else { freed[r] };
                 let minus = if self.stays_held(coming, to, r) { 0 } else { need[r] };
                 room + plus - minus
             });
+        } else {
+            delta.hard = before.hard;
         }
         Some(delta - before)
     }
@@ -931,5 +1025,6 @@ impl<'p, const L: usize> State<'p, L> {
         score.hard = self.overload_after(host, |_, room| room);
         self.score += score - self.host_score[host];
         self.host_score[host] = score;
+        self.host_excess[host] = self.excess(host, |_, room| room);
     }
 }

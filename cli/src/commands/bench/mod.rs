@@ -7,6 +7,7 @@
 mod btrplace;
 mod fragments;
 mod input;
+mod roadef;
 
 use ballast_model::{Refusal, RefusalCode};
 use ballast_placement::simulate;
@@ -23,6 +24,7 @@ pub(super) fn run(command: BenchCommand) -> Result<(), Refusal> {
             let options = fragments::Options { moves, seconds, seed, threads, unit };
             fragments::run(&file, &options, out.as_deref())
         }
+        BenchCommand::Roadef(args) => roadef::run(&args),
     }
 }
 

@@ -1,0 +1,237 @@
+//! Simulated annealing with shifts and swaps: one thread's search.
+//!
+//! The temperature falls geometrically with the share of the budget used. In
+//! an objective of several levels, the first level in which a move makes a
+//! difference decides, with a temperature of its own; a hard violation is never added.
+//!
+//! With one level, the first part of the walk may exceed the capacities of
+//! resources that are not transient, at a price that rises; the last part repairs what is left
+//! and is lawful throughout. Only lawful assignments are kept as the best.
+
+use crate::core::assignment::Assignment;
+use crate::core::ids::{Host, Item, Place};
+use crate::core::objective::Score;
+use crate::core::rng::Rng;
+use crate::core::state::State;
+
+use super::Meter;
+use super::keeper::Keeper;
+
+/// Moves weighed between two looks at the budget.
+const CHUNK: u64 = 4096;
+
+/// Moves weighed to find out how large differences are.
+const PROBES: usize = 4096;
+
+/// How a walk cools. Temperatures are shares of the mean loss of a random move; the penalty is for
+/// use above capacity, as a multiple of what safety costs for a whole host.
+#[derive(Debug, Clone, Copy)]
+struct Schedule {
+    temperature: (f64, f64),
+    penalty: (f64, f64),
+    /// Share of the budget after which capacities are kept to the letter.
+    relaxed_until: f64,
+}
+
+/// For objectives of one sum. Walking through overloaded states early mixes far better on tight instances.
+const ONE_SUM: Schedule =
+    Schedule { temperature: (3.0, 0.01), penalty: (3.0, 60.0), relaxed_until: 0.75 };
+
+/// For objectives of several levels, where no price is right for an overload.
+const LEVELS: Schedule =
+    Schedule { temperature: (0.3, 1e-4), penalty: (1.0, 1.0), relaxed_until: 0.0 };
+
+/// Anneals until the budget is used up. Returns the best seen and the moves weighed.
+pub(super) fn anneal<const L: usize>(
+    state: State<'_, L>,
+    seed: u64,
+    meter: &Meter<'_>,
+) -> (Score<L>, Assignment, u64) {
+    let movable: Vec<u32> = movable(&state);
+    let mut walk = Walk {
+        keeper: Keeper::new(&state),
+        state,
+        rng: Rng::new(seed),
+        movable,
+        temperature: [0.0; L],
+        evaluations: 0,
+        penalty: 0.0,
+    };
+    if walk.movable.is_empty() {
+        let (score, best) = walk.keeper.into_best();
+        return (score, best, 0);
+    }
+    let schedule = if L == 1 { ONE_SUM } else { LEVELS };
+    let scale = walk.probe();
+    walk.run(schedule, scale, meter);
+    walk.trim();
+    let evaluations = walk.evaluations;
+    let (score, best) = walk.keeper.into_best();
+    (score, best, evaluations)
+}
+
+fn movable<const L: usize>(state: &State<'_, L>) -> Vec<u32> {
+    let problem = state.problem();
+    (0..problem.items() as u32)
+        .filter(|ix| !problem.pinned(Item(*ix)) && !problem.open_hosts(Item(*ix)).is_empty())
+        .collect()
+}
+
+/// One thread's way through the assignments.
+struct Walk<'p, const L: usize> {
+    state: State<'p, L>,
+    keeper: Keeper<L>,
+    rng: Rng,
+    movable: Vec<u32>,
+    temperature: [f64; L],
+    evaluations: u64,
+    /// Price of use above capacity; 0: it is not allowed.
+    penalty: f64,
+}
+
+impl<const L: usize> Walk<'_, L> {
+    fn run(&mut self, schedule: Schedule, scale: [f64; L], meter: &Meter<'_>) {
+        let unit = self.penalty_unit();
+        loop {
+            let progress = meter.progress(self.evaluations);
+            if progress >= 1.0 {
+                break;
+            }
+            let between = |(first, last): (f64, f64)| first * (last / first).powf(progress);
+            let share = between(schedule.temperature);
+            for (temperature, scale) in self.temperature.iter_mut().zip(scale) {
+                *temperature = scale * share;
+            }
+            let relaxed = progress < schedule.relaxed_until;
+            self.penalty = if relaxed { unit * between(schedule.penalty) } else { 0.0 };
+            let until = self.evaluations + CHUNK;
+            while self.evaluations < until {
+                if self.rng.bits() >> 63 == 0 {
+                    self.try_shift();
+                } else {
+                    self.try_swap();
+                }
+            }
+        }
+    }
+
+    /// Takes back, from the best assignment, moves that do not pay.
+    fn trim(&mut self) {
+        self.keeper.restore(&mut self.state);
+        for ix in 0..self.movable.len() {
+            let item = Item(self.movable[ix]);
+            let Some(home) = self.state.problem().home(item) else { continue };
+            self.evaluations += 1;
+            if let Some(delta) = self.state.delta(item, home)
+                && delta <= Score::ZERO
+            {
+                self.state.apply(item, Some(home));
+                self.keeper.touched(item);
+            }
+        }
+        self.keeper.settle(&self.state);
+    }
+
+    /// What load above safety costs for the mean capacity of a host.
+    fn penalty_unit(&self) -> f64 {
+        let problem = self.state.problem();
+        let cells = problem.capacity.iter().zip(problem.safety_weight.iter().cycle());
+        let sum: f64 = cells.map(|(capacity, weight)| *capacity as f64 * *weight as f64).sum();
+        sum / problem.capacity.len().max(1) as f64
+    }
+
+    /// The mean loss of random lawful moves, for each level where it is the first to differ.
+    fn probe(&mut self) -> [f64; L] {
+        let mut sums = [(0.0_f64, 0_u32); L];
+        for _ in 0..PROBES {
+            let (item, place) = self.random_shift();
+            self.evaluations += 1;
+            if let Some(delta) = self.state.delta(item, place)
+                && let (Some(level), amount) = delta.leading()
+                && amount != 0
+            {
+                sums[level].0 += amount.unsigned_abs() as f64;
+                sums[level].1 += 1;
+            }
+        }
+        sums.map(|(sum, count)| if count == 0 { 1.0 } else { sum / f64::from(count) })
+    }
+
+    #[inline]
+    fn random_shift(&mut self) -> (Item, Place) {
+        let problem = self.state.problem();
+        let item = Item(self.movable[self.rng.below(self.movable.len())]);
+        let hosts = problem.open_hosts(item);
+        let host = Host(hosts[self.rng.below(hosts.len())]);
+        (item, Place { host, shape: self.shape(item) })
+    }
+
+    #[inline]
+    fn shape(&mut self, item: Item) -> u8 {
+        match self.state.problem().shapes(item) {
+            1 => 0,
+            shapes => self.rng.below(usize::from(shapes)) as u8,
+        }
+    }
+
+    #[inline]
+    fn try_shift(&mut self) {
+        let (item, place) = self.random_shift();
+        self.evaluations += 1;
+        let weighed = if self.penalty > 0.0 {
+            self.state.relaxed_delta(item, place)
+        } else {
+            self.state.delta(item, place).map(|delta| (delta, 0.0))
+        };
+        if let Some((delta, excess)) = weighed
+            && self.accepts(delta, excess)
+        {
+            self.state.apply(item, Some(place));
+            self.keeper.touched(item);
+            self.keeper.look(&self.state);
+        }
+    }
+
+    #[inline]
+    fn try_swap(&mut self) {
+        let a = Item(self.movable[self.rng.below(self.movable.len())]);
+        let b = Item(self.movable[self.rng.below(self.movable.len())]);
+        let (Some(at_a), Some(at_b)) = (self.state.place(a), self.state.place(b)) else { return };
+        self.evaluations += 1;
+        let to_a = Place { host: at_b.host, shape: self.shape(a) };
+        let to_b = Place { host: at_a.host, shape: self.shape(b) };
+        let weighed = if self.penalty > 0.0 {
+            self.state.relaxed_swap_delta(a, to_a, b, to_b)
+        } else {
+            self.state.swap_delta(a, to_a, b, to_b).map(|delta| (delta, 0.0))
+        };
+        if let Some((delta, excess)) = weighed
+            && self.accepts(delta, excess)
+        {
+            self.state.apply(a, Some(to_a));
+            self.state.apply(b, Some(to_b));
+            self.keeper.touched(a);
+            self.keeper.touched(b);
+            self.keeper.look(&self.state);
+        }
+    }
+
+    #[inline]
+    fn accepts(&mut self, delta: Score<L>, excess: f64) -> bool {
+        if self.penalty > 0.0 {
+            if delta.hard > 0 {
+                return false;
+            }
+            let amount = delta.soft[0] as f64 + self.penalty * excess;
+            let loss = amount / self.temperature[0];
+            return loss <= 0.0 || loss < 20.0 && self.rng.unit() < (-loss).exp();
+        }
+        let (level, amount) = delta.leading();
+        if amount <= 0 {
+            return true;
+        }
+        let Some(level) = level else { return false };
+        let loss = amount as f64 / self.temperature[level];
+        loss < 20.0 && self.rng.unit() < (-loss).exp()
+    }
+}

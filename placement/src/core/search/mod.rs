@@ -1,0 +1,183 @@
+//! Search for better assignments, anytime and in parallel.
+//!
+//! ```text
+//!  initial ──▶ construct ──▶ anneal (one thread each, shift · swap · chain) ──▶ best ──▶ trim ──▶ Found
+//!              what has no      State<1> where the objective is one sum,               moves that
+//!              lawful place     State<6> otherwise                                      don't pay
+//! ```
+//!
+//! Time comes from outside: a [`Budget`] asks the caller's clock, or counts
+//! evaluations. With a count the result follows from problem, seed and number of threads alone.
+
+mod anneal;
+mod construct;
+mod keeper;
+#[cfg(test)]
+mod tests;
+
+use super::assignment::{Assignment, Move};
+use super::objective::{LEVELS_MAX, Objective, Score};
+use super::problem::Problem;
+use super::state::State;
+
+/// Threads a search may use.
+pub const THREADS_MAX: usize = 64;
+
+/// How a search is done.
+#[derive(Debug, Clone)]
+pub struct SearchOptions {
+    /// Everything random follows from it.
+    pub seed: u64,
+    /// How many threads, 1 to [`THREADS_MAX`].
+    pub threads: usize,
+    /// At most so many items away from home.
+    pub moves_max: Option<u32>,
+    /// At most so many bytes moved.
+    pub bytes_max: Option<u64>,
+}
+
+impl Default for SearchOptions {
+    fn default() -> Self {
+        Self { seed: 0, threads: 1, moves_max: None, bytes_max: None }
+    }
+}
+
+/// When a search ends.
+#[derive(Clone, Copy)]
+pub struct Budget<'a> {
+    clock: Option<(&'a (dyn Fn() -> f64 + Sync), f64)>,
+    evaluations: u64,
+}
+
+impl<'a> Budget<'a> {
+    /// After so many weighed moves, by all threads together: the same result every time.
+    pub fn evaluations(count: u64) -> Self {
+        Self { clock: None, evaluations: count.max(1) }
+    }
+
+    /// When `clock`, in seconds, reaches `end`.
+    pub fn until(clock: &'a (dyn Fn() -> f64 + Sync), end: f64) -> Self {
+        Self { clock: Some((clock, end)), evaluations: u64::MAX }
+    }
+
+    /// Also after so many weighed moves.
+    #[must_use]
+    pub fn or_evaluations(mut self, count: u64) -> Self {
+        self.evaluations = count.max(1);
+        self
+    }
+
+    /// The share of one of `threads` that starts now.
+    fn meter(&self, threads: usize) -> Meter<'a> {
+        let start = self.clock.map_or(0.0, |(clock, _)| clock());
+        Meter { budget: *self, start, evaluations: (self.evaluations / threads as u64).max(1) }
+    }
+}
+
+/// How far one thread is in its share of a budget.
+#[derive(Clone, Copy)]
+struct Meter<'a> {
+    budget: Budget<'a>,
+    start: f64,
+    evaluations: u64,
+}
+
+impl Meter<'_> {
+    /// 0 at the start, 1 or more at the end.
+    fn progress(&self, evaluations: u64) -> f64 {
+        let counted = evaluations as f64 / self.evaluations as f64;
+        match self.budget.clock {
+            Some((clock, end)) => {
+                let length = end - self.start;
+                let timed = if length > 0.0 { (clock() - self.start) / length } else { 1.0 };
+                timed.max(counted)
+            }
+            None => counted,
+        }
+    }
+}
+
+/// One point of the trade-off between moves and score.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CurvePoint {
+    /// Items not at home.
+    pub moves: u32,
+    /// Bytes they carry.
+    pub bytes: u64,
+    /// The score with them.
+    pub score: Score,
+}
+
+/// What a search found.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The best assignment.
+    pub assignment: Assignment,
+    /// Its objective, from scratch.
+    pub objective: Objective,
+    /// What no assignment of all items is better than.
+    pub bound: Score,
+    /// What differs from the initial assignment.
+    pub moves: Vec<Move>,
+    /// Score by number of moves, from the initial assignment on.
+    pub curve: Vec<CurvePoint>,
+    /// Moves weighed by all threads.
+    pub evaluations: u64,
+}
+
+/// Looks for the best assignment, starting from the problem's initial one.
+///
+/// Never worse than the initial one, never breaks a hard rule that is kept
+/// there, and ends with its budget. Placing what has no lawful place comes
+/// first and is not cut short by the budget; it is bounded by itself.
+pub fn search(problem: &Problem, options: &SearchOptions, budget: &Budget<'_>) -> Found {
+    let (assignment, evaluations) = if problem.levels_used() == 1 {
+        portfolio::<1>(problem, options, budget)
+    } else {
+        portfolio::<LEVELS_MAX>(problem, options, budget)
+    };
+    finish(problem, assignment, evaluations)
+}
+
+fn finish(problem: &Problem, assignment: Assignment, evaluations: u64) -> Found {
+    let initial = problem.initial();
+    let objective = problem.evaluate(&assignment);
+    let moves = assignment.moves_from(&initial);
+    let point = |objective: &Objective| CurvePoint {
+        moves: objective.moved,
+        bytes: objective.moved_bytes,
+        score: objective.score,
+    };
+    let curve = vec![point(&problem.evaluate(&initial)), point(&objective)];
+    Found { assignment, objective, bound: problem.lower_bound(), moves, curve, evaluations }
+}
+
+fn portfolio<const L: usize>(
+    problem: &Problem,
+    options: &SearchOptions,
+    budget: &Budget<'_>,
+) -> (Assignment, u64) {
+    let mut state = State::<L>::new(problem, &problem.initial());
+    construct::repair(&mut state, options.seed);
+    let threads = options.threads.clamp(1, THREADS_MAX);
+    let meter = budget.meter(threads);
+    let results: Vec<(Score<L>, Assignment, u64)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (1..threads)
+            .map(|n| {
+                let state = state.clone();
+                let seed = options.seed.wrapping_add(n as u64 * 0x1000_0001);
+                scope.spawn(move || anneal::anneal(state, seed, &meter))
+            })
+            .collect();
+        let mine = anneal::anneal(state, options.seed, &meter);
+        let theirs = workers.into_iter().map(|worker| match worker.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        std::iter::once(mine).chain(theirs).collect()
+    });
+    let evaluations = results.iter().map(|(_, _, evaluations)| evaluations).sum();
+    // The first of equals: the result must not depend on which thread was faster.
+    let best = results.into_iter().min_by_key(|(score, _, _)| *score);
+    (best.map_or_else(|| problem.initial(), |(_, assignment, _)| assignment), evaluations)
+}
