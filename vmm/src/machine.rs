@@ -146,7 +146,7 @@ impl Parts {
         let kvm = kvm::open()?;
         let cpu = cpu::baseline::apply(&CpuModel::of_host(kvm)?, spec.cpu)?;
         check_limits(kvm, spec)?;
-        let memory = Memory::map(Layout::of_size(spec.memory))?;
+        let memory = Memory::map(Layout::of_size(spec.memory), spec.memory_backing)?;
         let vm = create_vm(kvm)?;
         let dirty_log = enable_manual_dirty_log(&vm);
         for slot in memory.slots() {

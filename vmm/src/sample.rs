@@ -136,6 +136,8 @@ fn mapping(line: &str) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use ballast_model::hardware::MemoryBacking;
+
     use super::*;
     use crate::memory::Layout;
 
@@ -146,7 +148,7 @@ mod tests {
 
     #[test]
     fn the_share_of_pages_that_changed_is_the_dirty_rate() {
-        let memory = Memory::map(Layout::of_size(Bytes::mib(4))).unwrap();
+        let memory = Memory::map(Layout::of_size(Bytes::mib(4)), MemoryBacking::default()).unwrap();
         let mut sampler = Sampler::default();
         let start = Instant::now();
         sampler.look_at_pages(&memory, start);
@@ -165,7 +167,8 @@ mod tests {
 
     #[test]
     fn only_touched_memory_is_resident() {
-        let memory = Memory::map(Layout::of_size(Bytes::mib(64))).unwrap();
+        let memory =
+            Memory::map(Layout::of_size(Bytes::mib(64)), MemoryBacking::default()).unwrap();
         assert_eq!(resident(&memory), Bytes::ZERO);
         write(&memory, 5000, 1);
         let touched = resident(&memory);

@@ -8,7 +8,7 @@ use ballast_guest::IMAGE;
 use ballast_model::{Refusal, RefusalCode};
 use ballast_vmm::{GuestRam, boot};
 use proptest::prelude::*;
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
 /// Offsets in an ELF file, and in the program headers that follow its header.
 const MACHINE: usize = 18;
@@ -130,6 +130,96 @@ fn a_command_line_has_a_bound() {
     }
 }
 
+/// A bzImage of `sectors` setup sectors and `kernel` bytes behind them, that wants `init` bytes.
+fn bzimage(sectors: u8, kernel: usize, init: u32) -> Vec<u8> {
+    let setup = (usize::from(sectors) + 1) * 512;
+    let mut image = vec![0; setup + kernel];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[sectors]);
+    put(0x1f4, &u32::try_from(kernel / 16).unwrap().to_le_bytes());
+    put(0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
+    put(0x202, b"HdrS");
+    put(0x206, &0x020f_u16.to_le_bytes());
+    put(0x211, &[1]);
+    put(0x22c, &0x7fff_ffff_u32.to_le_bytes());
+    put(0x234, &[1]);
+    put(0x236, &3u16.to_le_bytes());
+    put(0x238, &255u32.to_le_bytes());
+    put(0x258, &0x20_0000_u64.to_le_bytes());
+    put(0x260, &init.to_le_bytes());
+    image
+}
+
+#[test]
+fn a_bzimage_is_entered_in_64_bit_mode() {
+    let image = bzimage(4, 4096, 2 << 20);
+    let state = load(&image, 16, "console=ttyS0").unwrap();
+    assert_eq!((state.regs().rip, state.regs().rsi), (0x10_0200, 0x8000));
+    let sregs = state.sregs(Default::default());
+    assert_eq!((sregs.cs.l, sregs.cs.dpl, sregs.cs.selector), (1, 0, 0x10));
+}
+
+#[test]
+fn bzimages_that_cannot_be_booted_are_refused() {
+    use RefusalCode::{CapacityExceeded, InvalidArgument};
+    let image = bzimage(4, 4096, 2 << 20);
+    for cut in [0x203, 0x250, 3000, image.len() - 1] {
+        let refusal = load(&image[..cut], 16, "").unwrap_err();
+        assert_eq!(refusal.code, InvalidArgument, "{cut}: {refusal}");
+    }
+    check_refused(&image[..image.len() - 16], InvalidArgument, "it is cut short");
+    let without = |at: usize| {
+        let mut image = image.clone();
+        image[at] = 0;
+        image
+    };
+    for at in [0x207, 0x211, 0x234, 0x236] {
+        check_refused(&without(at), InvalidArgument, "without a relocatable 64-bit entry");
+    }
+    check_refused(&bzimage(4, 4096, 32 << 20), CapacityExceeded, "to unpack itself");
+    check_refused(&bzimage(4, 4096, u32::MAX), CapacityExceeded, "to unpack itself");
+    let refusal = load(&image, 16, &"x".repeat(256)).unwrap_err();
+    assert!(refusal.remedy.contains("255 bytes"), "{refusal}");
+}
+
+#[test]
+fn initial_ram_disks_are_placed_high_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let kernel = file("kernel", &bzimage(4, 4096, 2 << 20));
+    let load = |mib: usize, initrd: &Path| {
+        let memory = memory(mib);
+        boot::load(&memory, &order(&kernel, Some(initrd), "")).map(|_| memory)
+    };
+    let mut archive = b"\x1f\x8b rest of a gzip stream".to_vec();
+    archive.resize(1 << 20, 7);
+    let initrd = file("initrd", &archive);
+    let memory = load(8, &initrd).unwrap();
+    let mut told = [0; 8];
+    memory.read_slice(&mut told, GuestAddress(0x8218)).unwrap();
+    assert_eq!(told, [0, 0, 0x70, 0, 0, 0, 0x10, 0], "7 MiB, 1 MiB long");
+    let mut there = vec![0; archive.len()];
+    memory.read_slice(&mut there, GuestAddress(7 << 20)).unwrap();
+    assert!(there == archive);
+
+    let check = |mib: usize, initrd: &Path, code: RefusalCode, expected: &str| {
+        let refusal = load(mib, initrd).unwrap_err();
+        assert_eq!(refusal.code, code, "{refusal}");
+        assert!(refusal.to_string().contains(expected), "{refusal}");
+    };
+    let large = file("large", &[archive.clone(), vec![7; 4 << 20]].concat());
+    check(8, &large, RefusalCode::CapacityExceeded, "beside the kernel guest memory has room for");
+    check(8, &file("text", b"not an archive"), RefusalCode::InvalidArgument, "is neither cpio nor");
+    check(8, &file("cut", b"070701000"), RefusalCode::InvalidArgument, "cut short");
+    check(8, &file("empty", b""), RefusalCode::InvalidArgument, "it is empty");
+    check(8, dir.path(), RefusalCode::InvalidArgument, "is not a file");
+    check(8, &dir.path().join("none"), RefusalCode::NotFound, "initrd path");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
@@ -158,6 +248,21 @@ proptest! {
         let end = (notes + offset + bytes.len()).min(IMAGE.len());
         let image = changed(notes + offset, &bytes[..end - notes - offset]);
         if let Err(refusal) = load(&image, 4, "") {
+            prop_assert!(!refusal.remedy.is_empty());
+        }
+    }
+
+    #[test]
+    fn damaged_bzimages_are_survived(
+        spots in prop::collection::vec((0x1f1..0x290usize, any::<u8>()), 1..8),
+        cut in proptest::option::of(0..6000usize),
+    ) {
+        let mut image = bzimage(4, 4096, 2 << 20);
+        for (at, byte) in spots {
+            image[at] = byte;
+        }
+        image.truncate(cut.unwrap_or(image.len()).min(image.len()));
+        if let Err(refusal) = load(&image, 8, "root=/dev/vda") {
             prop_assert!(!refusal.remedy.is_empty());
         }
     }

@@ -77,12 +77,14 @@ impl Comparison {
 mod tests {
     use ballast_model::Bytes;
 
+    use ballast_model::hardware::MemoryBacking;
+
     use super::*;
     use crate::memory::Layout;
 
     #[test]
     fn one_different_byte_is_found_and_its_page_named() {
-        let memory = Memory::map(Layout::of_size(Bytes::mib(1))).unwrap();
+        let memory = Memory::map(Layout::of_size(Bytes::mib(1)), MemoryBacking::default()).unwrap();
         let hashes: Vec<u64> = (0..256).map(|page| hash_page(&memory, page).unwrap()).collect();
         let compare = || {
             let mut comparison = Comparison::default();
@@ -99,7 +101,7 @@ mod tests {
 
     #[test]
     fn every_page_is_needed() {
-        let memory = Memory::map(Layout::of_size(Bytes::mib(1))).unwrap();
+        let memory = Memory::map(Layout::of_size(Bytes::mib(1)), MemoryBacking::default()).unwrap();
         let hash = hash_page(&memory, 0).unwrap();
         let mut comparison = Comparison::default();
         comparison.compare(&memory, 0, &[hash]).unwrap();

@@ -4,27 +4,30 @@
 //! first page of the first range. The layout follows from the size alone, so
 //! two hosts agree on it when they agree on the size; they compare it anyway.
 //!
-//! The mapping is private anonymous memory, aligned to 2 MiB and advised to use
-//! huge pages: after dirty logging ends such memory is back at full speed at
-//! once, and a page that arrives faults in 512 of its neighbours with it.
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`layout`] | where memory lies in the guest's address space |
+//! | [`backing`] | the host's pages behind it |
+//! | [`prefault`] | taking all of them before the guest starts |
+
+mod backing;
+mod layout;
+mod prefault;
 
 use std::num::NonZeroUsize;
 
+use ballast_model::hardware::MemoryBacking;
 use ballast_model::{Bytes, Refusal, RefusalCode};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
-use crate::codec::{Decoder, Encoder, Malformed};
+use backing::Mapping;
+pub(crate) use layout::Layout;
 
 /// The unit of transfer and of dirty tracking, in bytes.
 pub(crate) const PAGE_BYTES: usize = 4096;
 const PAGE: NonZeroUsize = NonZeroUsize::new(PAGE_BYTES).unwrap();
-/// x86 keeps the gigabyte below 4 GiB for devices and interrupt controllers.
-const GAP_START: u64 = 3 << 30;
-const GAP_END: u64 = 4 << 30;
-const RANGES_MAX: usize = 16;
-const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Guest memory by guest address, as devices use it.
 ///
@@ -35,72 +38,6 @@ const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// when the write is complete. See [`Memory::take_device_writes`].
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
 type GuestRegion = GuestRegionMmap<AtomicBitmap>;
-
-/// Where guest memory lies in the guest's physical address space.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Layout {
-    ranges: Vec<Range>,
-}
-
-/// One range of guest memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Range {
-    /// Guest physical address, in bytes.
-    pub(crate) start: u64,
-    /// Size in pages.
-    pub(crate) pages: u64,
-}
-
-impl Layout {
-    /// The layout of a guest with this much memory.
-    pub(crate) fn of_size(memory: Bytes) -> Self {
-        let low = memory.get().min(GAP_START);
-        let high = memory.get() - low;
-        let pages = |bytes: u64| bytes / PAGE_BYTES as u64;
-        let mut ranges = vec![Range { start: 0, pages: pages(low) }];
-        if high > 0 {
-            ranges.push(Range { start: GAP_END, pages: pages(high) });
-        }
-        Self { ranges }
-    }
-
-    /// Guest memory in all, in pages.
-    pub(crate) fn pages(&self) -> u64 {
-        self.ranges.iter().map(|range| range.pages).sum()
-    }
-
-    /// Guest memory in all.
-    pub(crate) fn bytes(&self) -> Bytes {
-        Bytes(self.pages() * PAGE_BYTES as u64)
-    }
-
-    pub(crate) fn encode(&self, to: &mut Encoder) {
-        to.count(self.ranges.len());
-        for range in &self.ranges {
-            to.u64(range.start).u64(range.pages);
-        }
-    }
-
-    pub(crate) fn decode(from: &mut Decoder<'_>) -> Result<Self, Malformed> {
-        const WHAT: &str = "the memory layout";
-        let count = from.count(RANGES_MAX, WHAT)?;
-        let mut ranges = Vec::with_capacity(count);
-        for _ in 0..count {
-            ranges.push(Range { start: from.u64(WHAT)?, pages: from.u64(WHAT)? });
-        }
-        Ok(Self { ranges })
-    }
-}
-
-impl std::fmt::Display for Layout {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (place, range) in self.ranges.iter().enumerate() {
-            let gap = if place > 0 { ", " } else { "" };
-            write!(f, "{gap}{} pages at {:#x}", range.pages, range.start)?;
-        }
-        Ok(())
-    }
-}
 
 /// Guest memory, mapped for as long as this value lives.
 #[derive(Debug)]
@@ -144,12 +81,13 @@ impl HostAddress {
 }
 
 impl Memory {
-    /// Maps memory for this layout.
+    /// Maps memory for this layout, and takes all of it at once where the backing says so.
     ///
     /// # Errors
-    /// `CapacityExceeded` when the machine has not that much available.
-    pub(crate) fn map(layout: Layout) -> Result<Self, Refusal> {
-        check_available(layout.bytes())?;
+    /// `CapacityExceeded` when the machine has not that much available;
+    /// `InvalidArgument` for a size that huge pages do not make up.
+    pub(crate) fn map(layout: Layout, backing: MemoryBacking) -> Result<Self, Refusal> {
+        backing::check_available(&layout, backing.pages)?;
         let mut mappings = Vec::new();
         let mut regions = Vec::new();
         let mut slots = Vec::new();
@@ -157,7 +95,8 @@ impl Memory {
         for (range, number) in layout.ranges.iter().zip(0..) {
             let bytes = usize::try_from(range.pages * PAGE_BYTES as u64)
                 .map_err(|_| no_room(layout.bytes(), "it does not fit the address space"))?;
-            let mapping = Mapping::new(bytes).map_err(|error| no_room(layout.bytes(), error))?;
+            let mapping = Mapping::new(bytes, backing.pages)
+                .map_err(|error| no_room(layout.bytes(), error))?;
             let host = mapping.start();
             regions.push(guest_region(host, bytes, range.start)?);
             slots.push(Slot {
@@ -169,6 +108,9 @@ impl Memory {
             });
             first_page += range.pages;
             mappings.push(mapping);
+        }
+        if backing.prefault {
+            prefault::take(&slots)?;
         }
         let mmap = GuestRam::from_regions(regions).map_err(|error| {
             Refusal::new(RefusalCode::Internal, format!("guest memory: {error}"), "report a defect")
@@ -263,91 +205,15 @@ fn no_room(memory: Bytes, why: impl std::fmt::Display) -> Refusal {
     )
 }
 
-/// Refuses a guest that the machine could only run by killing something: the
-/// kernel itself would promise any amount.
-fn check_available(memory: Bytes) -> Result<(), Refusal> {
-    let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return Ok(()) };
-    let available = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-    match available.map(|kib| Bytes(kib.saturating_mul(1024))) {
-        Some(available) if available < memory => {
-            Err(no_room(memory, format_args!("the machine has {available} available")))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Anonymous memory whose start is aligned to a huge page.
-#[derive(Debug)]
-struct Mapping {
-    base: *mut libc::c_void,
-    mapped: usize,
-    start: *mut u8,
-}
-
-// SAFETY: owns its mapping; the pointers are used by nobody but through `Memory`.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(bytes: usize) -> std::io::Result<Self> {
-        let mapped = bytes
-            .checked_add(HUGE_PAGE_BYTES)
-            .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), mapped, prot, flags, -1, 0) };
-        if base == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error());
-        }
-        let ahead = base.cast::<u8>().align_offset(HUGE_PAGE_BYTES);
-        // SAFETY: at most one huge page ahead, which the mapping has to spare.
-        let start = unsafe { base.cast::<u8>().add(ahead) };
-        for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
-            // Advice only: without huge pages everything works, slower.
-            // SAFETY: the range lies within the mapping just made.
-            let _ = unsafe { libc::madvise(start.cast(), bytes, advice) };
-        }
-        Ok(Self { base, mapped, start })
-    }
-
-    fn start(&self) -> *mut u8 {
-        self.start
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `new`, which nobody uses any more: its users are fields
-        // of the same `Memory`, dropped before.
-        let _ = unsafe { libc::munmap(self.base, self.mapped) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use ballast_model::hardware::PageSize;
+
     use super::*;
-
-    fn check_layout(memory: Bytes, expected: &str) {
-        let layout = Layout::of_size(memory);
-        assert_eq!(layout.to_string(), expected);
-        assert_eq!(layout.bytes(), memory);
-    }
-
-    #[test]
-    fn memory_leaves_the_device_gap_free() {
-        check_layout(Bytes::mib(64), "16384 pages at 0x0");
-        check_layout(Bytes::gib(3), "786432 pages at 0x0");
-        check_layout(Bytes::gib(5), "786432 pages at 0x0, 524288 pages at 0x100000000");
-    }
 
     #[test]
     fn pages_are_found_by_number() {
-        let memory = Memory::map(Layout::of_size(Bytes::mib(1))).unwrap();
+        let memory = Memory::map(Layout::of_size(Bytes::mib(1)), MemoryBacking::default()).unwrap();
         assert!(memory.page(255).is_some());
         assert!(memory.page(256).is_none());
         assert!(memory.is_zero(7));
@@ -365,7 +231,7 @@ mod tests {
     #[test]
     fn what_devices_write_is_noticed_once() {
         use vm_memory::Bytes as _;
-        let memory = Memory::map(Layout::of_size(Bytes::mib(1))).unwrap();
+        let memory = Memory::map(Layout::of_size(Bytes::mib(1)), MemoryBacking::default()).unwrap();
         let slot = memory.slots()[0];
         let [first, rest @ ..] = [0, 1, 2, 3].map(|_| {
             memory.mmap().write_slice(b"two pages", GuestAddress(0x3ffc)).unwrap();
@@ -379,8 +245,57 @@ mod tests {
 
     #[test]
     fn more_memory_than_the_machine_has_is_refused() {
-        let refusal = Memory::map(Layout::of_size(Bytes::gib(4096))).unwrap_err();
+        let refusal =
+            Memory::map(Layout::of_size(Bytes::gib(4096)), MemoryBacking::default()).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::CapacityExceeded);
         assert!(refusal.reason.contains("available"), "{refusal}");
+    }
+
+    #[test]
+    fn memory_above_the_hole_is_memory_like_any_other() {
+        use vm_memory::Bytes as _;
+        let memory = Memory::map(Layout::of_size(Bytes::gib(5)), MemoryBacking::default()).unwrap();
+        let [low, high] = memory.slots() else { panic!("{:?}", memory.slots()) };
+        assert_eq!((low.guest, low.pages), (0, 3 << 18));
+        assert_eq!((high.guest, high.first_page, high.pages), (4 << 30, 3 << 18, 2 << 18));
+        for (guest, page) in [(0, 0), ((3 << 30) - 4096, (3 << 18) - 1), (4 << 30, 3 << 18)] {
+            memory.mmap().write_slice(b"here", GuestAddress(guest)).unwrap();
+            assert!(!memory.is_zero(page), "{guest:#x}");
+        }
+        assert!(memory.mmap().write_slice(b"here", GuestAddress((3 << 30) - 2)).is_err());
+        assert!(memory.mmap().write_slice(b"here", GuestAddress(7 << 29)).is_err());
+        assert_eq!(memory.take_device_writes(high)[0], 1);
+        assert!(memory.page(5 << 18).is_none());
+    }
+
+    #[test]
+    fn prefaulted_memory_is_there_whatever_its_pages() {
+        for pages in [PageSize::Auto, PageSize::Small] {
+            let backing = MemoryBacking { pages, prefault: true };
+            let memory = Memory::map(Layout::of_size(Bytes::mib(48)), backing).unwrap();
+            let slot = memory.slots()[0];
+            let mut present = vec![0u8; usize::try_from(slot.pages).unwrap()];
+            // SAFETY: asks about a mapping of this process; one byte a page is written.
+            let answer =
+                unsafe { libc::mincore(slot.host.as_ptr().cast(), 48 << 20, present.as_mut_ptr()) };
+            assert_eq!(answer, 0);
+            assert!(present.iter().all(|page| page & 1 == 1), "{pages:?}");
+            assert!(memory.is_zero(0) && memory.is_zero(slot.pages - 1));
+        }
+    }
+
+    #[test]
+    fn huge_pages_come_from_the_pool_or_not_at_all() {
+        let backing = MemoryBacking { pages: PageSize::Huge, prefault: false };
+        let refusal = Memory::map(Layout::of_size(Bytes::mib(3)), backing).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::InvalidArgument, "{refusal}");
+        let size = Bytes::gib(16);
+        match Memory::map(Layout::of_size(size), backing) {
+            Ok(memory) => assert_eq!(memory.layout().bytes(), size),
+            Err(refusal) => {
+                assert_eq!(refusal.code, RefusalCode::CapacityExceeded, "{refusal}");
+                assert!(refusal.remedy.contains("nr_hugepages"), "{refusal}");
+            }
+        }
     }
 }
