@@ -213,7 +213,7 @@ fn a_write_that_was_lost_is_found() {
 fn changed_code_is_found() {
     let name = b"Xen\0"; // in a note: read at boot only, and part of the program's image
     let change = |memory: &GuestRam| {
-        let image = read(memory, 1 << 20, 1 << 16);
+        let image = read(memory, 1 << 20, 1 << 19);
         let at = image.windows(name.len()).position(|window| window == name).unwrap();
         write(memory, (1 << 20) + at as u64, b"Zen\0");
     };
