@@ -284,7 +284,7 @@ impl Vm {
         match &machine {
             Ok(machine) => {
                 if let Some(log) = lock(&self.console_log).take() {
-                    machine.devices.com1.log_to(log);
+                    machine.devices.console.log_to(log);
                 }
             }
             Err(_) => lock(&self.owned).stage = Stage::Created,
@@ -404,7 +404,7 @@ impl Vm {
     /// Console output from `offset` on; see [`crate::devices::console::Console::read`].
     pub(crate) fn console(&self, offset: u64) -> (u64, Vec<u8>) {
         let machine = lock(&self.owned).machine().map(Arc::clone);
-        machine.map_or((offset, Vec::new()), |machine| machine.devices.com1.output(offset))
+        machine.map_or((offset, Vec::new()), |machine| machine.devices.console.read(offset))
     }
 
     /// Types at the console; how many bytes the guest's port took.
@@ -421,7 +421,7 @@ impl Vm {
                 ));
             }
         };
-        Ok(machine.devices.com1.input(bytes))
+        Ok(machine.devices.type_at_console(bytes))
     }
 
     /// Stops the guest between two instructions. Idempotent.

@@ -22,6 +22,7 @@ mod rng;
 pub(crate) mod serial;
 mod steward;
 pub(crate) mod virtio;
+mod wait;
 
 use std::sync::Arc;
 
@@ -31,6 +32,8 @@ use kvm_ioctls::VmFd;
 use crate::codec::{Decoder, Encoder, Malformed};
 use crate::memory::GuestRam;
 use block::Block;
+use console::port::VirtioConsole;
+use console::{Output, Source};
 use net::Net;
 use rng::Rng;
 use serial::{Com1, Com1State};
@@ -44,6 +47,9 @@ use virtio::state::TransportState;
 #[derive(Debug)]
 pub(crate) struct Devices {
     pub(crate) com1: Com1,
+    /// What COM1 and the virtio console have written.
+    pub(crate) console: Arc<Output>,
+    hvc: Arc<VirtioConsole>,
     disks: Vec<Arc<Block>>,
     steward: Steward,
     /// By slot.
@@ -74,6 +80,7 @@ pub(crate) enum Beginning {
 fn virtio_devices(
     spec: &VmSpec,
     disks: &[Arc<Block>],
+    console: &Arc<VirtioConsole>,
     beginning: Beginning,
 ) -> Result<Vec<Arc<dyn VirtioDevice>>, Refusal> {
     let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
@@ -82,6 +89,7 @@ fn virtio_devices(
         devices.push(Arc::new(Net::new(&spec.id, index, network, beginning)?));
     }
     devices.push(Arc::new(Rng::default()));
+    devices.push(Arc::clone(console) as _);
     Ok(devices)
 }
 
@@ -103,7 +111,9 @@ impl Devices {
         if beginning == Beginning::Boot {
             disks.iter().try_for_each(|disk| disk.acquire())?;
         }
-        let devices = virtio_devices(spec, &disks, beginning)?;
+        let console = Arc::new(Output::default());
+        let hvc = Arc::new(VirtioConsole::new(&console)?);
+        let devices = virtio_devices(spec, &disks, &hvc, beginning)?;
         if devices.len() > SLOTS {
             return Err(Refusal::new(
                 RefusalCode::InvalidArgument,
@@ -117,7 +127,8 @@ impl Devices {
             transport.connect(vm)?;
             virtio.push(Arc::new(transport));
         }
-        Ok(Self { com1: Com1::new(vm), disks, steward: Steward::start()?, virtio })
+        let com1 = Com1::new(vm, &console);
+        Ok(Self { com1, console, hvc, disks, steward: Steward::start()?, virtio })
     }
 
     /// Where the guest's virtio devices stand.
@@ -161,6 +172,14 @@ impl Devices {
     /// As there.
     pub(crate) fn flush_disks(&self) -> Result<(), Refusal> {
         self.disks.iter().try_for_each(|disk| disk.flush())
+    }
+
+    /// Types at the port the guest spoke from last; how many bytes it took.
+    pub(crate) fn type_at_console(&self, bytes: &[u8]) -> usize {
+        match self.console.last() {
+            Source::Com1 => self.com1.input(bytes),
+            Source::Virtio => self.hvc.input(bytes),
+        }
     }
 
     /// The guest reads from a port.

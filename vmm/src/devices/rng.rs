@@ -6,20 +6,19 @@
 //! state: the device is the same on every host.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ballast_model::hardware::RateLimit;
 use ballast_model::{BytesPerSec, Refusal, RefusalCode};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::rate_limit::RateLimiter;
 use super::ring::{self, Broken, Direction, Ring};
 use super::virtio::{Activation, DeviceKind, VirtioDevice};
+use super::wait::wait;
 use crate::jail::{self, ThreadKind};
 
 const QUEUE_SIZES: [u16; 1] = [64];
@@ -121,15 +120,13 @@ fn work(mut context: Activation, stop: &EventFd) -> Vec<QueueState> {
     let mut ring = queue.ready().then(|| Ring::new(queue));
     let mut limiter = RateLimiter::new(&LIMIT, Instant::now());
     let mut patience = None;
-    while wait(stop, &kick, patience) {
-        // What it says is only that there may be something.
-        let _ = kick.read();
+    while wait(stop, &[&kick], patience) {
         let Some(ring) = &mut ring else { continue };
         patience = match fill(ring, &context, &mut limiter) {
             Ok(later) => later,
             Err(broken) => {
                 context.interrupt.broken(broken);
-                let _ = wait(stop, stop, None);
+                let _ = wait(stop, &[], None);
                 break;
             }
         };
@@ -138,22 +135,6 @@ fn work(mut context: Activation, stop: &EventFd) -> Vec<QueueState> {
         *state = ring.state();
     }
     states
-}
-
-/// Waits for a kick, at most `patience`; false when it is time to stop.
-fn wait(stop: &EventFd, kick: &EventFd, patience: Option<Duration>) -> bool {
-    // SAFETY: both descriptors are open as long as the values they are of, which outlive this call.
-    let [stop, kick] =
-        unsafe { [stop, kick].map(|event| BorrowedFd::borrow_raw(event.as_raw_fd())) };
-    let timeout = patience.and_then(|time| Timespec::try_from(time).ok());
-    let mut polled = [stop, kick].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-    loop {
-        match poll(&mut polled, timeout.as_ref()) {
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return false,
-            Ok(_) => return polled[0].revents().is_empty(),
-        }
-    }
 }
 
 /// Fills every chain there is; how long until more may be filled, when the limit is used up.

@@ -8,8 +8,7 @@ use kvm_ioctls::VmFd;
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, SerialState, Trigger};
 
-use super::console::Console;
-use super::console::log::ConsoleLog;
+use super::console::{Console, Output, Source};
 use crate::codec::{Decoder, Encoder, Malformed};
 
 const PORT: u16 = 0x3f8;
@@ -56,19 +55,9 @@ impl Trigger for Line {
 #[derive(Debug)]
 struct Sink(Arc<Output>);
 
-/// Where output goes.
-#[derive(Debug, Default)]
-struct Output {
-    console: Mutex<Console>,
-    log: Mutex<Option<ConsoleLog>>,
-}
-
 impl io::Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        lock(&self.0.console).append(bytes);
-        if let Some(log) = &mut *lock(&self.0.log) {
-            log.append(bytes);
-        }
+        self.0.append(Source::Com1, bytes);
         Ok(bytes.len())
     }
 
@@ -82,10 +71,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Com1 {
-    pub(crate) fn new(vm: &Arc<VmFd>) -> Self {
-        let output = Arc::new(Output::default());
-        let port = Serial::new(Line(Arc::clone(vm)), Sink(Arc::clone(&output)));
-        Self { port: Mutex::new(port), output, vm: Arc::clone(vm) }
+    /// A port whose output goes to `output`.
+    pub(crate) fn new(vm: &Arc<VmFd>, output: &Arc<Output>) -> Self {
+        let port = Serial::new(Line(Arc::clone(vm)), Sink(Arc::clone(output)));
+        Self { port: Mutex::new(port), output: Arc::clone(output), vm: Arc::clone(vm) }
     }
 
     /// The port is one byte wide: a longer access is a string instruction.
@@ -122,22 +111,12 @@ impl Com1 {
         }
     }
 
-    /// Writes all output from now on to a file, too.
-    pub(crate) fn log_to(&self, log: ConsoleLog) {
-        *lock(&self.output.log) = Some(log);
-    }
-
-    /// See [`Console::read`].
-    pub(crate) fn output(&self, offset: u64) -> (u64, Vec<u8>) {
-        lock(&self.output.console).read(offset)
-    }
-
     pub(crate) fn save(&self) -> Com1State {
-        Com1State { port: lock(&self.port).state(), console: lock(&self.output.console).clone() }
+        Com1State { port: lock(&self.port).state(), console: self.output.save() }
     }
 
     pub(crate) fn load(&self, state: &Com1State) -> Result<(), Refusal> {
-        lock(&self.output.console).clone_from(&state.console);
+        self.output.load(&state.console);
         let output = Sink(Arc::clone(&self.output));
         let line = Line(Arc::clone(&self.vm));
         let port = Serial::from_state(&state.port, line, NoEvents, output).map_err(|error| {
@@ -201,7 +180,7 @@ mod tests {
         };
         let vm = Arc::new(kvm.create_vm().unwrap());
         vm.create_irq_chip().unwrap();
-        let com1 = Com1::new(&vm);
+        let com1 = Com1::new(&vm, &Arc::default());
         let typed: Vec<u8> = (0..100).collect();
         assert_eq!(com1.input(&typed), 64, "what its queue holds");
         assert_eq!(com1.input(&typed[64..]), 0);
@@ -209,7 +188,7 @@ mod tests {
         com1.read(0, &mut read);
         assert_eq!(read, typed[..10]);
         assert_eq!(com1.input(&typed[64..]), 10);
-        let moved = Com1::new(&vm);
+        let moved = Com1::new(&vm, &Arc::default());
         moved.load(&com1.save()).unwrap();
         let mut read = [0; 64];
         moved.read(0, &mut read);

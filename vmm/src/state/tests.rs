@@ -46,7 +46,7 @@ fn heartbeats(machine: &Machine, count: u64) {
     let end = Instant::now() + PATIENCE;
     loop {
         let mut console = Console::new();
-        console.push(0, &machine.devices.com1.output(0).1);
+        console.push(0, &machine.devices.console.read(0).1);
         if console.report().heartbeats >= count {
             assert_eq!(console.report().faults(), Vec::<String>::new());
             return;
@@ -89,7 +89,7 @@ fn check_exact(vcpus: u32) {
 
     let beats = {
         let mut console = Console::new();
-        console.push(0, &destination.devices.com1.output(0).1);
+        console.push(0, &destination.devices.console.read(0).1);
         console.report().heartbeats
     };
     decoded.start_time(&destination).unwrap();

@@ -5,6 +5,12 @@
 //! migrates, so a reader that asks for "everything from byte n" sees no gap.
 
 pub(crate) mod log;
+pub(crate) mod port;
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use self::log::ConsoleLog;
 
 use crate::codec::{Decoder, Encoder, Malformed};
 
@@ -12,6 +18,65 @@ use crate::codec::{Decoder, Encoder, Malformed};
 pub(crate) const KEPT_BYTES: usize = 128 << 10;
 /// The most one read answers with, in bytes.
 pub(crate) const READ_BYTES_MAX: usize = 64 << 10;
+
+/// A port of the guest's that writes to the console.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Source {
+    Com1,
+    Virtio,
+}
+
+/// Where output goes, whichever port it comes from: the ring, and a file if there is one.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    ring: Mutex<Console>,
+    log: Mutex<Option<ConsoleLog>>,
+    /// The [`Source`] of the newest byte.
+    last: AtomicU8,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Output {
+    pub(crate) fn append(&self, source: Source, bytes: &[u8]) {
+        self.last.store(source as u8, Ordering::Relaxed);
+        lock(&self.ring).append(bytes);
+        if let Some(log) = &mut *lock(&self.log) {
+            log.append(bytes);
+        }
+    }
+
+    /// The port that spoke last: the one at which somebody waits for an answer.
+    pub(crate) fn last(&self) -> Source {
+        if self.last.load(Ordering::Relaxed) == Source::Virtio as u8 {
+            Source::Virtio
+        } else {
+            Source::Com1
+        }
+    }
+
+    /// See [`Console::read`].
+    pub(crate) fn read(&self, offset: u64) -> (u64, Vec<u8>) {
+        lock(&self.ring).read(offset)
+    }
+
+    /// Writes all output from now on to a file, too.
+    pub(crate) fn log_to(&self, log: ConsoleLog) {
+        *lock(&self.log) = Some(log);
+    }
+
+    /// What a migration carries of it.
+    pub(crate) fn save(&self) -> Console {
+        lock(&self.ring).clone()
+    }
+
+    pub(crate) fn load(&self, console: &Console) {
+        lock(&self.ring).clone_from(console);
+    }
+}
 
 /// The ring.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
