@@ -56,6 +56,13 @@ impl PageSet {
         new
     }
 
+    /// Adds every page of another set of the same memory.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (word, more) in self.words.iter_mut().zip(&other.words) {
+            *word |= more;
+        }
+    }
+
     /// Takes a page out; whether it was there.
     pub(crate) fn remove(&mut self, page: u64) -> bool {
         let Some(word) = self.word_mut(page) else { return false };
@@ -178,6 +185,18 @@ mod tests {
             assert_eq!(set.count(), pages);
             assert!(set.iter(0..pages).eq(0..pages), "{pages}");
         }
+    }
+
+    #[test]
+    fn sets_are_added_page_by_page() {
+        let of = |pages: &[u64]| {
+            let mut set = PageSet::empty(300);
+            pages.iter().for_each(|&page| assert!(set.insert(page)));
+            set
+        };
+        let mut set = of(&[3, 64]);
+        set.add(&of(&[3, 65, 299]));
+        assert_eq!(set, of(&[3, 64, 65, 299]));
     }
 
     #[test]

@@ -208,7 +208,7 @@ impl<'a> Source<'a> {
         let log = DirtyLog::start(self.machine)?;
         let copied = self
             .precopy(&mut stream, &log)
-            .and_then(|()| self.stop_and_copy(&mut stream, &log))
+            .and_then(|rest| self.stop_and_copy(&mut stream, &log, rest))
             .and_then(|save| self.hand_over(&mut stream, save));
         copied.map_err(|trouble| stream.last_word(trouble))
     }
@@ -244,8 +244,9 @@ impl<'a> Source<'a> {
         Ok(stream)
     }
 
-    /// Round after round while the guest runs, until the rest fits the downtime limit.
-    fn precopy(&mut self, stream: &mut Stream, log: &DirtyLog<'_>) -> Result<(), Trouble> {
+    /// Round after round while the guest runs, until the rest fits the downtime limit. The rest is
+    /// out of the log and has still to be sent.
+    fn precopy(&mut self, stream: &mut Stream, log: &DirtyLog<'_>) -> Result<PageSet, Trouble> {
         let pages = self.machine.memory.layout().pages();
         let mut dirty = PageSet::full(pages);
         for round in 1.. {
@@ -265,13 +266,13 @@ impl<'a> Source<'a> {
             tracing::debug!(round, remaining = %dirty.bytes(), ?decision, "round done");
             match decision {
                 Decision::Continue => {}
-                Decision::Stop => break,
+                Decision::Stop => return Ok(dirty),
                 Decision::GiveUp { estimate } => {
                     return Err(self.does_not_converge(round, dirty.bytes(), estimate).into());
                 }
             }
         }
-        Ok(())
+        Ok(dirty)
     }
 
     /// The destination has everything of the round in memory: only then is its time known.
@@ -283,7 +284,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Pauses the guest, saves its state, sends the last dirty pages and, when asked to, all hashes.
+    /// Pauses the guest, saves its state, sends the last dirty pages, those of `rest` among them,
+    /// and, when asked to, all hashes.
     ///
     /// The state is read before the last look at the dirty log: reading it may
     /// make KVM write to guest memory (a steal-time record, for one).
@@ -291,6 +293,7 @@ impl<'a> Source<'a> {
         &mut self,
         stream: &mut Stream,
         log: &DirtyLog<'_>,
+        rest: PageSet,
     ) -> Result<Vec<u8>, Trouble> {
         let paused = Instant::now();
         self.machine.pause()?;
@@ -300,7 +303,8 @@ impl<'a> Source<'a> {
         let saving = Instant::now();
         let state = self.machine.save()?.encode();
         let state_save = saving.elapsed();
-        let dirty = log.collect()?;
+        let mut dirty = log.collect()?;
+        dirty.add(&rest);
         self.progress(stream, dirty.bytes(), |rounds| *rounds += 1);
         self.order.bandwidth = None;
         self.send_set(stream, &dirty, None)?;
