@@ -6,11 +6,15 @@
 //!              lawful place     State<6> otherwise                                      don't pay
 //! ```
 //!
+//! With a limit on moves or bytes, a greedy search by gain takes the place of
+//! annealing ([`few`]); moves forced by repair count against the limit and are made first.
+//!
 //! Time comes from outside: a [`Budget`] asks the caller's clock, or counts
 //! evaluations. With a count the result follows from problem, seed and number of threads alone.
 
 mod anneal;
 mod construct;
+mod few;
 mod keeper;
 #[cfg(test)]
 mod tests;
@@ -131,34 +135,63 @@ pub struct Found {
 /// there, and ends with its budget. Placing what has no lawful place comes
 /// first and is not cut short by the budget; it is bounded by itself.
 pub fn search(problem: &Problem, options: &SearchOptions, budget: &Budget<'_>) -> Found {
-    let (assignment, evaluations) = if problem.levels_used() == 1 {
-        portfolio::<1>(problem, options, budget)
+    if problem.levels_used() == 1 {
+        search_levels::<1>(problem, options, budget)
     } else {
-        portfolio::<LEVELS_MAX>(problem, options, budget)
-    };
-    finish(problem, assignment, evaluations)
+        search_levels::<LEVELS_MAX>(problem, options, budget)
+    }
 }
 
-fn finish(problem: &Problem, assignment: Assignment, evaluations: u64) -> Found {
-    let initial = problem.initial();
-    let objective = problem.evaluate(&assignment);
-    let moves = assignment.moves_from(&initial);
-    let point = |objective: &Objective| CurvePoint {
-        moves: objective.moved,
-        bytes: objective.moved_bytes,
-        score: objective.score,
-    };
-    let curve = vec![point(&problem.evaluate(&initial)), point(&objective)];
-    Found { assignment, objective, bound: problem.lower_bound(), moves, curve, evaluations }
-}
-
-fn portfolio<const L: usize>(
+fn search_levels<const L: usize>(
     problem: &Problem,
     options: &SearchOptions,
     budget: &Budget<'_>,
-) -> (Assignment, u64) {
+) -> Found {
     let mut state = State::<L>::new(problem, &problem.initial());
-    construct::repair(&mut state, options.seed);
+    let initial = point(&state);
+    let repaired = construct::repair(&mut state, options.seed);
+    if options.moves_max.is_some() || options.bytes_max.is_some() {
+        let found = few::few(state, options, &budget.meter(1));
+        let mut curve = vec![initial];
+        curve.extend(found.curve);
+        return finish(problem, found.assignment, curve, repaired + found.evaluations);
+    }
+    let (assignment, evaluations) = portfolio(state, options, budget);
+    let last = point(&State::<L>::new(problem, &assignment));
+    finish(problem, assignment, vec![initial, last], repaired + evaluations)
+}
+
+fn finish(
+    problem: &Problem,
+    assignment: Assignment,
+    mut curve: Vec<CurvePoint>,
+    evaluations: u64,
+) -> Found {
+    let objective = problem.evaluate(&assignment);
+    let moves = assignment.moves_from(&problem.initial());
+    // Of several points with as many moves, the best; and only points better than those with fewer.
+    curve.sort_by_key(|point| (point.moves, point.score));
+    let mut least: Option<Score> = None;
+    curve.retain(|point| {
+        let better = least.is_none_or(|least| point.score < least);
+        if better {
+            least = Some(point.score);
+        }
+        better
+    });
+    Found { assignment, objective, bound: problem.lower_bound(), moves, curve, evaluations }
+}
+
+fn point<const L: usize>(state: &State<'_, L>) -> CurvePoint {
+    CurvePoint { moves: state.moved(), bytes: state.moved_bytes(), score: state.score().widen() }
+}
+
+fn portfolio<const L: usize>(
+    state: State<'_, L>,
+    options: &SearchOptions,
+    budget: &Budget<'_>,
+) -> (Assignment, u64) {
+    let start = state.assignment();
     let threads = options.threads.clamp(1, THREADS_MAX);
     let meter = budget.meter(threads);
     let results: Vec<(Score<L>, Assignment, u64)> = std::thread::scope(|scope| {
@@ -179,5 +212,5 @@ fn portfolio<const L: usize>(
     let evaluations = results.iter().map(|(_, _, evaluations)| evaluations).sum();
     // The first of equals: the result must not depend on which thread was faster.
     let best = results.into_iter().min_by_key(|(score, _, _)| *score);
-    (best.map_or_else(|| problem.initial(), |(_, assignment, _)| assignment), evaluations)
+    (best.map_or(start, |(_, assignment, _)| assignment), evaluations)
 }

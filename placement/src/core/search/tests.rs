@@ -124,3 +124,37 @@ fn new_items_are_placed_and_drained_hosts_emptied() {
     let found = search(&problem, &options(3, 1), &Budget::evaluations(20_000));
     assert_eq!(found.objective.score.hard, 0, "{:?}", problem.violations(&found.assignment));
 }
+
+/// Hosts of equal size, items spread by chance.
+fn uneven(hosts: u32, items: usize) -> Problem {
+    use crate::core::*;
+    let mut rng = Rng::new(5);
+    let mut b = ProblemBuilder::new(ObjectiveTable::cluster());
+    let spec = ResourceSpec { imbalance_weight: 1, ..ResourceSpec::demand() };
+    b.resource(spec);
+    b.resource(ResourceSpec { imbalance_weight: 1, ..ResourceSpec::allocation() });
+    for _ in 0..hosts {
+        b.host(HostSpec { capacity: vec![1000, 1000], ..HostSpec::default() });
+    }
+    for _ in 0..items {
+        let shapes = vec![vec![10 + rng.below(90) as i64, 10 + rng.below(60) as i64]];
+        let home = Some(Place::on(Host(rng.below(hosts as usize) as u32)));
+        b.item(ItemSpec { shapes, home, move_bytes: 10, ..ItemSpec::default() });
+    }
+    b.build().unwrap()
+}
+
+#[test]
+fn limits_on_moves_and_bytes_are_kept_and_the_curve_falls() {
+    let problem = uneven(20, 160);
+    for (moves_max, bytes_max, most) in
+        [(Some(12), None, 12), (None, Some(55), 5), (Some(0), None, 0)]
+    {
+        let limited = SearchOptions { moves_max, bytes_max, ..options(1, 1) };
+        let found = search(&problem, &limited, &Budget::evaluations(10_000_000));
+        assert!(found.moves.len() <= most);
+        assert_eq!(found.curve.last().map(|point| point.score), Some(found.objective.score));
+        assert!(found.curve.is_sorted_by(|a, b| a.moves < b.moves && a.score > b.score));
+        assert!(most == 0 || found.moves.len() * 2 > most, "nothing was gained");
+    }
+}
