@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::Api;
 use crate::cpu::CpuModel;
 use crate::cpu::report::HostCpu;
-use crate::devices::console::log::ConsoleLog;
+use crate::devices::console::log::LogFiles;
 use crate::jail::{self, JailArgs};
 use crate::kvm;
 use crate::panic;
@@ -100,7 +100,7 @@ fn run(args: Args) -> Result<(), Refusal> {
         ));
     };
     ignore_hangups();
-    let log = args.console_log.as_deref().map(ConsoleLog::open).transpose()?;
+    let log = args.console_log.as_deref().map(LogFiles::open).transpose()?;
     let own = socket.parent().filter(|dir| !dir.as_os_str().is_empty());
     jail::enter(&args.jail, own.unwrap_or(Path::new(".")))?;
     let runtime = program::runtime(program::Threads::One)?;
@@ -137,7 +137,7 @@ fn ignore_hangups() {
     }
 }
 
-async fn serve(socket: &Path, id: VmId, log: Option<ConsoleLog>) -> Result<(), Refusal> {
+async fn serve(socket: &Path, id: VmId, log: Option<LogFiles>) -> Result<(), Refusal> {
     let quit = signal::shutdown_token().map_err(|error| {
         Refusal::new(
             RefusalCode::HostFailure,

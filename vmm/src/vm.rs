@@ -25,7 +25,7 @@ use ballast_proto::v1::{MigrationRole as Role, MigrationState as State, VmState}
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::devices::console::log::ConsoleLog;
+use crate::devices::console::log::LogFiles;
 use crate::machine::Machine;
 use crate::migration::control::Control;
 use crate::migration::framing::Hello;
@@ -44,7 +44,7 @@ pub(crate) struct Vm {
     sampler: Mutex<Sampler>,
     unrun: UnrunMark,
     /// Until there is a machine to write it.
-    console_log: Mutex<Option<ConsoleLog>>,
+    console_log: Mutex<Option<LogFiles>>,
     /// Cancelled when the process has nothing left to do.
     quit: CancellationToken,
 }
@@ -146,7 +146,7 @@ impl Vm {
         id: VmId,
         unrun: UnrunMark,
         quit: CancellationToken,
-        console_log: Option<ConsoleLog>,
+        console_log: Option<LogFiles>,
     ) -> Self {
         let owned = Owned {
             spec: None,
@@ -282,11 +282,11 @@ impl Vm {
         }
         let machine = build(spec).map(Arc::new);
         match &machine {
-            Ok(machine) => {
-                if let Some(log) = lock(&self.console_log).take() {
-                    machine.devices.console.log_to(log);
-                }
-            }
+            Ok(machine) => match lock(&self.console_log).take().map(LogFiles::start) {
+                Some(Ok(log)) => machine.devices.console.log_to(log),
+                Some(Err(error)) => tracing::error!(%error, "the console is not logged"),
+                None => {}
+            },
             Err(_) => lock(&self.owned).stage = Stage::Created,
         }
         machine

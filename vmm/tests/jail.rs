@@ -59,6 +59,30 @@ async fn a_jailed_vmm_has_no_powers_it_does_not_need() {
 }
 
 #[tokio::test]
+async fn no_thread_is_outside_and_the_console_is_logged() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let (kernel, log) = (lab.path("guest"), lab.path("console.log"));
+    let (kernel, shown) = (kernel.to_str().unwrap(), log.to_str().unwrap());
+    let args = ["--allow-read", kernel, "--console-log", shown];
+    let mut vmm = jailed(&lab, "a", &args).await;
+    vmm.boot(lab.spec(32, &busy())).await.unwrap();
+    vmm.beats(3).await;
+    let pid = vmm.status().await.pid;
+    assert_eq!(threads(pid, "console-log").len(), 1);
+    for thread in threads(pid, "") {
+        assert_eq!(status(pid, &thread, "Seccomp"), "2", "{}", status(pid, &thread, "Name"));
+    }
+    let end = std::time::Instant::now() + process::PATIENCE;
+    while !std::fs::read_to_string(&log).unwrap().contains("H 1 ") {
+        assert!(std::time::Instant::now() < end, "the console is not logged");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn only_listed_paths_can_be_opened() {
     if !have_kvm() {
         return;

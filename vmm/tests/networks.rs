@@ -143,3 +143,33 @@ async fn a_tap_of_the_hosts_goes_over_with_its_vm() {
     destination.beats(3).await;
     assert!(has_tap(&mut destination).await);
 }
+
+#[tokio::test]
+async fn a_tap_that_is_removed_is_made_again() {
+    if !in_own_network() {
+        return;
+    }
+    ip("link add br0 type bridge");
+    ip("link set br0 up");
+    let lab = Lab::new();
+    let mut vmm = lab.vmm("a").await;
+    // A guest that works with its device, so that the device's thread is there and in its jail.
+    let at = Some((std::net::Ipv4Addr::new(192, 0, 2, 10), 24));
+    let params = Params { heartbeat_ms: 20, ip: at, ..Params::default() };
+    vmm.boot(v1::VmSpec { cmdline: params.to_cmdline(), ..bridge(&lab) }).await.unwrap();
+    vmm.until(|report| report.heartbeats > 3).await;
+    let name = || {
+        let shown = ip("-o link show master br0");
+        shown.split(": ").nth(1).map(str::to_owned)
+    };
+    let index = || ip("-o link show master br0").split(':').next().unwrap().to_owned();
+    let before = index();
+    ip(&format!("link del {}", name().unwrap()));
+    let end = Instant::now() + PATIENCE;
+    while ports() == 0 {
+        assert!(Instant::now() < end, "the tap does not come back");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_ne!(index(), before);
+    vmm.beats(3).await;
+}

@@ -31,36 +31,6 @@ pub(crate) struct ConsoleLog {
 }
 
 impl ConsoleLog {
-    /// Opens `path`, and beside it the same with `.1` at its end, for this user
-    /// alone; what is there is kept and added to.
-    ///
-    /// # Errors
-    /// `HostFailure` when they cannot be opened.
-    pub(crate) fn open(path: &Path) -> Result<Self, Refusal> {
-        let opened = || -> io::Result<Self> {
-            let mut files = Files::open(path)?;
-            let (lines, written) = sync_channel::<Vec<u8>>(LINES_WAITING_MAX);
-            let write = move || {
-                for line in written {
-                    if let Err(error) = files.write(&line) {
-                        tracing::error!(%error, "the console's log ends here");
-                        return;
-                    }
-                }
-            };
-            let thread = std::thread::Builder::new().name("console-log".to_owned());
-            let writer = Some(thread.spawn(write)?);
-            Ok(Self { line: Vec::new(), lines: Some(lines), writer })
-        };
-        opened().map_err(|error| {
-            Refusal::new(
-                RefusalCode::HostFailure,
-                format!("cannot write the console's log {}: {error}", path.display()),
-                "give a path in a directory that can be written to",
-            )
-        })
-    }
-
     /// Adds output. Lines go to the file when they end.
     pub(crate) fn append(&mut self, bytes: &[u8]) {
         for &byte in bytes {
@@ -90,25 +60,60 @@ impl Drop for ConsoleLog {
     }
 }
 
+/// The two files, opened: before the process closes its jail. The thread that
+/// writes them is started behind it.
 #[derive(Debug)]
-struct Files {
+pub(crate) struct LogFiles {
     current: File,
     previous: File,
     /// Bytes in `current`.
     bytes: u64,
 }
 
-impl Files {
-    fn open(path: &Path) -> io::Result<Self> {
+impl LogFiles {
+    /// Opens `path`, and beside it the same with `.1` at its end, for this user
+    /// alone; what is there is kept and added to.
+    ///
+    /// # Errors
+    /// `HostFailure` when they cannot be opened.
+    pub(crate) fn open(path: &Path) -> Result<Self, Refusal> {
         let open = |path: &Path| {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
         };
         let mut beside = path.as_os_str().to_owned();
         beside.push(".1");
-        let (mut current, previous) = (open(path)?, open(Path::new(&beside))?);
-        let bytes = current.seek(SeekFrom::End(0))?;
-        Ok(Self { current, previous, bytes })
+        let opened = || -> io::Result<Self> {
+            let (mut current, previous) = (open(path)?, open(Path::new(&beside))?);
+            let bytes = current.seek(SeekFrom::End(0))?;
+            Ok(Self { current, previous, bytes })
+        };
+        opened().map_err(|error| {
+            Refusal::new(
+                RefusalCode::HostFailure,
+                format!("cannot write the console's log {}: {error}", path.display()),
+                "give a path in a directory that can be written to",
+            )
+        })
+    }
+
+    /// Starts the thread that writes them.
+    ///
+    /// # Errors
+    /// There is none to be had.
+    pub(crate) fn start(mut self) -> io::Result<ConsoleLog> {
+        let (lines, written) = sync_channel::<Vec<u8>>(LINES_WAITING_MAX);
+        let write = move || {
+            for line in written {
+                if let Err(error) = self.write(&line) {
+                    tracing::error!(%error, "the console's log ends here");
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("console-log".to_owned());
+        let writer = Some(thread.spawn(write)?);
+        Ok(ConsoleLog { line: Vec::new(), lines: Some(lines), writer })
     }
 
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
@@ -142,7 +147,7 @@ mod tests {
     fn output_is_kept_in_two_bounded_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
-        let mut log = ConsoleLog::open(&path).unwrap();
+        let mut log = LogFiles::open(&path).unwrap().start().unwrap();
         let line = |number: u32| format!("line {number:>10}\n");
         let lines = u32::try_from(FILE_BYTES_MAX / 16).unwrap();
         for number in 0..2 * lines + 3 {
@@ -162,14 +167,14 @@ mod tests {
         assert_eq!(previous.len() as u64, FILE_BYTES_MAX);
         assert!(previous.starts_with(&line(lines)) && previous.ends_with(&line(2 * lines - 1)));
 
-        ConsoleLog::open(&path).unwrap().append(b"ne\n");
+        LogFiles::open(&path).unwrap().start().unwrap().append(b"ne\n");
         let current = std::fs::read_to_string(&path).unwrap();
         assert!(current.ends_with("half a line\n"), "it goes on where it ended");
     }
 
     #[test]
     fn what_cannot_be_opened_is_named() {
-        let refusal = ConsoleLog::open(Path::new("/no/such/console.log")).unwrap_err();
+        let refusal = LogFiles::open(Path::new("/no/such/console.log")).unwrap_err();
         assert!(refusal.reason.contains("/no/such/console.log"), "{refusal}");
     }
 }
