@@ -30,13 +30,14 @@ bench: bootstrap-build
 	$(CARGO) bench --workspace
 
 FUZZ_MINUTES ?= 10
-# LLVM's counters for every branch (see vmm/src/devices/fuzz); in a target directory of their own.
+# A counter of LLVM's for every branch of ballast-vmm (see vmm/src/devices/fuzz), nothing else is built anew.
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 \
 	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters
 
 fuzz: bootstrap-build
-	FUZZ_MINUTES=$(FUZZ_MINUTES) RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) test --package ballast-vmm --lib \
-		--target x86_64-unknown-linux-gnu --target-dir target/fuzz -- --ignored --nocapture fuzz::campaign
+	fuzzer=$$($(CARGO) rustc --package ballast-vmm --lib --profile test --message-format json-render-diagnostics \
+		-- $(FUZZ_FLAGS) | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1) && \
+	FUZZ_MINUTES=$(FUZZ_MINUTES) "$$fuzzer" --ignored --nocapture fuzz::campaign
 
 bootstrap-build:
 	@deploy/bootstrap.sh build

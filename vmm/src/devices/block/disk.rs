@@ -112,7 +112,7 @@ impl Disk {
     /// Where sectors are, in bytes; none when the disk has not all of them.
     pub(super) fn range(&self, sector: u64, sectors: u64) -> Option<u64> {
         let end = sector.checked_add(sectors)?;
-        (end <= self.sectors).then_some(sector * SECTOR_BYTES)
+        (end <= self.sectors).then(|| sector * SECTOR_BYTES)
     }
 
     /// Fills guest memory from the disk; all of it or an error.

@@ -182,6 +182,7 @@ fn what_cannot_be_done_is_answered_with_an_error() {
     assert_eq!(guest.request(0, SECTORS, &[(DATA, 512)]), (1, 1), "beyond the end");
     assert_eq!(guest.request(1, SECTORS - 1, &[(DATA, 1024)]), (1, 1), "over the end");
     assert_eq!(guest.request(0, u64::MAX, &[(DATA, 512)]), (1, 1), "beyond all");
+    assert_eq!(guest.request(0, 1 << 60, &[(DATA, 512)]), (1, 1), "beyond all bytes");
     assert_eq!(guest.request(0, 0, &[(DATA, 511)]), (1, 1), "no whole sector");
     assert_eq!(guest.request(99, 0, &[]), (2, 1), "unknown");
     assert_eq!(guest.status(), 15, "the device works on");
