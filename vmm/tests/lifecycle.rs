@@ -12,7 +12,7 @@ use std::time::Duration;
 use ballast_guest::Params;
 use ballast_model::RefusalCode;
 use ballast_proto::v1::{self, VmState};
-use process::{Lab, Vmm, check_refused, command, have_kvm};
+use process::{Lab, VM, Vmm, busy, check_refused, command, have_kvm};
 
 fn quick() -> Params {
     Params { heartbeat_ms: 20, ..Params::default() }
@@ -219,4 +219,32 @@ fn the_cpu_model_is_one_line_and_stays_the_same() {
     assert_eq!(model.lines().count(), 1);
     assert_eq!(model.trim().split('-').count(), 4, "{model}");
     assert_eq!(ask(), model);
+}
+
+#[tokio::test]
+async fn a_console_can_be_typed_at_and_waited_for() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut vmm = lab.vmm("a").await;
+    let typed =
+        |bytes: usize| v1::WriteConsoleRequest { vm: VM.to_owned(), data: vec![b'x'; bytes] };
+    let early = vmm.client.write_console(typed(1)).await.map_err(process::refusal);
+    check_refused(early, RefusalCode::WrongState, "does not run here");
+    vmm.boot(lab.spec(32, &busy())).await.unwrap();
+    // The probe guest never reads: its port takes what its queue holds, and no more.
+    let answer = vmm.client.write_console(typed(60)).await.unwrap().into_inner();
+    assert_eq!(answer.accepted, 60);
+    let answer = vmm.client.write_console(typed(10)).await.unwrap().into_inner();
+    assert_eq!(answer.accepted, 4);
+    let long = vmm.client.write_console(typed(5000)).await.map_err(process::refusal);
+    check_refused(long, RefusalCode::InvalidArgument, "at most 4096");
+
+    let read = |offset| v1::ReadConsoleRequest { vm: VM.to_owned(), offset, wait_ms: 60_000 };
+    let end = vmm.client.read_console(read(u64::MAX)).await.unwrap().into_inner();
+    assert!(end.offset > 0 && end.data.is_empty());
+    let piece = vmm.client.read_console(read(end.offset)).await.unwrap().into_inner();
+    assert_eq!(piece.offset, end.offset);
+    assert!(!piece.data.is_empty(), "the next heartbeat is waited for");
 }
