@@ -50,7 +50,6 @@ pub(crate) const DEVICE_STATE_BYTES_MAX: usize = 256 << 10;
 /// What a device is; the numbers are the specification's (virtio 1.2, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
-#[allow(dead_code)] // not every device is there yet
 pub(crate) enum DeviceKind {
     Net = 1,
     Block = 2,
