@@ -162,6 +162,8 @@ impl Parts {
                 .map_err(|error| failed("accept the CPUID table", error))?;
             fds.push(vcpu);
         }
+        let mut msrs = crate::state::msr::saved_indices(kvm)?;
+        msrs.retain(|&index| cpu::msr::is_visible(spec.cpu, index));
         let tsc_khz = fds.first().map_or(Ok(0), VcpuFd::get_tsc_khz);
         let traits = Traits {
             cpu,
@@ -169,7 +171,7 @@ impl Parts {
             dirty_log,
             xsave_bytes: xsave_bytes(&vm),
             sregs2: has_sregs2(&vm),
-            msrs: crate::state::msr::saved_indices(kvm)?,
+            msrs,
         };
         let vm = Arc::new(vm);
         let devices = Arc::new(Devices::new(&vm, memory.mmap(), spec, beginning)?);

@@ -248,3 +248,103 @@ async fn a_console_can_be_typed_at_and_waited_for() {
     assert_eq!(piece.offset, end.offset);
     assert!(!piece.data.is_empty(), "the next heartbeat is waited for");
 }
+
+/// What `--cpu-report` says of this host's baselines: name, and what is missing.
+fn baselines() -> Vec<(String, Vec<String>)> {
+    let program = env!("CARGO_BIN_EXE_ballast-vmm");
+    let output = std::process::Command::new(program).arg("--cpu-report").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let words = |list: &serde_json::Value| {
+        let words = list.as_array().unwrap().iter();
+        words.map(|word| word.as_str().unwrap().to_owned()).collect()
+    };
+    let baselines = report["baselines"].as_array().unwrap().iter();
+    baselines
+        .map(|one| (one["name"].as_str().unwrap().to_owned(), words(&one["missing"])))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_baseline_is_given_as_the_report_says_or_refused_by_name() {
+    if !have_kvm() {
+        return;
+    }
+    let baselines = baselines();
+    assert_eq!(baselines[0], ("host".to_owned(), vec![]));
+    let lab = Lab::new();
+    for (name, missing) in &baselines[1..] {
+        let baseline: ballast_model::hardware::CpuBaseline = name.parse().unwrap();
+        let mut vmm = lab.vmm(name).await;
+        let mut spec = ballast_model::VmSpec::try_from(lab.spec(32, &quick())).unwrap();
+        spec.cpu = baseline;
+        let outcome = vmm.boot((&spec).into()).await;
+        if missing.is_empty() {
+            outcome.unwrap();
+            vmm.beats(3).await;
+        } else {
+            let refusal = outcome.unwrap_err();
+            assert_eq!(refusal.code, RefusalCode::Unsupported, "{refusal}");
+            assert!(missing.iter().all(|name| refusal.reason.contains(name)), "{refusal}");
+            assert_eq!(vmm.state().await, VmState::Created, "nothing was started");
+        }
+    }
+}
+
+#[test]
+fn a_host_compared_with_itself_differs_in_nothing() {
+    if !have_kvm() {
+        return;
+    }
+    let program = env!("CARGO_BIN_EXE_ballast-vmm");
+    let report = std::process::Command::new(program).arg("--cpu-report").output().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &report.stdout).unwrap();
+    let compare = |file: &std::path::Path| {
+        std::process::Command::new(program).arg("--cpu-compare").arg(file).output().unwrap()
+    };
+    let compared = String::from_utf8(compare(file.path()).stdout).unwrap();
+    assert!(compared.starts_with("host: VMs can move\n"), "{compared}");
+    assert_eq!(compared.lines().count(), 4);
+    std::fs::write(file.path(), b"{\"model\": 1}").unwrap();
+    let refused = compare(file.path());
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no CPU report"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_guest_has_memory_on_both_sides_of_the_hole() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut vmm = lab.vmm("a").await;
+    vmm.boot(lab.spec(5 << 10, &quick())).await.unwrap();
+    assert_eq!(vmm.beats(5).await.heartbeats_lost, 0);
+}
+
+#[tokio::test]
+async fn what_the_host_does_not_have_is_refused_before_anything_starts() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut vmm = lab.vmm("a").await;
+    let mut check = async |change: &dyn Fn(&mut v1::VmSpec), code: RefusalCode, words: &str| {
+        let mut spec = lab.spec(32, &quick());
+        change(&mut spec);
+        let refusal = vmm.boot(spec).await.unwrap_err();
+        assert_eq!(refusal.code, code, "{refusal}");
+        assert!(refusal.to_string().contains(words), "{refusal}");
+        assert_eq!(vmm.state().await, VmState::Created);
+    };
+    let initrd = lab.path("initrd").to_str().unwrap().to_owned();
+    check(&|spec| spec.memory_bytes = 4 << 40, RefusalCode::CapacityExceeded, "available").await;
+    check(&|spec| spec.initrd.clone_from(&initrd), RefusalCode::InvalidArgument, "takes no initrd")
+        .await;
+    std::fs::write(lab.path("guest"), b"#!/bin/sh").unwrap();
+    check(&|_| {}, RefusalCode::InvalidArgument, "neither a bzImage nor").await;
+    std::fs::write(lab.path("guest"), ballast_guest::IMAGE).unwrap();
+    vmm.boot(lab.spec(32, &quick())).await.unwrap();
+    vmm.beats(3).await;
+}

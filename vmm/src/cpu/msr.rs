@@ -56,6 +56,12 @@ pub(crate) fn filter(vm: &VmFd, baseline: CpuBaseline) -> Result<(), Refusal> {
         .map_err(|error| failed("deny registers to the guest", error))
 }
 
+/// Whether a guest of this baseline can see a register. What it cannot see is no part of its state.
+pub(crate) fn is_visible(baseline: CpuBaseline, index: u32) -> bool {
+    let denied = |&(base, count): &(u32, u32)| (base..base + count).contains(&index);
+    baseline == CpuBaseline::Host || !DENIED.iter().any(denied)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +73,17 @@ mod tests {
         }
         for pair in DENIED.windows(2) {
             assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:x?}");
+        }
+    }
+
+    #[test]
+    fn what_is_denied_is_no_part_of_a_guests_state() {
+        for index in [0x8f, 0x10a, 0xda0] {
+            assert!(!is_visible(CpuBaseline::X86_64V3, index), "{index:#x}");
+            assert!(is_visible(CpuBaseline::Host, index), "{index:#x}");
+        }
+        for index in [0x10, 0x8b, 0x90, 0x6e0, 0xc000_0080] {
+            assert!(is_visible(CpuBaseline::X86_64V3, index), "{index:#x}");
         }
     }
 }
