@@ -29,6 +29,7 @@
 //! - Automation `full` moves for every cause, `partial` for drains only (balance moves are recommended in the verdict),
 //!   `manual` never.
 
+pub mod ask;
 mod check;
 pub mod core;
 mod cost;

@@ -57,7 +57,31 @@ impl Default for PlanOptions {
     }
 }
 
+/// By level of aggressiveness: the least gain, and the CPU ceiling.
+const AGGRESSIVENESS: [(f64, f64); 5] =
+    [(1.0, 0.95), (0.10, 0.9), (0.03, 0.8), (0.02, 0.75), (0.01, 0.7)];
+
 impl PlanOptions {
+    /// As eager to level the load as `level` says: 1 makes no move for balance, 3 is the default, 5 takes small gains
+    /// and keeps hosts at most 70 % busy.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the level is not 1 to 5.
+    pub fn aggressive(mut self, level: u8) -> Result<Self, Refusal> {
+        let row = usize::from(level).checked_sub(1).and_then(|n| AGGRESSIVENESS.get(n));
+        let Some((gain_min, cpu_ceiling)) = row else {
+            return Err(Refusal::new(
+                RefusalCode::InvalidArgument,
+                format!("the aggressiveness is {level}"),
+                "use an aggressiveness of 1 to 5",
+            ));
+        };
+        self.gain_min = Ratio::new(*gain_min);
+        self.cpu_ceiling = Ratio::new(*cpu_ceiling);
+        self.causes.balance &= level > 1;
+        Ok(self)
+    }
+
     /// Checks every field against its range.
     ///
     /// # Errors
@@ -96,6 +120,17 @@ impl PlanOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_middle_of_aggressiveness_is_the_default() {
+        let default = PlanOptions::default();
+        assert_eq!(default.aggressive(3).unwrap(), default);
+        assert!(!default.aggressive(1).unwrap().causes.balance);
+        assert!(default.aggressive(6).is_err());
+        for level in 1..=5 {
+            default.aggressive(level).unwrap().validate().unwrap();
+        }
+    }
 
     #[test]
     fn out_of_range_options_name_the_field() {

@@ -14,8 +14,8 @@ pub use demo::{DemoArgs, DemoDriver, DemoStore};
 pub use hardware::{Disk, HardwareArgs, Network};
 pub use nouns::{
     AuditCommand, AutomationCommand, AutomationLevel, CreateArgs, HostCommand, MigrationCommand,
-    PlanCommand, RuleCommand, RuleHold, RuleKindName, RuleSetArgs, RuleStrength, VmCommand,
-    WaitArgs,
+    PlanArgs, PlanCommand, PlanShowArgs, RuleCommand, RuleHold, RuleKindName, RuleSetArgs,
+    RuleStrength, VmCommand, WaitArgs,
 };
 pub use value::Duration;
 
@@ -77,8 +77,7 @@ pub enum Command {
     #[command(subcommand)]
     Rule(RuleCommand),
     /// What the balancer would do
-    #[command(subcommand)]
-    Plan(PlanCommand),
+    Plan(PlanArgs),
     /// Moves of VMs between hosts
     #[command(subcommand)]
     Migration(MigrationCommand),

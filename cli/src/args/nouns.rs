@@ -276,21 +276,44 @@ pub enum RuleStrength {
     Should,
 }
 
-/// `ballast plan`.
+/// `ballast plan`; without a verb, `ballast plan show`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct PlanArgs {
+    /// The verb.
+    #[command(subcommand)]
+    pub command: Option<PlanCommand>,
+    /// What to show when there is no verb.
+    #[command(flatten)]
+    pub show: PlanShowArgs,
+}
+
+/// `ballast plan show`.
+#[derive(Debug, Args)]
+pub struct PlanShowArgs {
+    /// Write the snapshot the plan was made from to a file
+    #[arg(long, value_name = "FILE", conflicts_with = "snapshot")]
+    pub save: Option<PathBuf>,
+    /// Plan on a snapshot file, or on a text scenario (*.txt), without a controller
+    #[arg(long, value_name = "FILE")]
+    pub snapshot: Option<PathBuf>,
+    /// Say for every VM why it moves or stays
+    #[arg(short, long, visible_alias = "explain")]
+    pub all: bool,
+    /// Plan as if the cluster were changed: 'drain HOST', 'fail HOST', 'quarantine HOST', 'add host like HOST',
+    /// 'add COUNT vms like VM', 'without rule RULE', 'without vm VM'; may be given several times
+    #[arg(long, value_name = "CHANGE")]
+    pub what_if: Vec<String>,
+    /// How eagerly to level the load, from 1, only what is worth much, to 5, every small gain
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub aggressiveness: Option<u8>,
+}
+
+/// The verbs of `ballast plan`.
 #[derive(Debug, Subcommand)]
 pub enum PlanCommand {
     /// Show what the balancer would do now; moves nothing
-    Show {
-        /// Write the snapshot the plan was made from to a file
-        #[arg(long, value_name = "FILE", conflicts_with = "snapshot")]
-        save: Option<PathBuf>,
-        /// Plan on a snapshot file, without a controller
-        #[arg(long, value_name = "FILE")]
-        snapshot: Option<PathBuf>,
-        /// Say for every VM why it moves or stays
-        #[arg(short, long)]
-        all: bool,
-    },
+    Show(PlanShowArgs),
     /// Carry out a plan
     Apply {
         /// A plan shown before; without it, plan now and carry that out

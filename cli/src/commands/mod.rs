@@ -51,9 +51,10 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Refusal> {
         Command::Completion { shell } => completion(shell)?,
         Command::Bench(command) => bench::run(command)?,
         Command::Demo(args) => Box::pin(demo::run(args)).await?,
-        Command::Plan(PlanCommand::Show { snapshot: Some(file), all, .. }) => {
-            plan::show_offline(&file, all, json)?;
-        }
+        Command::Plan(args) => match plan::command(args) {
+            PlanCommand::Show(args) if args.snapshot.is_some() => plan::show_offline(&args, json)?,
+            command => plan::run(&context.await?, command).await?,
+        },
         Command::Audit(AuditCommand::Verify { file: Some(file) }) => {
             audit::verify_file(&file, json)?;
         }
@@ -68,7 +69,6 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Refusal> {
         Command::Host(command) => host::run(&context.await?, command).await?,
         Command::Vm(command) => vm::run(&context.await?, command).await?,
         Command::Rule(command) => rule::run(&context.await?, command).await?,
-        Command::Plan(command) => plan::run(&context.await?, command).await?,
         Command::Migration(command) => migration::run(&context.await?, command).await?,
         Command::Audit(command) => audit::run(&context.await?, command).await?,
         Command::Automation(command) => automation::run(&context.await?, command).await?,

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use ballast_model::plan::StepCause;
 use ballast_model::{ClusterSnapshot, Planning, Refusal, RefusalCode, Step, Verdict, VmId};
+use ballast_placement::{PlanOptions, ask, scenario};
 use ballast_proto::convert::migration::micros;
 use ballast_proto::v1;
 use serde::Serialize;
 
 use super::Context;
-use crate::args::PlanCommand;
+use crate::args::{PlanArgs, PlanCommand, PlanShowArgs};
 use crate::output::{self, Align, Table, units};
 
 /// A plan as it is printed in JSON.
@@ -38,32 +39,77 @@ struct StepView<'a> {
     cost_micros: u64,
 }
 
+/// The verb, `show` when there is none.
+pub(super) fn command(args: PlanArgs) -> PlanCommand {
+    args.command.unwrap_or(PlanCommand::Show(args.show))
+}
+
 pub(super) async fn run(context: &Context, command: PlanCommand) -> Result<(), Refusal> {
     match command {
-        PlanCommand::Show { snapshot: Some(file), all, .. } => {
-            show_offline(&file, all, context.json)
-        }
-        PlanCommand::Show { save, all, .. } => {
+        PlanCommand::Show(args) if args.snapshot.is_some() => show_offline(&args, context.json),
+        PlanCommand::Show(args) => {
             let record = context.client.show_plan(v1::ShowPlanRequest {}).await?;
-            if let Some(file) = &save {
+            if let Some(file) = &args.save {
                 ClusterSnapshot::from_json(&record.snapshot_json)?.write_file(file)?;
                 eprintln!("snapshot written to {}", file.display());
             }
-            let planning = parse(&record.planning_json)?;
-            print(&planning, Some(&record), all, context.json)
+            if args.what_if.is_empty() && args.aggressiveness.is_none() {
+                let planning = parse(&record.planning_json)?;
+                return print(&planning, Some(&record), args.all, context.json);
+            }
+            let snapshot = ClusterSnapshot::from_json(&record.snapshot_json)?;
+            show_changed(snapshot, PlanOptions::default(), &args, context.json)
         }
         PlanCommand::Apply { plan } => apply(context, plan.map(|plan| plan.to_string())).await,
     }
 }
 
-/// Plans on a snapshot file, without a controller.
+/// Plans on a snapshot file or a text scenario, without a controller.
 ///
 /// # Errors
-/// What is wrong with the file.
-pub(super) fn show_offline(file: &Path, all: bool, json: bool) -> Result<(), Refusal> {
-    let snapshot = ClusterSnapshot::read_file(file)?;
-    let planning = ballast_placement::plan(&snapshot, &ballast_placement::PlanOptions::default())?;
-    print(&planning, None, all, json)
+/// What is wrong with the file, or with a change asked for.
+pub(super) fn show_offline(args: &PlanShowArgs, json: bool) -> Result<(), Refusal> {
+    let Some(file) = &args.snapshot else { return Ok(()) };
+    if file.extension().is_some_and(|extension| extension == "txt") {
+        let scenario = scenario::parse(&read_text(file)?).map_err(|mut refusal| {
+            refusal.reason = format!("{}: {}", file.display(), refusal.reason);
+            refusal
+        })?;
+        return show_changed(scenario.snapshot, scenario.options, args, json);
+    }
+    show_changed(ClusterSnapshot::read_file(file)?, PlanOptions::default(), args, json)
+}
+
+fn read_text(file: &Path) -> Result<String, Refusal> {
+    let unreadable = |reason: String| {
+        Refusal::new(RefusalCode::NotFound, reason, "check the path of the scenario")
+    };
+    let shown = file.display();
+    let length =
+        std::fs::metadata(file).map_err(|e| unreadable(format!("cannot read {shown}: {e}")))?;
+    if length.len() > scenario::SCENARIO_BYTES_MAX as u64 {
+        return Err(unreadable(format!("{shown} is too long for a scenario")));
+    }
+    std::fs::read_to_string(file).map_err(|e| unreadable(format!("cannot read {shown}: {e}")))
+}
+
+fn show_changed(
+    mut snapshot: ClusterSnapshot,
+    mut options: PlanOptions,
+    args: &PlanShowArgs,
+    json: bool,
+) -> Result<(), Refusal> {
+    if let Some(level) = args.aggressiveness {
+        options = options.aggressive(level)?;
+    }
+    for change in &args.what_if {
+        let changed = ask::what_if(&snapshot, change, &options)?;
+        snapshot = changed.snapshot;
+        for note in changed.notes {
+            eprintln!("{note}");
+        }
+    }
+    print(&ballast_placement::plan(&snapshot, &options)?, None, args.all, json)
 }
 
 async fn apply(context: &Context, plan: Option<String>) -> Result<(), Refusal> {
@@ -135,6 +181,7 @@ fn print(
         plan.imbalance_after.get()
     );
     text += &steps(planning).render("no step: nothing to move");
+    text += &curve(planning);
     text += &verdicts(planning, all);
     output::print(&text)
 }
@@ -172,6 +219,28 @@ fn steps(planning: &Planning) -> Table {
         ]);
     }
     table
+}
+
+/// What each further move is worth: the imbalance after the first 1, 2, 4, 8, … steps.
+fn curve(planning: &Planning) -> String {
+    let steps = &planning.plan.steps;
+    if steps.len() < 2 {
+        return String::new();
+    }
+    let mut table = Table::new(&[
+        ("MOVES", Align::Right),
+        ("BYTES", Align::Right),
+        ("IMBALANCE", Align::Right),
+    ]);
+    let (mut bytes, mut imbalance) = (0_u64, planning.plan.imbalance_before.get());
+    for (n, step) in steps.iter().enumerate() {
+        bytes = bytes.saturating_add(step.cost.bytes.get());
+        imbalance -= step.gain;
+        if (n + 1).is_power_of_two() || n + 1 == steps.len() {
+            table.row([(n + 1).to_string(), units::bytes(bytes), format!("{imbalance:.3}")]);
+        }
+    }
+    format!("\n{}", table.render(""))
 }
 
 /// Those that ought to move and cannot; with `all`, every VM.

@@ -94,6 +94,7 @@ impl Reader {
             "moving" => self.moving(&mut Words::of(rest)),
             "option" => self.option(&mut Words::of(rest)),
             "ask" => self.ask(&mut Words::of(rest)),
+            "what-if" => self.what_if(rest),
             other => Err(format!("'{other}' begins no line of a scenario")),
         }
     }
@@ -184,6 +185,10 @@ impl Reader {
             "no-drain" => options.causes.drain = false,
             "no-rules" => options.causes.rules = false,
             "no-capacity" => options.causes.capacity = false,
+            "aggressiveness" => {
+                let level = words.parse("a level")?;
+                *options = options.aggressive(level).map_err(|refusal| refusal.reason)?;
+            }
             "seed" => options.seed = words.parse("a number")?,
             "steps-max" => options.steps_max = words.parse("a number")?,
             "gain-min" => options.gain_min = ratio(words)?,
@@ -191,6 +196,14 @@ impl Reader {
             other => return Err(format!("'{other}' is no option")),
         }
         words.end()
+    }
+
+    /// The lines above are the cluster that is changed.
+    fn what_if(&mut self, change: &str) -> Result<(), String> {
+        let snapshot = &self.scenario.snapshot;
+        let changed = crate::ask::what_if(snapshot, change, &self.scenario.options);
+        self.scenario.snapshot = changed.map_err(|refusal| refusal.reason)?.snapshot;
+        Ok(())
     }
 
     fn ask(&mut self, words: &mut Words<'_>) -> Result<(), String> {
