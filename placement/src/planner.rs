@@ -9,6 +9,8 @@ use crate::cost;
 use crate::door::problem::Problem;
 use crate::door::state::{Cause, Move, State};
 use crate::options::PlanOptions;
+use crate::solve::joint::{self, Candidate};
+use crate::solve::quality::Quality;
 use crate::{check, schedule, solve, verdict};
 
 /// Works out what to move, in which order and why; for every VM of the snapshot, why it moves or stays.
@@ -29,19 +31,42 @@ pub fn plan(snapshot: &ClusterSnapshot, options: &PlanOptions) -> Result<Plannin
     let problem = Problem::new(snapshot)?;
     let mut solved = State::new(&problem);
     let found = solve::solve(&mut solved, options);
+    let start = State::new(&problem);
+    let asked = !found.is_empty() || Quality::of(&start, &start, options).is_wrong();
+    if asked && let Some(candidate) = joint::improve(&problem, &solved, options)? {
+        let Candidate { moves, after } = candidate;
+        let written = write_down(&problem, &moves, after, options);
+        if check::check(&problem, &written.plan, options).is_ok() {
+            return Ok(finish(written, &moves, options));
+        }
+    }
     let moves = schedule::shorten(&problem, &found, options);
-    let (plan, mut verdicts, end) = write_down(&problem, &moves, options);
-    check::check(&problem, &plan, options)?;
-    verdict::of_the_rest(&end, &found, options, &mut verdicts);
-    Ok(Planning { plan, verdicts })
+    let after = schedule::dependencies(&problem, &moves, options);
+    let written = write_down(&problem, &moves, after, options);
+    check::check(&problem, &written.plan, options)?;
+    Ok(finish(written, &found, options))
+}
+
+/// A plan, the verdicts on the VMs it moves, and the state it leads to.
+struct Written<'p, 'a> {
+    plan: Plan,
+    verdicts: BTreeMap<VmId, ballast_model::Verdict>,
+    end: State<'p, 'a>,
+}
+
+/// Adds the verdicts on the VMs that stay; `found` may be more than the plan holds.
+fn finish(written: Written<'_, '_>, found: &[Move], options: &PlanOptions) -> Planning {
+    let Written { plan, mut verdicts, end } = written;
+    verdict::of_the_rest(&end, found, options, &mut verdicts);
+    Planning { plan, verdicts }
 }
 
 fn write_down<'p, 'a>(
     problem: &'p Problem<'a>,
     moves: &[Move],
+    after: Vec<Vec<usize>>,
     options: &PlanOptions,
-) -> (Plan, BTreeMap<VmId, ballast_model::Verdict>, State<'p, 'a>) {
-    let after = schedule::dependencies(problem, moves, options);
+) -> Written<'p, 'a> {
     let mut state = State::new(problem);
     let imbalance_before = state.sums().imbalance();
     let (mut verdicts, mut steps) = (BTreeMap::new(), Vec::with_capacity(moves.len()));
@@ -64,7 +89,8 @@ fn write_down<'p, 'a>(
     }
     let imbalance_after = state.sums().imbalance();
     let snapshot = problem.snapshot.revision;
-    (Plan { snapshot, steps, imbalance_before, imbalance_after }, verdicts, state)
+    let plan = Plan { snapshot, steps, imbalance_before, imbalance_after };
+    Written { plan, verdicts, end: state }
 }
 
 fn step_cause(problem: &Problem<'_>, cause: Cause) -> StepCause {

@@ -23,6 +23,20 @@ pub(crate) struct VmIx(pub(crate) usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RuleIx(pub(crate) usize);
 
+impl HostIx {
+    /// As the solver and the ordering number it.
+    pub(crate) fn number(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+impl VmIx {
+    /// As the solver and the ordering number it.
+    pub(crate) fn number(self) -> u32 {
+        self.0 as u32
+    }
+}
+
 pub(crate) struct HostInfo<'a> {
     pub(crate) id: &'a HostId,
     pub(crate) host: &'a Host,

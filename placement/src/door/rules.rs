@@ -206,6 +206,22 @@ impl Tally {
         }
     }
 
+    /// VMs in a domain: those bound, or those needed.
+    pub(crate) fn in_domain(&self, domain: u32, needed: bool) -> u32 {
+        let counts = if needed { &self.needed } else { &self.count };
+        counts.get(&domain).copied().unwrap_or(0)
+    }
+
+    /// Domains with at least one of the VMs bound.
+    pub(crate) fn domains(&self) -> u32 {
+        u32::try_from(self.count.len()).unwrap_or(u32::MAX)
+    }
+
+    /// VMs bound that are anywhere; one in flight is twice.
+    pub(crate) fn placed(&self) -> u32 {
+        self.placed
+    }
+
     /// VMs bound in the domain of `host`.
     pub(crate) fn near(&self, rule: &RuleInfo<'_>, host: HostIx) -> u32 {
         self.count.get(&rule.domain[host.0]).copied().unwrap_or(0)
@@ -231,14 +247,13 @@ impl Tally {
 
     /// How far the rule is from holding.
     pub(crate) fn fault(&self, rule: &RuleInfo<'_>) -> u32 {
-        let domains = || u32::try_from(self.count.len()).unwrap_or(u32::MAX);
         match &rule.body {
             RuleBody::Hosts { .. } | RuleBody::Apart { .. } | RuleBody::Near => self.astray,
             RuleBody::Distinct { least } => {
                 let possible = (*least).min(self.placed);
-                possible.saturating_sub(domains())
+                possible.saturating_sub(self.domains())
             }
-            RuleBody::Within { most } => domains().saturating_sub(*most),
+            RuleBody::Within { most } => self.domains().saturating_sub(*most),
             RuleBody::Among { .. } => {
                 self.placed - self.inside.iter().max().copied().unwrap_or(0).min(self.placed)
             }

@@ -165,6 +165,26 @@ impl<'p, 'a> State<'p, 'a> {
         .sum()
     }
 
+    /// Why the VM, where it is, would go to `to`.
+    pub(crate) fn cause_of(&self, vm: VmIx, to: HostIx) -> Cause {
+        let at = self.at(vm);
+        let host = self.problem.host(at);
+        if host.draining() {
+            return Cause::Drain;
+        }
+        if let Some(rule) = self.rule_broken(vm) {
+            return Cause::Rule(rule);
+        }
+        if self.memory_taken(at) > host.memory {
+            return Cause::Capacity;
+        }
+        if host.quarantined() {
+            return Cause::Quarantine;
+        }
+        let missed = self.preference_missed(vm).filter(|_| self.preference_change(vm, to) < 0);
+        missed.unwrap_or(Cause::Balance)
+    }
+
     /// A preference that the VM has a part in breaking.
     pub(crate) fn preference_missed(&self, vm: VmIx) -> Option<Cause> {
         let rules = self.problem.vm(vm).rules.iter();

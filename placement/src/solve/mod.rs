@@ -12,8 +12,11 @@
 //! so the repetition ends, and where it ends no step of a new run finds
 //! anything: the plan is settled.
 
+mod anneal;
 mod balance;
 mod forced;
+pub(crate) mod joint;
+pub(crate) mod quality;
 
 pub(crate) use balance::Best;
 

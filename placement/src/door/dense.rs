@@ -1,0 +1,247 @@
+//! From a numbered snapshot to the solver's problem, and back to moves.
+//!
+//! Hosts and VMs keep their numbers. What cannot change (a VM in flight, one
+//! that may not move) is pinned where it is; a VM in flight also holds memory
+//! where it comes from. Rules become counts of groups by domain, hosts and needs
+//! become sets of hosts a VM may use, and quarantine is a preference for
+//! elsewhere that weighs less than any rule.
+
+use std::collections::HashMap;
+
+use ballast_model::Refusal;
+
+use super::obstacle::lacking;
+use super::problem::{HostIx, Problem, VmIx};
+use super::rules::{RuleBody, RuleInfo};
+use super::state::{Cause, State};
+use crate::core::{
+    Assignment, Host, HostSet, HostSpec, Item, ItemSpec, ObjectiveTable, Partition, Place,
+    Problem as Dense, ProblemBuilder, ResourceSpec, RuleKind, RuleSpec, Strength, Term,
+    UTILISATION_ONE,
+};
+use crate::options::PlanOptions;
+use crate::score::{CPU, MEMORY, METRICS};
+
+/// Preferences count this much more than leaving a quarantined host.
+const RULE_OVER_QUARANTINE: i64 = 1 << 16;
+/// Memory is counted in units of this many bytes, rounded against us.
+const MEMORY_UNIT: u64 = 1 << 20;
+
+/// The solver's problem for a snapshot.
+///
+/// # Errors
+/// `InvalidArgument` when amounts are so large that the objective could leave its range.
+pub(crate) fn problem(problem: &Problem<'_>, options: &PlanOptions) -> Result<Dense, Refusal> {
+    let mut dense = Builder {
+        problem,
+        options,
+        builder: ProblemBuilder::new(table()),
+        sets: HashMap::new(),
+        partitions: HashMap::new(),
+    };
+    dense.resources();
+    dense.hosts();
+    dense.items();
+    dense.rules();
+    dense.builder.build()
+}
+
+/// Rules and preferences, then load over the ceiling, then level load against moves.
+fn table() -> ObjectiveTable {
+    ObjectiveTable::off()
+        .with(Term::SoftRules, 0, 1)
+        .with(Term::Safety, 1, 1)
+        .with(Term::Imbalance, 2, 1)
+        .with(Term::ItemMoves, 2, 1)
+}
+
+/// The VMs that are elsewhere in `found` than where they are now.
+pub(crate) fn changes(state: &State<'_, '_>, found: &Assignment) -> Vec<(VmIx, HostIx)> {
+    let place = |vm: VmIx| found.host(Item(vm.number())).map(|host| HostIx(host.ix()));
+    let elsewhere = |vm: VmIx| place(vm).filter(|host| *host != state.at(vm)).map(|to| (vm, to));
+    state.problem.vm_ixs().filter_map(elsewhere).collect()
+}
+
+struct Builder<'b, 'a> {
+    problem: &'b Problem<'a>,
+    options: &'b PlanOptions,
+    builder: ProblemBuilder,
+    sets: HashMap<Vec<bool>, HostSet>,
+    partitions: HashMap<Vec<u32>, Partition>,
+}
+
+fn amount(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX).min(crate::core::AMOUNT_MAX)
+}
+
+impl Builder<'_, '_> {
+    /// CPU demanded, memory admitted and held twice while moving, CPU admitted.
+    fn resources(&mut self) {
+        #[allow(clippy::cast_possible_truncation)] // weights are small
+        let weight = |metric: usize| (METRICS[metric].weight * 2.0).round() as i64;
+        self.builder.resource(ResourceSpec {
+            safety_weight: 1,
+            unmet_weight: 0,
+            imbalance_weight: weight(CPU),
+            ..ResourceSpec::demand()
+        });
+        self.builder.resource(ResourceSpec {
+            imbalance_weight: weight(MEMORY),
+            ..ResourceSpec::allocation()
+        });
+        self.builder.resource(ResourceSpec::allocation());
+    }
+
+    fn hosts(&mut self) {
+        let state = State::new(self.problem);
+        for host in self.problem.host_ixs() {
+            let info = self.problem.host(host);
+            let held = state.memory_held(host).saturating_add(info.overhead[1]);
+            let cpu = info.cpu.saturating_sub(info.overhead[0]);
+            let ceiling = self.options.cpu_ceiling.get() * info.cpu as f64;
+            #[allow(clippy::cast_possible_truncation)] // saturates
+            let safety = (ceiling - info.overhead[0] as f64).max(0.0) as i64;
+            let memory = info.memory.saturating_sub(held) / MEMORY_UNIT;
+            let sizes = info.cpu_admitted.unwrap_or(u64::MAX);
+            self.builder.host(HostSpec {
+                capacity: vec![amount(cpu), amount(memory), amount(sizes)],
+                safety: vec![safety, crate::core::AMOUNT_MAX, crate::core::AMOUNT_MAX],
+                closed: !info.counts(),
+                drained: info.draining() && info.known && self.options.causes.drain,
+                unbalanced: !info.counts(),
+                activation: 0,
+            });
+        }
+    }
+
+    fn items(&mut self) {
+        // One unit of the weighted spread, as in `score`, with the factor two of the weights above.
+        let unit = (UTILISATION_ONE * UTILISATION_ONE * 2) as f64;
+        #[allow(clippy::cast_possible_truncation)] // a share of a small number
+        let floor = (self.options.gain_floor() * unit).ceil() as i64;
+        for vm in self.problem.vm_ixs() {
+            let info = self.problem.vm(vm);
+            let at = info.bound_for.unwrap_or(info.host);
+            let allowed = self.allowed(vm);
+            let allowed = self.set(allowed);
+            let cause = self.cause(at);
+            self.builder.item(ItemSpec {
+                shapes: vec![vec![
+                    amount(info.cpu),
+                    amount(info.memory.div_ceil(MEMORY_UNIT)),
+                    amount(info.cpu_size),
+                ]],
+                home: Some(Place::on(Host(at.number()))),
+                pinned: !self.problem.may_move(vm, cause),
+                move_cost: floor.saturating_mul(1 + i64::from(info.vm.moves_recent.min(100))),
+                move_bytes: info.memory,
+                allowed: Some(allowed),
+            });
+            if self.problem.host(at).quarantined() && self.options.causes.drain {
+                let elsewhere = (0..self.problem.hosts.len()).map(|host| host != at.0).collect();
+                let elsewhere = self.set(elsewhere);
+                self.builder.prefer(Item(vm.number()), elsewhere, 1);
+            }
+        }
+    }
+
+    /// The most urgent thing that may move VMs of a host.
+    fn cause(&self, host: HostIx) -> Cause {
+        let info = self.problem.host(host);
+        if info.draining() && self.options.causes.drain { Cause::Drain } else { Cause::Balance }
+    }
+
+    /// The hosts a VM may use by hard rules about hosts and by what it needs.
+    fn allowed(&self, vm: VmIx) -> Vec<bool> {
+        let info = self.problem.vm(vm);
+        let mut allowed: Vec<bool> =
+            self.problem.hosts.iter().map(|host| lacking(info.vm, host.host).is_none()).collect();
+        for (ix, role) in &info.rules {
+            if role.bound && self.problem.rule(*ix).is_must() {
+                let host_allows = |host: usize| self.problem.rule_allows(*ix, HostIx(host));
+                allowed.iter_mut().enumerate().for_each(|(host, flag)| *flag &= host_allows(host));
+            }
+        }
+        allowed
+    }
+
+    fn set(&mut self, flags: Vec<bool>) -> HostSet {
+        if let Some(set) = self.sets.get(&flags) {
+            return *set;
+        }
+        let hosts = flags.iter().enumerate().filter(|(_, flag)| **flag);
+        let set = self.builder.host_set(hosts.map(|(host, _)| Host(host as u32)).collect());
+        self.sets.insert(flags, set);
+        set
+    }
+
+    fn partition(&mut self, domains: &[u32]) -> Partition {
+        if let Some(partition) = self.partitions.get(domains) {
+            return *partition;
+        }
+        let some = domains.iter().map(|d| (*d != super::rules::NO_DOMAIN).then_some(*d)).collect();
+        let partition = self.builder.partition(some);
+        self.partitions.insert(domains.to_vec(), partition);
+        partition
+    }
+
+    fn rules(&mut self) {
+        let problem = self.problem;
+        for rule in problem.rules.iter().filter(|rule| !rule.vms.is_empty()) {
+            let strength = match rule.weight() {
+                0 => Strength::Hard,
+                weight => Strength::Soft(amount(weight) * RULE_OVER_QUARANTINE),
+            };
+            match &rule.body {
+                RuleBody::Hosts { allowed } => self.prefer(rule, allowed.clone()),
+                RuleBody::Apart { most } => {
+                    self.count(rule, &rule.domain, RuleKind::AtMostPerDomain(*most), strength);
+                }
+                RuleBody::Distinct { least } => {
+                    let least = (*least).min(rule.vms.len() as u32);
+                    self.count(rule, &rule.domain, RuleKind::MinDomains(least), strength);
+                }
+                RuleBody::Within { most } => {
+                    self.count(rule, &rule.domain, RuleKind::MaxDomains(*most), strength);
+                }
+                RuleBody::Near => {
+                    let needs = rule.needs.iter().map(|vm| Item(vm.number())).collect();
+                    let needs = self.builder.group(needs);
+                    self.count(rule, &rule.domain, RuleKind::Requires(needs), strength);
+                }
+                RuleBody::Among { groups } => {
+                    // A host in several groups counts in the first; a preference also sees hosts in none.
+                    let first = |host: usize| {
+                        let group = groups.iter().position(|group| group[host]);
+                        group.unwrap_or(groups.len()) as u32
+                    };
+                    let domains: Vec<u32> = (0..problem.hosts.len()).map(first).collect();
+                    let few = domains.iter().max().is_some_and(|d| *d as usize >= domains.len());
+                    if !few {
+                        self.count(rule, &domains, RuleKind::MaxDomains(1), strength);
+                    }
+                    let inside = domains.iter().map(|d| (*d as usize) < groups.len()).collect();
+                    self.prefer(rule, inside);
+                }
+            }
+        }
+    }
+
+    /// Of a preference; hard ones are part of what a VM is allowed.
+    fn prefer(&mut self, rule: &RuleInfo<'_>, allowed: Vec<bool>) {
+        if rule.is_must() {
+            return;
+        }
+        let set = self.set(allowed);
+        for vm in &rule.vms {
+            let weight = amount(rule.weight()) * RULE_OVER_QUARANTINE;
+            self.builder.prefer(Item(vm.number()), set, weight);
+        }
+    }
+
+    fn count(&mut self, rule: &RuleInfo<'_>, domains: &[u32], kind: RuleKind, strength: Strength) {
+        let partition = self.partition(domains);
+        let group = self.builder.group(rule.vms.iter().map(|vm| Item(vm.number())).collect());
+        self.builder.rule(RuleSpec { group, partition, kind, strength });
+    }
+}

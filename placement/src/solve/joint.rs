@@ -1,0 +1,205 @@
+//! The joint search: all VMs at once, where the step-by-step descent stops.
+//!
+//! ```text
+//!  snapshot ──▶ search ──▶ prune ──▶ descend ──▶ order ──▶ candidate
+//!               a target   moves     to where    steps,    taken only when it is better than
+//!               for all    that do   no step     parking   the descent alone, legal and complete
+//!               VMs        not pay   pays
+//! ```
+//!
+//! It is asked only when the descent found something to do or something is
+//! wrong that is not a matter of balance, and what it returns is a state where
+//! the descent finds nothing and a search would mend nothing more: so a plan
+//! stays settled whatever the search does.
+
+use ballast_model::Refusal;
+
+use crate::door::dense;
+use crate::door::ground::Floor;
+use crate::door::problem::{HostIx, Problem, VmIx};
+use crate::door::state::{Cause, Move, State};
+use crate::options::{Causes, PlanOptions};
+use crate::order::{Transition, order};
+use crate::solve::{self, anneal, quality::Quality};
+
+/// Moves weighed for each VM and host, and the least and most in all: the search's only measure of time.
+const WEIGHED_PER_PAIR: u64 = 16;
+const WEIGHED: std::ops::RangeInclusive<u64> = 2_000..=3_000_000;
+/// Pairs of VM and host beyond which the search is asked only to mend: level load is the descent's business there.
+const PAIRS_MAX: u64 = 200_000;
+/// How often the search is asked again while something is wrong.
+const AGAIN_MAX: usize = 4;
+/// Rounds of pruning; each makes at least one move fewer.
+const PRUNINGS_MAX: usize = 8;
+
+/// Steps in an order that is legal whatever takes how long, each with the earlier ones it waits for.
+pub(crate) struct Candidate {
+    pub(crate) moves: Vec<Move>,
+    pub(crate) after: Vec<Vec<usize>>,
+}
+
+/// A plan that leads to a better state than `descended`, if the search finds one.
+///
+/// While something is wrong that is not a matter of balance, the search is asked again from where it got to, as the
+/// next plan would: what it finds then belongs into this plan.
+///
+/// # Errors
+/// `InvalidArgument` when the snapshot's amounts are too large for the solver.
+pub(crate) fn improve<'p, 'a>(
+    problem: &'p Problem<'a>,
+    descended: &State<'p, 'a>,
+    options: &PlanOptions,
+) -> Result<Option<Candidate>, Refusal> {
+    // A search for everything cannot leave one cause out.
+    if options.causes != Causes::ALL {
+        return Ok(None);
+    }
+    let start = State::new(problem);
+    let pairs = problem.vms.len() as u64 * problem.hosts.len() as u64;
+    if pairs > PAIRS_MAX && !Quality::of(&start, descended, options).is_wrong() {
+        return Ok(None);
+    }
+    let is_better = |one: &State<'_, '_>, other: &State<'_, '_>| {
+        Quality::of(&start, one, options).is_better_than(&Quality::of(&start, other, options))
+    };
+    let mut target = descended.clone();
+    let found = search_from(&start, options)?;
+    if is_better(&found, &target) {
+        target = found;
+    }
+    for _ in 0..AGAIN_MAX {
+        let now = Quality::of(&start, &target, options);
+        if !now.is_wrong() {
+            break;
+        }
+        let Some(further) = search_again(problem, &target, options)? else { break };
+        if !Quality::of(&start, &further, options).is_less_wrong_than(&now) {
+            break;
+        }
+        target = further;
+    }
+    if !is_better(&target, descended) {
+        return Ok(None);
+    }
+    let candidate = sequence(&start, &target);
+    Ok(candidate.filter(|candidate| candidate.moves.len() <= options.steps_max))
+}
+
+/// Where the search leads from `start`, at rest: no single step of the descent pays.
+fn search_from<'p, 'a>(
+    start: &State<'p, 'a>,
+    options: &PlanOptions,
+) -> Result<State<'p, 'a>, Refusal> {
+    let problem = start.problem;
+    let dense = dense::problem(problem, options)?;
+    let pairs = (problem.vms.len() as u64).saturating_mul(problem.hosts.len() as u64);
+    let weighed = pairs.saturating_mul(WEIGHED_PER_PAIR).clamp(*WEIGHED.start(), *WEIGHED.end());
+    let found = anneal::search(&dense, options.seed, weighed);
+    let mut target = start.clone();
+    for (vm, to) in dense::changes(start, &found) {
+        target.shift(vm, to);
+    }
+    prune(start, &mut target, options);
+    solve::solve(&mut target, options);
+    Ok(target)
+}
+
+/// The search of a later plan, made on the cluster that `reached` is, as a state of the cluster as it is now.
+fn search_again<'p, 'a>(
+    problem: &'p Problem<'a>,
+    reached: &State<'p, 'a>,
+    options: &PlanOptions,
+) -> Result<Option<State<'p, 'a>>, Refusal> {
+    let start = State::new(problem);
+    let mut later = problem.snapshot.clone();
+    for (vm, _) in moved(&start, reached) {
+        if let Some(placed) = later.vms.get_mut(problem.vm(vm).id) {
+            placed.host = problem.host(reached.at(vm)).id.clone();
+        }
+    }
+    let later = Problem::new(&later)?;
+    let start = State::new(&later);
+    let found = search_from(&start, options)?;
+    let changed = moved(&start, &found);
+    if changed.is_empty() {
+        return Ok(None);
+    }
+    let mut further = reached.clone();
+    for (vm, _) in changed {
+        further.shift(vm, found.at(vm));
+    }
+    Ok(Some(further))
+}
+
+/// Takes back moves that do not pay.
+fn prune(start: &State<'_, '_>, target: &mut State<'_, '_>, options: &PlanOptions) {
+    for _ in 0..PRUNINGS_MAX {
+        let mut fewer = false;
+        for (vm, home) in moved(start, target) {
+            if target.obstacle(vm, home).is_some() {
+                continue;
+            }
+            let (away, before) = (target.at(vm), Quality::of(start, target, options));
+            target.shift(vm, home);
+            if before.is_better_than(&Quality::of(start, target, options)) {
+                target.shift(vm, away);
+            } else {
+                fewer = true;
+            }
+        }
+        if !fewer {
+            return;
+        }
+    }
+}
+
+/// The VMs that are elsewhere, with where they were.
+fn moved(start: &State<'_, '_>, target: &State<'_, '_>) -> Vec<(VmIx, HostIx)> {
+    let home = |vm: VmIx| (vm, start.at(vm));
+    start.problem.vm_ixs().filter(|vm| start.at(*vm) != target.at(*vm)).map(home).collect()
+}
+
+/// The steps from one state to the other; `None` when no order reaches all of it.
+fn sequence(start: &State<'_, '_>, target: &State<'_, '_>) -> Option<Candidate> {
+    let moved = moved(start, target);
+    let causes: std::collections::HashMap<VmIx, Cause> =
+        moved.iter().map(|(vm, _)| (*vm, start.cause_of(*vm, target.at(*vm)))).collect();
+    let transitions: Vec<Transition> = moved
+        .iter()
+        .map(|(vm, home)| Transition {
+            vm: vm.number(),
+            from: Some(home.number()),
+            to: target.at(*vm).number(),
+            weight: if causes[vm].is_forced() { 100 } else { 1 },
+        })
+        .collect();
+    let found = order(&Floor::new(start), &transitions);
+    if !found.dropped.is_empty() {
+        return None;
+    }
+    let mut moves = Vec::with_capacity(found.steps.len());
+    let mut after: Vec<Vec<usize>> = Vec::with_capacity(found.steps.len());
+    for step in &found.steps {
+        let vm = VmIx(step.vm as usize);
+        let (from, to) = (HostIx(step.from? as usize), HostIx(step.to as usize));
+        // A step that reroutes a VM leads to another state than the one that is settled.
+        if step.role == crate::order::Role::Rerouted {
+            return None;
+        }
+        moves.push(Move { vm, from, to, cause: *causes.get(&vm)?, opens_swap: false });
+        after.push(step.after.iter().map(|n| *n as usize).collect());
+    }
+    inherit(&mut moves, &after);
+    Some(Candidate { moves, after })
+}
+
+/// A step that makes room for one that must be made must be made as well.
+fn inherit(moves: &mut [Move], after: &[Vec<usize>]) {
+    for n in (0..moves.len()).rev() {
+        for earlier in &after[n] {
+            if moves[n].cause.is_forced() {
+                moves[*earlier].cause = moves[*earlier].cause.min(moves[n].cause);
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! How good a state is: one struct, field order is priority.
+
+use crate::door::problem::VmIx;
+use crate::door::state::State;
+use crate::options::PlanOptions;
+
+/// Less is better in every field.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub(crate) struct Quality {
+    /// VMs on hosts that are being emptied, and faults of hard rules.
+    hard: u64,
+    /// Bytes of memory over capacity.
+    memory_over: u64,
+    /// Weight of preferences that are not met.
+    soft: u64,
+    /// Millicores above the CPU ceiling, over all hosts.
+    cpu_over: u64,
+    /// VMs on hosts under suspicion.
+    suspected: usize,
+    /// The spread, and the least gain for each VM moved.
+    cost: f64,
+}
+
+/// Differences of the last field below this are noise.
+const NOISE: f64 = 1e-9;
+
+impl Quality {
+    /// Of a state reached from `start`.
+    pub(crate) fn of(start: &State<'_, '_>, state: &State<'_, '_>, options: &PlanOptions) -> Self {
+        let problem = state.problem;
+        let mut quality = Self {
+            hard: 0,
+            memory_over: 0,
+            soft: 0,
+            cpu_over: 0,
+            suspected: 0,
+            cost: state.sums().spread(),
+        };
+        for (n, rule) in problem.rules.iter().enumerate() {
+            let fault = u64::from(state.fault(crate::door::problem::RuleIx(n)));
+            if rule.is_must() {
+                quality.hard += fault;
+            } else {
+                quality.soft += fault * rule.weight();
+            }
+        }
+        for host in problem.host_ixs() {
+            let info = problem.host(host);
+            let vms = state.vms_on(host).len();
+            if info.draining() {
+                quality.hard += vms as u64;
+            }
+            if info.quarantined() {
+                quality.suspected += vms;
+            }
+            quality.memory_over += state.memory_taken(host).saturating_sub(info.memory);
+            if info.counts() {
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates
+                let ceiling = (options.cpu_ceiling.get() * info.cpu as f64) as u64;
+                quality.cpu_over += state.cpu(host).saturating_sub(ceiling);
+            }
+        }
+        let is_moved = |vm: &VmIx| start.at(*vm) != state.at(*vm);
+        quality.cost += options.gain_floor() * problem.vm_ixs().filter(is_moved).count() as f64;
+        quality
+    }
+
+    /// Whether anything but balance could be better.
+    pub(crate) fn is_wrong(&self) -> bool {
+        (Self { cost: 0.0, ..*self })
+            != Self { hard: 0, memory_over: 0, soft: 0, cpu_over: 0, suspected: 0, cost: 0.0 }
+    }
+
+    /// Whether it is better in anything but balance.
+    pub(crate) fn is_less_wrong_than(&self, other: &Self) -> bool {
+        Self { cost: 0.0, ..*self } < Self { cost: 0.0, ..*other }
+    }
+
+    pub(crate) fn is_better_than(&self, other: &Self) -> bool {
+        let (mine, theirs) = (Self { cost: 0.0, ..*self }, Self { cost: 0.0, ..*other });
+        match mine.partial_cmp(&theirs) {
+            Some(std::cmp::Ordering::Equal) => self.cost < other.cost - NOISE,
+            order => order == Some(std::cmp::Ordering::Less),
+        }
+    }
+}
