@@ -10,9 +10,10 @@ use crate::core::{Assignment, Host, Item, Place, Problem, Rng, Score, State, UTI
 
 /// Of so many proposals one is an exchange of two VMs.
 const EXCHANGE_EVERY: usize = 3;
-/// The first temperature, as the imbalance term of a host that is 10 % off the mean, and the last as a share of it.
-const HEAT: f64 = 0.01 * 2.0 * (UTILISATION_ONE * UTILISATION_ONE) as f64;
-const COLD: f64 = 1e-4;
+/// The first temperature, as the imbalance term of a host that is half its capacity off the mean, and the last as a
+/// share of it.
+const HEAT: f64 = 0.3 * 2.0 * (UTILISATION_ONE * UTILISATION_ONE) as f64;
+const COLD: f64 = 1e-6;
 
 /// The best assignment met while weighing so many moves.
 pub(crate) fn search(problem: &Problem, seed: u64, weighed_max: u64) -> Assignment {
