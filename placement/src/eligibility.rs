@@ -350,6 +350,21 @@ fn without<'p, 'a>(problem: &'p Problem<'a>, vm: &VmId) -> (State<'p, 'a>, Optio
     (state, own)
 }
 
+/// Why a VM that [`State::lift`] has taken out can start nowhere.
+pub(crate) fn no_place(state: &State<'_, '_>, vm: VmIx) -> Refusal {
+    let info = state.problem.vm(vm);
+    let forbidden = state.problem.host_ixs().find_map(|host| {
+        let room = state.memory_free(host).get() >= info.memory;
+        let obstacle = state.obstacle_to_start(vm, host)?;
+        let closed = matches!(obstacle, Obstacle::Closed | Obstacle::Unknown);
+        (room && !closed).then_some((host, obstacle))
+    });
+    match forbidden {
+        Some((host, obstacle)) => explain(state, vm, host, obstacle),
+        None => no_room(state, info.id, info.vm.size),
+    }
+}
+
 fn no_room(state: &State<'_, '_>, vm: &VmId, size: Resources) -> Refusal {
     let problem = state.problem;
     let need = size.memory;

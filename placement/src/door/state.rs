@@ -316,7 +316,15 @@ impl<'p, 'a> State<'p, 'a> {
         self.sum_up();
     }
 
-    /// Takes the VM out of the cluster, for good: one that has yet to start.
+    /// Puts a VM that was taken out on a host. Whether it may start there is the caller's business.
+    pub(crate) fn start(&mut self, vm: VmIx, to: HostIx) {
+        self.at[vm.0] = to;
+        self.enter(vm, to);
+        self.note_shares(to);
+        self.sum_up();
+    }
+
+    /// Takes the VM out of the cluster: one that has yet to start, or to start again.
     pub(crate) fn lift(&mut self, vm: VmIx) {
         self.leave(vm);
         self.note_shares(self.at(vm));

@@ -1,0 +1,160 @@
+//! Which few moves make room for a VM that fits nowhere?
+//!
+//! Memory is free in pieces: together enough, on no host enough. For each host the VMs are looked for that
+//! would have to leave, with the least memory to move, and whether the others can take them; the host that
+//! costs least is the answer. The moves are independent of each other: each goes to a host that has room now.
+
+use ballast_model::{Bytes, ClusterSnapshot, HostId, Refusal, RefusalCode, VmId};
+
+use super::packing::best;
+use super::spare::Shape;
+use crate::door::problem::{HostIx, Problem, VmIx};
+use crate::door::state::State;
+use crate::options::PlanOptions;
+
+/// VMs that are moved away from one host at most.
+const MOVES_MAX: usize = 16;
+
+/// How room is made.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Room {
+    /// Where the VM fits then.
+    pub host: HostId,
+    /// VMs that move and where to, in this order; none when it fits already.
+    pub moves: Vec<(VmId, HostId)>,
+    /// What goes over the network at least.
+    pub bytes: Bytes,
+}
+
+/// Makes room for a VM like `shape`.
+///
+/// # Errors
+/// `CapacityExceeded` when no such moves are found; `InvalidArgument` when options or snapshot make no sense.
+pub fn room(
+    snapshot: &ClusterSnapshot,
+    shape: &Shape,
+    options: &PlanOptions,
+) -> Result<Room, Refusal> {
+    options.validate()?;
+    let problem = Problem::new(snapshot)?;
+    let start = State::new(&problem);
+    let mut found: Option<(u64, usize, HostIx, Vec<(VmIx, HostIx)>)> = None;
+    for host in problem.host_ixs() {
+        let info = problem.host(host);
+        if !info.counts() || info.quarantined() || info.memory < shape.size.memory.get() {
+            continue;
+        }
+        if !shape.needs.is_subset(&info.host.offers) {
+            continue;
+        }
+        let Some(moves) = clear(&start, host, shape.size.memory.get(), options) else { continue };
+        let bytes = moves.iter().map(|(vm, _)| problem.vm(*vm).memory).sum();
+        let better = |old: &(u64, usize, HostIx, Vec<_>)| (bytes, moves.len()) < (old.0, old.1);
+        if found.as_ref().is_none_or(better) {
+            found = Some((bytes, moves.len(), host, moves));
+        }
+    }
+    let Some((bytes, _, host, moves)) = found else {
+        return Err(Refusal::new(
+            RefusalCode::CapacityExceeded,
+            format!("no host can be cleared for a VM with {} of memory", shape.size.memory),
+            "add a host, or give the VM less memory",
+        ));
+    };
+    let id = |host: HostIx| problem.host(host).id.clone();
+    let named = |(vm, to): (VmIx, HostIx)| (problem.vm(vm).id.clone(), id(to));
+    Ok(Room { host: id(host), moves: moves.into_iter().map(named).collect(), bytes: Bytes(bytes) })
+}
+
+/// VMs to move from `host` so that `memory` is free there, and where to; smallest sufficient first.
+fn clear(
+    start: &State<'_, '_>,
+    host: HostIx,
+    memory: u64,
+    options: &PlanOptions,
+) -> Option<Vec<(VmIx, HostIx)>> {
+    let mut state = start.clone();
+    let mut moves = Vec::new();
+    loop {
+        let lacks = memory.saturating_sub(state.memory_free(host).get());
+        if lacks == 0 {
+            return Some(moves);
+        }
+        if moves.len() == MOVES_MAX {
+            return None;
+        }
+        let movable = state.vms_on(host).iter().copied().filter(|vm| {
+            let info = state.problem.vm(*vm);
+            state.problem.can_leave(*vm) && info.bound_for.is_none()
+        });
+        // The smallest that is enough alone, else the largest.
+        let rank = |vm: &VmIx| {
+            let size = state.problem.vm(*vm).memory;
+            if size >= lacks { (false, size, *vm) } else { (true, u64::MAX - size, *vm) }
+        };
+        let mut candidates: Vec<VmIx> = movable.collect();
+        candidates.sort_by_key(rank);
+        let (vm, to) = candidates.into_iter().find_map(|vm| {
+            let to = target(&state, vm, host, options)?;
+            Some((vm, to))
+        })?;
+        state.shift(vm, to);
+        moves.push((vm, to));
+    }
+}
+
+fn target(state: &State<'_, '_>, vm: VmIx, from: HostIx, options: &PlanOptions) -> Option<HostIx> {
+    let fits = |to: HostIx| to != from && state.obstacle(vm, to).is_none();
+    best(state, vm, options, fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use ballast_model::{Millicores, Resources};
+
+    use super::*;
+    use crate::testing::{Cluster, gib, keep_apart};
+
+    fn check(cluster: &ClusterSnapshot, memory_gib: u64, expected: Result<&str, &str>) {
+        let shape = Shape {
+            size: Resources::new(Millicores::cores(1), gib(memory_gib)),
+            demand: Millicores(100),
+            needs: BTreeSet::new(),
+        };
+        match (room(cluster, &shape, &PlanOptions::default()), expected) {
+            (Ok(room), Ok(expected)) => {
+                let moves = room.moves.iter().map(|(vm, to)| format!("{vm}->{to}"));
+                let text: Vec<_> = std::iter::once(room.host.to_string()).chain(moves).collect();
+                assert_eq!(text.join(" "), expected);
+            }
+            (Err(refusal), Err(expected)) => {
+                assert!(refusal.reason.contains(expected), "{refusal}");
+            }
+            (found, expected) => panic!("{found:?}, expected {expected:?}"),
+        }
+    }
+
+    fn pieces() -> Cluster {
+        Cluster::new(3, 16, 16)
+            .vm("a", "h0", 100, 4)
+            .vm("b", "h0", 100, 6)
+            .vm("c", "h1", 100, 9)
+            .vm("d", "h2", 100, 10)
+    }
+
+    #[test]
+    fn the_smallest_vm_that_is_enough_moves() {
+        check(&pieces().0, 6, Ok("h0"));
+        check(&pieces().0, 10, Ok("h0 a->h1"));
+        check(&pieces().0, 16, Ok("h0 b->h1 a->h2"));
+    }
+
+    #[test]
+    fn rules_and_size_can_make_it_impossible() {
+        check(&pieces().0, 17, Err("17.0 GiB"));
+        let bound = keep_apart(pieces().0, &["a", "b", "c", "d"]);
+        check(&bound, 16, Err("no host can be cleared"));
+    }
+}
