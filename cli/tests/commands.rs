@@ -127,6 +127,39 @@ async fn hardware_is_asked_for_and_shown() {
 }
 
 #[tokio::test]
+async fn questions_of_capacity_are_answered_from_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("cluster.txt");
+    let cluster = "# Four half-empty hosts.\n\
+                   host a 8 16G : v-1 1 6G, v-2 1 2G\nhost b 8 16G : v-3 1 8G\n\
+                   host c 8 16G : v-4 1 8G\nhost d 8 16G\nask plan\n\nexpect\n";
+    std::fs::write(&file, cluster).unwrap();
+    let nowhere = "http://127.0.0.1:1";
+    let ask = async |question: &[&str]| {
+        let mut args = vec!["capacity", "--snapshot", file.to_str().unwrap(), "-o", "json"];
+        args.extend(question);
+        well(nowhere, &args).await.json()
+    };
+    let shape = ["--cpu", "1", "--memory", "4GiB"];
+    let spare = ask(&[&["spare"][..], &shape].concat()).await;
+    assert_eq!(spare["vms"], 2 + 2 + 2 + 4);
+    let spare = ask(&[&["spare", "--failures", "1"][..], &shape].concat()).await;
+    assert_eq!((&spare["vms"], &spare["vms_without_failures"]), (&5.into(), &10.into()));
+    let room = ask(&["room", "--cpu", "1", "--memory", "12GiB"]).await;
+    assert_eq!((&room["host"], room["moves"].as_array().unwrap().len()), (&"d".into(), 0));
+    let restart = ask(&["restart", "b", "c"]).await;
+    assert_eq!(restart["starts"].as_array().unwrap().len(), 2);
+    assert_eq!(restart["stranded"].as_array().unwrap().len(), 0);
+    let groups = ask(&["reboot-groups"]).await;
+    assert_eq!(groups["groups"].as_array().unwrap().len(), 2, "{groups}");
+    let off = ask(&["consolidate"]).await;
+    assert_eq!(off["empty"][0], "d");
+    let table = ["capacity", "restart", "b", "--snapshot", file.to_str().unwrap()];
+    let lines = well(nowhere, &table).await.lines();
+    assert_eq!(lines.last().map(String::as_str), Some("1 VMs start again, 0 find no place"));
+}
+
+#[tokio::test]
 async fn changes_carry_who_and_why() {
     let stub = Stub::default();
     let asked = stub.asked.clone();

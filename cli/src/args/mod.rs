@@ -2,6 +2,7 @@
 //! here, by the types of `ballast-model`, before anything is called.
 
 mod bench;
+mod capacity;
 mod demo;
 mod hardware;
 mod nouns;
@@ -10,6 +11,7 @@ mod value;
 use clap::{Parser, Subcommand, ValueEnum};
 
 pub use bench::{BenchCommand, RoadefArgs};
+pub use capacity::{CapacityArgs, CapacityCommand, ShapeArgs};
 pub use demo::{DemoArgs, DemoDriver, DemoStore};
 pub use hardware::{Disk, HardwareArgs, Network};
 pub use nouns::{
@@ -78,6 +80,8 @@ pub enum Command {
     Rule(RuleCommand),
     /// What the balancer would do
     Plan(PlanArgs),
+    /// What there is room for, and what the cluster could do without
+    Capacity(CapacityArgs),
     /// Moves of VMs between hosts
     #[command(subcommand)]
     Migration(MigrationCommand),

@@ -4,6 +4,7 @@ pub(crate) mod audit;
 mod automation;
 mod bench;
 mod console;
+mod capacity;
 mod history;
 mod host;
 pub(crate) mod migration;
@@ -54,6 +55,10 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Refusal> {
         Command::Plan(args) => match plan::command(args) {
             PlanCommand::Show(args) if args.snapshot.is_some() => plan::show_offline(&args, json)?,
             command => plan::run(&context.await?, command).await?,
+        },
+        Command::Capacity(args) => match &args.snapshot {
+            Some(file) => capacity::answer(&plan::read_snapshot(file)?, args.command, json)?,
+            None => capacity::run(&context.await?, args.command).await?,
         },
         Command::Audit(AuditCommand::Verify { file: Some(file) }) => {
             audit::verify_file(&file, json)?;

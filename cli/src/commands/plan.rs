@@ -70,14 +70,23 @@ pub(super) async fn run(context: &Context, command: PlanCommand) -> Result<(), R
 /// What is wrong with the file, or with a change asked for.
 pub(super) fn show_offline(args: &PlanShowArgs, json: bool) -> Result<(), Refusal> {
     let Some(file) = &args.snapshot else { return Ok(()) };
+    let (snapshot, options) = read_snapshot(file)?;
+    show_changed(snapshot, options, args, json)
+}
+
+/// A snapshot file, or the cluster of a text scenario (`*.txt`) with its options.
+///
+/// # Errors
+/// What is wrong with the file.
+pub(super) fn read_snapshot(file: &Path) -> Result<(ClusterSnapshot, PlanOptions), Refusal> {
     if file.extension().is_some_and(|extension| extension == "txt") {
         let scenario = scenario::parse(&read_text(file)?).map_err(|mut refusal| {
             refusal.reason = format!("{}: {}", file.display(), refusal.reason);
             refusal
         })?;
-        return show_changed(scenario.snapshot, scenario.options, args, json);
+        return Ok((scenario.snapshot, scenario.options));
     }
-    show_changed(ClusterSnapshot::read_file(file)?, PlanOptions::default(), args, json)
+    Ok((ClusterSnapshot::read_file(file)?, PlanOptions::default()))
 }
 
 fn read_text(file: &Path) -> Result<String, Refusal> {

@@ -38,7 +38,7 @@ pub fn room(
     options.validate()?;
     let problem = Problem::new(snapshot)?;
     let start = State::new(&problem);
-    let mut found: Option<(u64, usize, HostIx, Vec<(VmIx, HostIx)>)> = None;
+    let mut found: Option<Cleared> = None;
     for host in problem.host_ixs() {
         let info = problem.host(host);
         if !info.counts() || info.quarantined() || info.memory < shape.size.memory.get() {
@@ -49,12 +49,12 @@ pub fn room(
         }
         let Some(moves) = clear(&start, host, shape.size.memory.get(), options) else { continue };
         let bytes = moves.iter().map(|(vm, _)| problem.vm(*vm).memory).sum();
-        let better = |old: &(u64, usize, HostIx, Vec<_>)| (bytes, moves.len()) < (old.0, old.1);
+        let better = |old: &Cleared| (bytes, moves.len()) < (old.bytes, old.moves.len());
         if found.as_ref().is_none_or(better) {
-            found = Some((bytes, moves.len(), host, moves));
+            found = Some(Cleared { bytes, host, moves });
         }
     }
-    let Some((bytes, _, host, moves)) = found else {
+    let Some(Cleared { bytes, host, moves }) = found else {
         return Err(Refusal::new(
             RefusalCode::CapacityExceeded,
             format!("no host can be cleared for a VM with {} of memory", shape.size.memory),
@@ -64,6 +64,13 @@ pub fn room(
     let id = |host: HostIx| problem.host(host).id.clone();
     let named = |(vm, to): (VmIx, HostIx)| (problem.vm(vm).id.clone(), id(to));
     Ok(Room { host: id(host), moves: moves.into_iter().map(named).collect(), bytes: Bytes(bytes) })
+}
+
+/// A host with enough memory free, once these have moved.
+struct Cleared {
+    bytes: u64,
+    host: HostIx,
+    moves: Vec<(VmIx, HostIx)>,
 }
 
 /// VMs to move from `host` so that `memory` is free there, and where to; smallest sufficient first.

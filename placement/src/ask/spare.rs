@@ -108,7 +108,7 @@ fn room_on(state: &State<'_, '_>, host: HostIx, shape: &Shape, options: &PlanOpt
     if !info.counts() || info.quarantined() || lacks(state, host, shape) {
         return 0;
     }
-    let times = |free: u64, one: u64| if one == 0 { COUNT_MAX } else { free / one };
+    let times = |free: u64, one: u64| free.checked_div(one).unwrap_or(COUNT_MAX);
     let memory = times(state.memory_free(host).get(), shape.size.memory.get());
     let ceiling = options.cpu_ceiling.get() * info.cpu as f64;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates
@@ -268,9 +268,9 @@ mod tests {
     #[test]
     fn the_cpu_ceiling_counts() {
         let cluster = Cluster::new(1, 1, 64).0;
-        // 90 % of 1,000 millicores at 100 each.
-        let ceiling = (PlanOptions::default().cpu_ceiling.get() * 10.0).floor() as u64;
-        check(&cluster, 1, 0, ceiling);
+        // Of 1,000 millicores, at 100 each.
+        assert_eq!(PlanOptions::default().cpu_ceiling, ballast_model::Ratio::new(0.8));
+        check(&cluster, 1, 0, 8);
     }
 
     #[test]
