@@ -18,7 +18,7 @@ use super::Meter;
 use super::keeper::Keeper;
 
 /// Moves weighed between two looks at the budget.
-const CHUNK: u64 = 4096;
+const CHUNK: u64 = 1024;
 
 /// Moves weighed to find out how large differences are.
 const PROBES: usize = 4096;
@@ -33,13 +33,41 @@ struct Schedule {
     relaxed_until: f64,
 }
 
-/// For objectives of one sum. Walking through overloaded states early mixes far better on tight instances.
-const ONE_SUM: Schedule =
-    Schedule { temperature: (3.0, 0.01), penalty: (3.0, 60.0), relaxed_until: 0.75 };
+impl Schedule {
+    /// The schedule for so many weighed moves an item. A short walk must not be hot: it would never
+    /// cool down to where it started. A long one mixes far better on tight instances when
+    /// it may pass through overloaded states, which needs an objective of one sum to put a price on them.
+    fn for_length(per_item: f64, one_sum: bool) -> Self {
+        let between =
+            |low: f64, high: f64, share: f64| low * (high / low).powf(share.clamp(0.0, 1.0));
+        let length = (per_item.max(1.0) / SHORT).ln() / (LONG / SHORT).ln();
+        let hottest = if one_sum { HOT } else { WARM };
+        let first = between(COOL, hottest, length);
+        let relaxed_until = if one_sum && per_item >= RELAXED_FROM { 0.75 } else { 0.0 };
+        Self { temperature: (first, first * COOLING), penalty: (3.0, 60.0), relaxed_until }
+    }
+}
 
-/// For objectives of several levels, where no price is right for an overload.
-const LEVELS: Schedule =
-    Schedule { temperature: (0.3, 1e-4), penalty: (1.0, 1.0), relaxed_until: 0.0 };
+/// Weighed moves an item that make a walk short or long.
+const SHORT: f64 = 1_000.0;
+const LONG: f64 = 15_000.0;
+
+/// Weighed moves an item from which on a walk may be relaxed.
+const RELAXED_FROM: f64 = 4_000.0;
+
+/// First temperatures of a short walk, of a long one over one sum, and over several levels.
+const COOL: f64 = 0.003;
+const HOT: f64 = 3.0;
+const WARM: f64 = 0.3;
+
+/// The last temperature as a share of the first.
+const COOLING: f64 = 0.004;
+
+/// Share of the budget used to descend, and to find out how many moves the budget is.
+const DESCENT: f64 = 0.01;
+
+/// When a walk that is still unlawful goes back to the best lawful assignment.
+const LAWFUL_FROM: f64 = 0.85;
 
 /// Anneals until the budget is used up. Returns the best seen and the moves weighed.
 pub(super) fn anneal<const L: usize>(
@@ -61,9 +89,9 @@ pub(super) fn anneal<const L: usize>(
         let (score, best) = walk.keeper.into_best();
         return (score, best, 0);
     }
-    let schedule = if L == 1 { ONE_SUM } else { LEVELS };
     let scale = walk.probe();
-    walk.run(schedule, scale, meter);
+    walk.descend(scale, meter);
+    walk.run(scale, meter);
     walk.trim();
     let evaluations = walk.evaluations;
     let (score, best) = walk.keeper.into_best();
@@ -90,8 +118,19 @@ struct Walk<'p, const L: usize> {
 }
 
 impl<const L: usize> Walk<'_, L> {
-    fn run(&mut self, schedule: Schedule, scale: [f64; L], meter: &Meter<'_>) {
+    /// Goes downhill for the first share of the budget.
+    fn descend(&mut self, scale: [f64; L], meter: &Meter<'_>) {
+        self.temperature = scale.map(|scale| scale * COOL * COOLING);
+        while meter.progress(self.evaluations) < DESCENT {
+            self.chunk();
+        }
+    }
+
+    fn run(&mut self, scale: [f64; L], meter: &Meter<'_>) {
+        let expected = self.evaluations as f64 / meter.progress(self.evaluations).max(1e-9);
+        let schedule = Schedule::for_length(expected / self.movable.len() as f64, L == 1);
         let unit = self.penalty_unit();
+        let mut was_relaxed = false;
         loop {
             let progress = meter.progress(self.evaluations);
             if progress >= 1.0 {
@@ -99,18 +138,27 @@ impl<const L: usize> Walk<'_, L> {
             }
             let between = |(first, last): (f64, f64)| first * (last / first).powf(progress);
             let share = between(schedule.temperature);
-            for (temperature, scale) in self.temperature.iter_mut().zip(scale) {
-                *temperature = scale * share;
-            }
+            self.temperature = scale.map(|scale| scale * share);
             let relaxed = progress < schedule.relaxed_until;
             self.penalty = if relaxed { unit * between(schedule.penalty) } else { 0.0 };
-            let until = self.evaluations + CHUNK;
-            while self.evaluations < until {
-                if self.rng.bits() >> 63 == 0 {
-                    self.try_shift();
-                } else {
-                    self.try_swap();
+            was_relaxed |= relaxed;
+            if was_relaxed && progress >= LAWFUL_FROM {
+                was_relaxed = false;
+                if self.state.score().hard > self.keeper.score().hard {
+                    self.keeper.restore(&mut self.state);
                 }
+            }
+            self.chunk();
+        }
+    }
+
+    fn chunk(&mut self) {
+        let until = self.evaluations + CHUNK;
+        while self.evaluations < until {
+            if self.rng.bits() >> 63 == 0 {
+                self.try_shift();
+            } else {
+                self.try_swap();
             }
         }
     }
@@ -196,8 +244,8 @@ impl<const L: usize> Walk<'_, L> {
     fn try_swap(&mut self) {
         let a = Item(self.movable[self.rng.below(self.movable.len())]);
         let b = Item(self.movable[self.rng.below(self.movable.len())]);
-        let (Some(at_a), Some(at_b)) = (self.state.place(a), self.state.place(b)) else { return };
         self.evaluations += 1;
+        let (Some(at_a), Some(at_b)) = (self.state.place(a), self.state.place(b)) else { return };
         let to_a = Place { host: at_b.host, shape: self.shape(a) };
         let to_b = Place { host: at_a.host, shape: self.shape(b) };
         let weighed = if self.penalty > 0.0 {

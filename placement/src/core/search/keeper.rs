@@ -25,6 +25,10 @@ impl<const L: usize> Keeper<L> {
         }
     }
 
+    pub(super) fn score(&self) -> Score<L> {
+        self.score
+    }
+
     /// To be told of every item that was moved.
     #[inline]
     pub(super) fn touched(&mut self, item: Item) {
