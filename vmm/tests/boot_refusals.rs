@@ -202,6 +202,9 @@ fn initial_ram_disks_are_placed_high_or_refused() {
     let mut told = [0; 8];
     memory.read_slice(&mut told, GuestAddress(0x8218)).unwrap();
     assert_eq!(told, [0, 0, 0x70, 0, 0, 0, 0x10, 0], "7 MiB, 1 MiB long");
+    let mut restart = [0; 6];
+    memory.read_slice(&mut restart, GuestAddress(0xf_fff0)).unwrap();
+    assert_eq!(restart, [0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee], "real mode: 6 to port 0xcf9");
     let mut there = vec![0; archive.len()];
     memory.read_slice(&mut there, GuestAddress(7 << 20)).unwrap();
     assert!(there == archive);

@@ -23,7 +23,7 @@ use acpi_tables::{Aml, aml};
 use ballast_model::{Refusal, RefusalCode};
 
 use super::MmioDevice;
-use super::low::{self, ACPI, IMAGE_START};
+use super::low::{self, ACPI, RESET_VECTOR};
 use crate::memory::GuestRam;
 use crate::power;
 
@@ -47,7 +47,7 @@ const ALIGN: usize = 64;
 /// Writes the tables and answers with the address of the RSDP.
 pub(super) fn write(memory: &GuestRam, vcpus: u32, devices: &[MmioDevice]) -> Result<u64, Refusal> {
     let image = tables(vcpus, devices)?;
-    if ACPI + image.len() as u64 > IMAGE_START {
+    if ACPI + image.len() as u64 > RESET_VECTOR {
         return Err(Refusal::new(
             RefusalCode::CapacityExceeded,
             format!("the ACPI tables take {} bytes", image.len()),
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn the_most_of_everything_fits_and_more_is_refused() {
         let image = build(254, 16);
-        assert!(ACPI + (image.len() as u64) < IMAGE_START, "{}", image.len());
+        assert!(ACPI + (image.len() as u64) < RESET_VECTOR, "{}", image.len());
         assert!(tables(300, &[]).is_err());
     }
 }

@@ -9,8 +9,9 @@
 //! | 0x9000 | six pages of page tables | a bzImage's first instructions |
 //! | 0x9fc00–0x100000 | not RAM, as on a PC | |
 //! | 0xe0000 | ACPI tables | Linux, for as long as it runs |
+//! | 0xffff0 | the first instruction after a reset, as on a PC ([`super::firmware`]) | Linux, when it restarts |
 //!
-//! All but the tables may be overwritten once the guest has read it.
+//! All but the last two may be overwritten once the guest has read it.
 
 use ballast_model::{Refusal, RefusalCode};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -27,6 +28,8 @@ pub(super) const PAGE_TABLES: u64 = 0x9000;
 const BASE_RAM_END: u64 = 0x9_fc00;
 /// Where the search for the ACPI root pointer begins on a PC.
 pub(super) const ACPI: u64 = 0xe_0000;
+/// Where a PC's CPU begins in real mode, at F000:FFF0.
+pub(super) const RESET_VECTOR: u64 = 0xf_fff0;
 /// The lowest address of a kernel, and the end of all the above: 1 MiB.
 pub(super) const IMAGE_START: u64 = 0x10_0000;
 

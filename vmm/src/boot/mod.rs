@@ -147,6 +147,7 @@ fn boot_bzimage(
     cmdline::write(memory, order.cmdline, image.cmdline_bytes_max())?;
     let initrd = load_initrd(memory, order, image.initrd_room())?;
     let rsdp = acpi::write(memory, order.vcpus, order.devices)?;
+    firmware::write_reset_vector(memory)?;
     long_mode::write(memory)?;
     let info = image.write_boot_params(memory, &low::memory_map(memory), initrd, rsdp)?;
     Ok(BootState { entry: Entry::LongMode(image.entry()), info })
@@ -171,6 +172,7 @@ fn boot_pvh(
     let room = Room { start: image.end, end: u64::from(u32::MAX) };
     let initrd = load_initrd(memory, order, room)?;
     let rsdp = acpi::write(memory, order.vcpus, order.devices)?;
+    firmware::write_reset_vector(memory)?;
     let info = StartInfo { map: &low::memory_map(memory), initrd, rsdp }.write(memory)?;
     Ok(BootState { entry: Entry::Pvh(entry), info: info.0 })
 }
