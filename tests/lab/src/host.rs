@@ -43,6 +43,16 @@ pub struct Output {
     pub stderr: String,
 }
 
+impl Output {
+    /// What was printed, without the last line's end, when the script succeeded.
+    pub(crate) fn ok(self, host: &Host, script: &str) -> Result<String, Refusal> {
+        if self.code != 0 {
+            return Err(host.failed(script, &self));
+        }
+        Ok(self.stdout.trim_end().to_owned())
+    }
+}
+
 /// Something that goes on in a host; see [`Host::spawn`].
 #[derive(Debug, Clone)]
 pub struct Task {
@@ -177,11 +187,7 @@ impl Host {
     /// # Errors
     /// As [`run`](Self::run), and `HostFailure` when the script fails.
     pub fn sh(&self, script: &str) -> Result<String, Refusal> {
-        let output = self.run(script, SCRIPT_LIMIT)?;
-        if output.code != 0 {
-            return Err(self.failed(script, &output));
-        }
-        Ok(output.stdout.trim_end().to_owned())
+        self.run(script, SCRIPT_LIMIT)?.ok(self, script)
     }
 
     /// Runs `script` again and again until it succeeds; what it printed then.

@@ -169,7 +169,7 @@ impl Builder {
         self.check()?;
         let cache = self.cache.clone().map_or_else(crate::cache, Ok)?;
         let packages = Packages::get(&cache)?;
-        let program = self.program.clone().map_or_else(crate::program, Ok)?;
+        let program = self.program.clone().map_or_else(crate::program_beside, Ok)?;
         let program = image::stripped(&cache, &program)?;
         let dir = tempfile::TempDir::with_prefix("ballast-lab-")
             .map_err(|error| refuse::file("create a directory in", Path::new("/tmp"), error))?;

@@ -23,16 +23,22 @@
 //! | `warden` | the thread that hosts are children of, and their network |
 //! | `host`, `lab` | a host, a lab |
 //! | `control`, `agent` | the way into a host |
+//! | `guest` | a Linux guest for VMs in the hosts |
+//! | `cluster` | controller and agents on the hosts |
+//! | `show` | `lab show`, a guest's life from its first prompt to after its restore |
 
 mod agent;
+mod cluster;
 mod control;
 mod cpio;
 mod debian;
+mod guest;
 mod host;
 mod image;
 mod lab;
 mod modules;
 mod refuse;
+mod show;
 mod warden;
 
 use std::ffi::{OsStr, OsString};
@@ -40,20 +46,38 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ballast_model::Refusal;
+use ballast_service::program;
+use clap::Parser;
 
+pub use cluster::Cluster;
 pub use debian::{Kernel, Packages};
+pub use guest::LinuxGuest;
 pub use host::{Host, Output, Task};
 pub use lab::{Builder, HOSTS_MAX, Lab, MEMORY_MIB_MIN, Net};
 
 /// Names another place for what is fetched and kept.
 const CACHE_VARIABLE: &str = "BALLAST_LAB_CACHE";
 
-/// The program that hosts run: the lab's agent, or `ballast` under any of its names.
+/// The command line of `lab`.
+#[derive(Debug, Parser)]
+#[command(name = "lab", version)]
+enum Command {
+    /// Boot a Linux guest in a KVM host, save it to a file and let it go on from there
+    Show(show::ShowArgs),
+    /// Fetch the packages that hosts and guests are made of
+    Fetch,
+}
+
+/// The program `lab`; in hosts it is their agent, or `ballast` under any of its names.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     match args.first().and_then(|name| Path::new(name).file_name()).and_then(OsStr::to_str) {
         Some(agent::PROGRAM) => agent::main(),
-        _ => ballast_cli::main(args),
+        Some(name) if name.starts_with("ballast") => ballast_cli::main(args),
+        _ => program::run("lab", "see lab --help", args, |command| match command {
+            Command::Show(args) => show::run(&args),
+            Command::Fetch => Packages::get(&cache()?).map(drop),
+        }),
     }
 }
 
@@ -76,7 +100,7 @@ pub fn cache() -> Result<PathBuf, Refusal> {
 }
 
 /// The `lab` of the same build as the program that runs.
-fn program() -> Result<PathBuf, Refusal> {
+fn program_beside() -> Result<PathBuf, Refusal> {
     let own = own_path()?;
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join("lab"));
     found.into_iter().find(|path| path.is_file()).ok_or_else(|| {

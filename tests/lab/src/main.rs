@@ -1,4 +1,4 @@
-//! The program that hosts of the lab run.
+//! `lab`: the show, and the program that hosts of the lab run.
 
 use std::process::ExitCode;
 
