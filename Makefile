@@ -1,17 +1,19 @@
 # One command each; every one installs what it needs on a fresh machine.
 #
 #   make demo    watch VMs being balanced over four hosts on this machine
-#   make test    everything CI runs
+#   make test    lint and all tests; CI runs this and `make test-lab`
+#   make lab     a Debian guest on an emulated KVM host: boot, network, disk, snapshot, restore
 #   make lint    formatting and clippy, warnings denied
 #   make bench   the benchmarks, with medians and spread
 #   make fuzz    hostile guests against the virtio devices, FUZZ_MINUTES minutes each
 
 CARGO ?= cargo
 DEMO_ARGS ?=
+LAB_ARGS ?=
 # A package of its own, built by a build script for a machine without an operating system.
 BARE_METAL := tests/guest/bare
 
-.PHONY: demo test lint bench fuzz bootstrap-build bootstrap-test
+.PHONY: demo test lab test-lab lint bench fuzz bootstrap-build bootstrap-lab bootstrap-test
 
 demo: bootstrap-build
 	$(CARGO) run --quiet --release -p ballast-cli -- demo $(DEMO_ARGS)
@@ -19,6 +21,11 @@ demo: bootstrap-build
 test: lint
 	$(CARGO) nextest run --workspace --profile $(if $(CI),ci,default)
 	$(CARGO) test --quiet --workspace --doc
+
+lab: bootstrap-lab
+	$(CARGO) run --quiet --release -p ballast-lab -- show $(LAB_ARGS)
+
+test-lab: lab
 
 lint: bootstrap-test
 	$(CARGO) fmt --all --check
@@ -41,6 +48,9 @@ fuzz: bootstrap-build
 
 bootstrap-build:
 	@deploy/bootstrap.sh build
+
+bootstrap-lab:
+	@deploy/bootstrap.sh lab
 
 bootstrap-test:
 	@deploy/bootstrap.sh test

@@ -11,6 +11,7 @@ use crate::debian::{Packages, tool};
 use crate::host::{Host, Start};
 use crate::image::{self, Given};
 use crate::refuse;
+use crate::tsc;
 use crate::warden::Warden;
 
 /// Largest number of hosts.
@@ -243,7 +244,8 @@ impl Builder {
             .arg(packages.kernel.image())
             .arg("-initrd")
             .arg(initrd)
-            .args(["-append", CMDLINE]);
+            .arg("-append")
+            .arg(format!("{CMDLINE} tsc_early_khz={}", tsc::khz()));
         if self.net == Net::Bridge {
             let tap = format!("tap,id=net,ifname=lab{index},script=no,downscript=no");
             let nic = format!("virtio-net-pci,netdev=net,mac=52:54:00:77:00:0{index},romfile=");

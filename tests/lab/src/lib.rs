@@ -39,6 +39,7 @@ mod lab;
 mod modules;
 mod refuse;
 mod show;
+mod tsc;
 mod warden;
 
 use std::ffi::{OsStr, OsString};

@@ -151,6 +151,8 @@ impl Stage<'_> {
         show(&self.ballast(&format!("vm restore --from {SNAPSHOT} --host h0"))?);
         let restored = self.host.sh("pidof ballast-vmm")?;
         check(restored != process, "another process runs it", &restored)?;
+        // Until its network is known again at both ends, connections fail.
+        self.in_guest_until("true")?;
         let first = self.count()?;
         self.in_guest_until(&format!("test $(cat /run/count) -gt $(({first} + 5))"))?;
         let after = self.count()?;
