@@ -3,8 +3,8 @@
 pub(crate) mod audit;
 mod automation;
 mod bench;
-mod console;
 mod capacity;
+mod console;
 mod history;
 mod host;
 pub(crate) mod migration;
