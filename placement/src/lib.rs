@@ -20,6 +20,10 @@
 //! | [`check_start`] | whether a new VM may start on one host |
 //! | [`imbalance`] | how unequal the load is; formula in [`score`] |
 //! | [`usage`] | what each host has, holds and has left |
+//! | [`mend::mend`] | what must move, and nothing else |
+//! | [`order::order_moves`] | in which order, so that every interleaving is legal |
+//! | [`defrag::defrag`] | room for big VMs with a bounded number of moves |
+//! | [`simulate::replay`] | whether a plan is legal, by one that knows nothing of how it came about |
 //!
 //! What always holds:
 //! - **Hard**: memory (size, not demand, counted on both hosts while a VM moves), anti-affinity, VM-host `must` rules.
@@ -37,6 +41,7 @@ pub mod defrag;
 mod door;
 mod eligibility;
 pub mod explain;
+pub mod mend;
 mod options;
 pub mod order;
 mod planner;

@@ -146,7 +146,7 @@ mod tests {
     }
 
     fn solved(yard: &Yard, moves_max: usize, seed: u64) -> Defrag {
-        let spent = |trials: u64| trials as f64 / 60_000.0;
+        let spent = |trials: u64| trials as f64 / 30_000.0;
         let found = defrag(yard, &Effort { moves_max, seed, threads: 2, spent: &spent }).unwrap();
         let acts: Vec<Act> = found
             .order
@@ -176,8 +176,8 @@ mod tests {
 
     #[test]
     fn what_is_reported_is_what_the_steps_do() {
-        for seed in 0..6 {
-            let yard = cluster(20, &[2, 8, 4, 16, 8, 2, 4, 32, 88], seed);
+        for seed in 0..4 {
+            let yard = cluster(14, &[2, 8, 4, 16, 8, 2, 4, 32, 88], seed);
             let found = solved(&yard, 12, seed);
             assert_eq!(units_after(&yard, &found), found.units_after);
             assert!(found.units_after > found.units_before, "{seed}");

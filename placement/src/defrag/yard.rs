@@ -181,7 +181,7 @@ impl Ground for Yard {
         Counter::at_most(self.used[cell][resource], self.cells[cell].capacity[resource])
     }
 
-    fn group(&self, _group: u32) -> Group {
+    fn group(&self, _group: Key) -> Group {
         Group { open: 0, open_max: u32::MAX, open_min: 0 }
     }
 

@@ -51,11 +51,11 @@ impl<'s, 'p, 'a> Floor<'s, 'p, 'a> {
         match &rule.body {
             RuleBody::Apart { most } => counts(*most),
             RuleBody::Distinct { .. } | RuleBody::Within { .. } => {
-                Counter { group: Some(ix.0 as u32), limit: u64::MAX, ..counts(0) }
+                Counter { group: Some(ix.0 as u64), limit: u64::MAX, ..counts(0) }
             }
             RuleBody::Among { .. } => {
                 let used = u64::from(tally.in_first_group(rule, domain, self.state));
-                Counter { group: Some(ix.0 as u32), once: true, ..Counter::at_most(used, u64::MAX) }
+                Counter { group: Some(ix.0 as u64), once: true, ..Counter::at_most(used, u64::MAX) }
             }
             RuleBody::Near | RuleBody::Hosts { .. } => Counter { limit: u64::MAX, ..counts(0) },
         }
@@ -119,7 +119,7 @@ impl Ground for Floor<'_, '_, '_> {
         }
     }
 
-    fn group(&self, group: u32) -> Group {
+    fn group(&self, group: u64) -> Group {
         let ix = RuleIx(group as usize);
         let (rule, tally) = (self.problem().rule(ix), self.state.tally(ix));
         let open = tally.domains_in_use(rule, self.state);

@@ -28,7 +28,7 @@ pub(super) struct Move {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pub(super) counters: Vec<Counter>,
-    pub(super) groups: HashMap<u32, GroupBook>,
+    pub(super) groups: HashMap<Key, GroupBook>,
     /// Per counter: those that have to be in use while it is.
     pub(super) needs: Vec<Vec<Slot>>,
     /// Per counter: those that may only be in use while it is.

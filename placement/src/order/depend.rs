@@ -14,7 +14,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::books::{Ledger, Move, Slot};
-use super::{Step, Vm};
+use super::{Key, Step, Vm};
 
 /// How many steps that a step waits for indirectly are remembered, at most. Forgetting some costs needless waiting,
 /// never legality.
@@ -184,7 +184,7 @@ impl<'a> Waits<'a> {
     }
 
     /// How many counters of a group can be in use at most, or have to be at least.
-    fn open(&self, n: usize, group: u32, most: bool) -> u32 {
+    fn open(&self, n: usize, group: Key, most: bool) -> u32 {
         let book = &self.ledger.groups[&group];
         let in_use = |slot: &&Slot| {
             if most { self.most(n, **slot) > 0 } else { self.least(n, **slot) > 0 }

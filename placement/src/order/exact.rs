@@ -16,7 +16,7 @@ use super::{EXACT_MOVES_MAX, Ground, Place, Role, Transition};
 /// How many moves are looked at for all parts together, at most.
 pub(super) const EFFORT: usize = 4_000_000;
 /// How many moves are looked at for one part, at most.
-const EFFORT_PART: usize = 1_000_000;
+const EFFORT_PART: usize = 200_000;
 /// How many places are tried for parking one VM, at most.
 const PARKING_MAX: usize = 16;
 
@@ -43,17 +43,19 @@ struct Node {
 }
 
 /// Makes the cheapest sequence and returns what it leaves out, or makes nothing and returns nothing if the part is
-/// too large to be decided.
+/// too large to be decided. Without `detours` it also makes nothing if not every VM can go straight to its target.
 pub(super) fn search<G: Ground>(
     books: &mut Books<'_, G>,
     transitions: &[Transition],
     part: &[usize],
+    detours: bool,
     effort: &mut usize,
 ) -> Option<Vec<usize>> {
     if part.len() > EXACT_MOVES_MAX {
         return None;
     }
-    let travellers: Vec<_> = part.iter().map(|n| traveller(books, &transitions[*n])).collect();
+    let travellers: Vec<_> =
+        part.iter().map(|n| traveller(books, &transitions[*n], detours)).collect();
     let mut search = Search {
         books,
         part,
@@ -67,8 +69,11 @@ pub(super) fn search<G: Ground>(
     let spent = budget;
     let found = search.run(&mut budget);
     *effort -= spent - budget;
-    let path = search.path(found?);
     let end = search.nodes[found?].at.clone();
+    if !detours && end.iter().any(|at| *at != TARGET) {
+        return None;
+    }
+    let path = search.path(found?);
     for (vm, from, to) in path {
         let role = search.role(vm, to, end[vm]);
         let mut step = search.step(vm, from, to);
@@ -78,9 +83,13 @@ pub(super) fn search<G: Ground>(
     Some(part.iter().zip(&end).filter(|(_, at)| **at != TARGET).map(|(n, _)| *n).collect())
 }
 
-fn traveller<G: Ground>(books: &mut Books<'_, G>, wanted: &Transition) -> Traveller {
+fn traveller<G: Ground>(books: &mut Books<'_, G>, wanted: &Transition, detours: bool) -> Traveller {
     let ground = books.ground();
     let mut spots = vec![wanted.from, Some(wanted.to)];
+    if !detours {
+        let (weight, bytes) = (u64::from(wanted.weight), ground.bytes(wanted.vm));
+        return Traveller { spots, good: 1, weight, bytes };
+    }
     for place in ground.alternatives(wanted.vm).into_iter().take(PARKING_MAX) {
         if !spots.contains(&Some(place)) && ground.allows(wanted.vm, place) {
             spots.push(Some(place));
@@ -134,9 +143,8 @@ impl<G: Ground> Search<'_, '_, G> {
         let start = vec![SOURCE; self.travellers.len()];
         self.seen.insert(start.clone(), (0, 0));
         self.nodes.push(Node { at: start, came: None, moves: 0, bytes: 0 });
-        // Fewest moves in all, then fewest bytes, then nearest to the end.
-        let mut open =
-            BinaryHeap::from([Reverse((self.travellers.len(), 0, self.travellers.len(), 0))]);
+        // Fewest moves in all, then fewest bytes in all, then nearest to the end.
+        let mut open = BinaryHeap::from([Reverse(self.rank(0))]);
         let mut best = (self.worth(0), 0);
         let mut now: Spots = self.nodes[0].at.clone();
         while let Some(Reverse((_, _, left, n))) = open.pop() {
@@ -171,18 +179,21 @@ impl<G: Ground> Search<'_, '_, G> {
                     continue;
                 }
                 self.seen.insert(next.clone(), cost);
-                let left = next.iter().filter(|spot| **spot != TARGET).count();
-                open.push(Reverse((cost.0 + left, cost.1, left, self.nodes.len())));
-                self.nodes.push(Node {
-                    at: next,
-                    came: Some((n, vm)),
-                    moves: cost.0,
-                    bytes: cost.1,
-                });
+                let came = Some((n, vm));
+                self.nodes.push(Node { at: next, came, moves: cost.0, bytes: cost.1 });
+                open.push(Reverse(self.rank(self.nodes.len() - 1)));
             }
         }
         self.travel(&mut now, &vec![SOURCE; self.travellers.len()]);
         Some(best.1)
+    }
+
+    /// Moves and bytes in all if everything went straight to its target from here, VMs to go, and the node.
+    fn rank(&self, node: usize) -> (usize, u64, usize, usize) {
+        let Node { at, moves, bytes, .. } = &self.nodes[node];
+        let to_go = || self.travellers.iter().zip(at).filter(|(_, at)| **at != TARGET);
+        let left = to_go().count();
+        (moves + left, bytes + to_go().map(|(vm, _)| vm.bytes).sum::<u64>(), left, node)
     }
 
     /// Where each VM could go next, whether there is room or not.

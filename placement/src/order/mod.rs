@@ -24,6 +24,7 @@
 //! state that the steps' [`after`](Step::after) lists allow, whatever takes how long.
 
 mod books;
+mod cluster;
 mod depend;
 mod exact;
 mod greedy;
@@ -36,6 +37,7 @@ mod timing;
 use petgraph::graph::DiGraph;
 
 use books::Books;
+pub use cluster::{Cluster, Ordered, order_moves};
 pub use plain::{Plain, PlainHost, PlainVm, Rule};
 pub use timing::{HostLimits, Timing};
 
@@ -61,7 +63,7 @@ pub struct Counter {
     /// A VM between two places that both claim it is counted once: it is one VM, though its memory is there twice.
     pub once: bool,
     /// The group whose counters in use are counted.
-    pub group: Option<u32>,
+    pub group: Option<Key>,
 }
 
 impl Counter {
@@ -98,7 +100,7 @@ pub trait Ground {
     /// A counter as it stands before the first step.
     fn counter(&self, key: Key) -> Counter;
     /// A group as it stands before the first step.
-    fn group(&self, group: u32) -> Group;
+    fn group(&self, group: Key) -> Group;
     /// What `vm` takes when it is at `place`; no key twice.
     fn claims(&self, vm: Vm, place: Place, out: &mut Vec<Claim>);
     /// The counters that have to be in use while `key` is.
@@ -193,16 +195,28 @@ impl Order {
 
 /// Brings `transitions` into an order in which every step is legal at its time.
 ///
-/// With at most [`EXACT_MOVES_MAX`] moves that contend for the same things the number of extra moves is the smallest
-/// there is, and when no order exists the worth of the moves made is the largest there is. Beyond that it is a
-/// heuristic for the order and the parking, never for the legality.
+/// With at most [`EXACT_MOVES_MAX`] moves the number of extra moves is the smallest there is for these VMs, and when no
+/// order exists the worth of the moves made is the largest there is. The same holds for each part of a longer list that
+/// contends for the same things. Beyond that the order and the parking are a heuristic; the legality never is.
 pub fn order<G: Ground>(ground: &G, transitions: &[Transition]) -> Order {
     let mut books = Books::new(ground);
     let (wanted, mut dropped): (Vec<usize>, Vec<usize>) =
         (0..transitions.len()).partition(|n| ground.allows(transitions[*n].vm, transitions[*n].to));
     let mut effort = exact::EFFORT;
-    for part in parts::split(&mut books, transitions, &wanted) {
-        let left = exact::search(&mut books, transitions, &part, &mut effort)
+    let parts = if wanted.len() <= EXACT_MOVES_MAX {
+        vec![wanted]
+    } else {
+        parts::split(&mut books, transitions, &wanted)
+    };
+    // What goes straight goes first: then the others have the most room for detours.
+    let mut later = Vec::new();
+    for part in parts {
+        if exact::search(&mut books, transitions, &part, false, &mut effort).is_none() {
+            later.push(part);
+        }
+    }
+    for part in later {
+        let left = exact::search(&mut books, transitions, &part, true, &mut effort)
             .unwrap_or_else(|| greedy::run(&mut books, transitions, &part));
         dropped.extend(left);
     }

@@ -175,11 +175,11 @@ impl Plain {
             }
             Rule::Spread { vms, domains, .. } => {
                 let used = self.count(vms, |at| domains[at as usize] == scope);
-                Counter { group: Some(rule), ..once(used, u64::MAX) }
+                Counter { group: Some(u64::from(rule)), ..once(used, u64::MAX) }
             }
             Rule::Licence { vms, .. } => {
                 let used = self.count(vms, |at| at == scope);
-                Counter { group: Some(rule), ..once(used, u64::MAX) }
+                Counter { group: Some(u64::from(rule)), ..once(used, u64::MAX) }
             }
             Rule::Near { vms, of, domains } => {
                 let vms = if second { of } else { vms };
@@ -215,7 +215,7 @@ impl Ground for Plain {
         }
     }
 
-    fn group(&self, group: u32) -> Group {
+    fn group(&self, group: Key) -> Group {
         let open = |vms: &[Vm], domains: Option<&[u32]>| {
             let at = vms.iter().filter_map(|vm| self.vms[*vm as usize].at);
             let mut open: Vec<u32> = at.map(|at| domain(domains, at)).collect();
@@ -223,7 +223,7 @@ impl Ground for Plain {
             open.dedup();
             u32::try_from(open.len()).unwrap_or(u32::MAX)
         };
-        match &self.rules[group as usize] {
+        match &self.rules[split(group).1 as usize] {
             Rule::Spread { vms, domains, least } => {
                 Group { open: open(vms, Some(domains)), open_max: u32::MAX, open_min: *least }
             }
