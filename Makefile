@@ -5,6 +5,7 @@
 #   make lab     a Debian guest on an emulated KVM host: boot, network, disk, snapshot, restore
 #   make lint    formatting and clippy, warnings denied
 #   make bench   the benchmarks, with medians and spread
+#   make bench-placement DATA=…   the planner on public problems, one line of JSON a run
 #   make fuzz    hostile guests against the virtio devices, FUZZ_MINUTES minutes each
 
 CARGO ?= cargo
@@ -13,7 +14,7 @@ LAB_ARGS ?=
 # A package of its own, built by a build script for a machine without an operating system.
 BARE_METAL := tests/guest/bare
 
-.PHONY: demo test lab test-lab lint bench fuzz bootstrap-build bootstrap-lab bootstrap-test
+.PHONY: demo test lab test-lab lint bench bench-placement fuzz bootstrap-build bootstrap-lab bootstrap-test
 
 demo: bootstrap-build
 	$(CARGO) run --quiet --release -p ballast-cli -- demo $(DEMO_ARGS)
@@ -45,6 +46,11 @@ fuzz: bootstrap-build
 	fuzzer=$$($(CARGO) rustc --package ballast-vmm --lib --profile test --message-format json-render-diagnostics \
 		-- $(FUZZ_FLAGS) | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1) && \
 	FUZZ_MINUTES=$(FUZZ_MINUTES) "$$fuzzer" --ignored --nocapture fuzz::campaign
+
+bench-placement: bootstrap-build
+	@test -n "$(DATA)" || { echo 'say DATA=a folder with btrplace/ and vmr/' >&2; exit 2; }
+	$(CARGO) build --quiet --release -p ballast-cli
+	placement/benches/public.sh $${CARGO_TARGET_DIR:-target}/release/ballast $(DATA)
 
 bootstrap-build:
 	@deploy/bootstrap.sh build
