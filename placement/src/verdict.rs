@@ -43,6 +43,9 @@ pub(crate) fn of_move(
     let problem = state.problem;
     let (from, to) = (problem.host(step.from).id, problem.host(step.to).id);
     let why = match step.cause {
+        cause if makes_room(state, step, cause) => {
+            format!("it makes room on {from} for a VM that has to move")
+        }
         Cause::Rule(rule) => {
             format!("on host {from} it breaks rule {}; {to} keeps it", problem.rule(rule).id)
         }
@@ -72,6 +75,20 @@ pub(crate) fn of_move(
         ));
     }
     Verdict::Moves { step: n, reason }
+}
+
+/// Whether the VM has the cause of another one, which needs its place.
+fn makes_room(state: &State<'_, '_>, step: &Move, cause: Cause) -> bool {
+    let problem = state.problem;
+    match cause {
+        Cause::Drain => !problem.host(step.from).draining(),
+        Cause::Rule(rule) => problem.vm(step.vm).rules.iter().all(|(own, _)| *own != rule),
+        Cause::Capacity => {
+            let left = state.memory_taken(step.from).saturating_add(problem.vm(step.vm).memory);
+            left <= problem.host(step.from).memory
+        }
+        Cause::Quarantine | Cause::Preference(_) | Cause::Balance => false,
+    }
 }
 
 fn points(gain: f64) -> String {
