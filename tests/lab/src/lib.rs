@@ -82,22 +82,30 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Where packages are kept when nothing else is said: in Cargo's target directory.
+/// Where packages are kept: what `BALLAST_LAB_CACHE` says, else `lab` in Cargo's target directory.
 ///
 /// # Errors
-/// `InvalidArgument` when this program is in no target directory.
+/// `InvalidArgument` when nothing is said and this program stands at the root of the file system.
 pub fn cache() -> Result<PathBuf, Refusal> {
     if let Some(path) = std::env::var_os(CACHE_VARIABLE) {
         return Ok(path.into());
     }
-    let target = own_path()?;
-    let target = target.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists());
-    target.map(|target| target.join("lab")).ok_or_else(|| {
+    let own = own_path()?;
+    target_directory(&own).map(|target| target.join("lab")).ok_or_else(|| {
         refuse::argument(
-            "this program is in no target directory of Cargo's",
+            format!("{} is in no target directory of Cargo's", own.display()),
             "set BALLAST_LAB_CACHE to a directory that can be written to",
         )
     })
+}
+
+/// Cargo builds programs as `<target>/<profile>/<name>` and tests as `<target>/<profile>/deps/<name>`.
+///
+/// The tag `CACHEDIR.TAG` is no mark to go by: Cargo writes it only where it made the directory itself.
+fn target_directory(program: &Path) -> Option<&Path> {
+    let directory = program.parent()?;
+    let profile = if directory.ends_with("deps") { directory.parent()? } else { directory };
+    profile.parent()
 }
 
 /// The `lab` of the same build as the program that runs.
@@ -115,4 +123,17 @@ fn program_beside() -> Result<PathBuf, Refusal> {
 fn own_path() -> Result<PathBuf, Refusal> {
     std::env::current_exe()
         .map_err(|error| refuse::machine("cannot find this program", error, "mount /proc"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_and_tests_find_the_same_target_directory() {
+        for program in ["/build/debug/lab", "/build/debug/deps/hosts-0123456789abcdef"] {
+            assert_eq!(target_directory(Path::new(program)), Some(Path::new("/build")));
+        }
+        assert_eq!(target_directory(Path::new("/lab")), None);
+    }
 }
