@@ -6,6 +6,7 @@
 #   make lint    formatting and clippy, warnings denied
 #   make bench   the benchmarks, with medians and spread
 #   make bench-placement DATA=…   the planner on public problems, one line of JSON a run
+#   make bench-migrate   live migration next to QEMU's, PAIRS=9 of each case (needs root)
 #   make fuzz    hostile guests against the virtio devices, FUZZ_MINUTES minutes each
 
 CARGO ?= cargo
@@ -14,7 +15,10 @@ LAB_ARGS ?=
 # A package of its own, built by a build script for a machine without an operating system.
 BARE_METAL := tests/guest/bare
 
-.PHONY: demo test lab test-lab lint bench bench-placement fuzz bootstrap-build bootstrap-lab bootstrap-test
+PAIRS ?= 9
+BENCH_ARGS ?=
+
+.PHONY: demo test lab test-lab lint bench bench-migrate bench-placement fuzz bootstrap-build bootstrap-lab bootstrap-test
 
 demo: bootstrap-build
 	$(CARGO) run --quiet --release -p ballast-cli -- demo $(DEMO_ARGS)
@@ -36,6 +40,9 @@ lint: bootstrap-test
 
 bench: bootstrap-build
 	$(CARGO) bench --workspace
+
+bench-migrate: bootstrap-lab
+	$(CARGO) bench --quiet -p ballast-vmm --bench migrate -- --pairs $(PAIRS) $(BENCH_ARGS)
 
 FUZZ_MINUTES ?= 10
 # A counter of LLVM's for every branch of ballast-vmm (see vmm/src/devices/fuzz), nothing else is built anew.

@@ -84,7 +84,7 @@ impl Namespace {
     }
 
     /// A name for it that `ip` takes, good while this value is there.
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 }

@@ -187,9 +187,13 @@ impl Vmm {
     }
 
     pub async fn listen(&mut self, spec: v1::VmSpec) -> Result<String, Refusal> {
+        self.listen_at(spec, "127.0.0.1:0").await
+    }
+
+    pub async fn listen_at(&mut self, spec: v1::VmSpec, at: &str) -> Result<String, Refusal> {
         let request = v1::ReceiveMigrationRequest {
             migration: MIGRATION.to_owned(),
-            listen: "127.0.0.1:0".to_owned(),
+            listen: at.to_owned(),
             token: TOKEN.to_vec(),
             spec: Some(spec),
             source_epoch: 1,
