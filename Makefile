@@ -4,6 +4,7 @@
 #   make test    lint and all tests; CI runs this and `make test-lab`
 #   make lab     a Debian guest on an emulated KVM host: boot, network, disk, snapshot, restore
 #   make lint    formatting and clippy, warnings denied
+#   make protocol   every state of two migrations and any fault: minutes, many GB of memory at worst
 #   make bench   the benchmarks, with medians and spread
 #   make bench-placement DATA=…   the planner on public problems, one line of JSON a run
 #   make bench-migrate   live migration next to QEMU's, PAIRS=9 of each case (needs root)
@@ -18,7 +19,7 @@ BARE_METAL := tests/guest/bare
 PAIRS ?= 9
 BENCH_ARGS ?=
 
-.PHONY: demo test lab test-lab lint bench bench-migrate bench-placement fuzz bootstrap-build bootstrap-lab bootstrap-test
+.PHONY: demo test lab test-lab lint bench bench-migrate bench-placement fuzz protocol bootstrap-build bootstrap-lab bootstrap-test
 
 demo: bootstrap-build
 	$(CARGO) run --quiet --release -p ballast-cli -- demo $(DEMO_ARGS)
@@ -43,6 +44,8 @@ bench: bootstrap-build
 
 bench-migrate: bootstrap-lab
 	$(CARGO) bench --quiet -p ballast-vmm --bench migrate -- --pairs $(PAIRS) $(BENCH_ARGS)
+protocol: bootstrap-test
+	$(CARGO) nextest run -p ballast-protocol --run-ignored all --no-capture
 
 FUZZ_MINUTES ?= 10
 # A counter of LLVM's for every branch of ballast-vmm (see vmm/src/devices/fuzz), nothing else is built anew.

@@ -155,7 +155,12 @@ impl Host {
             }
         }
         let absent = crate::vm::accept::Standing { vm, phase: Phase::Empty, epoch: Epoch(0) };
-        absent.resolve(migration, verdict, epoch).map(|_| ())
+        absent.resolve(migration, verdict, epoch)?;
+        if verdict == MigrationVerdict::Abort {
+            self.context.migrations.acknowledged(migration);
+            self.context.state.forget_aborted(migration);
+        }
+        Ok(())
     }
 
     fn handle(&self, vm: &VmId) -> Option<VmHandle> {

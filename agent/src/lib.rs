@@ -47,6 +47,7 @@ use host::Host;
 use load::Observation;
 use load::sampler::Sampler;
 use metrics::Metrics;
+use migrations::Migrations;
 use registry::Registry;
 use report::Reporter;
 use service::Service;
@@ -137,11 +138,16 @@ impl Agent {
         let (listen, http_listen) = (address(&listener)?, address(&http_listener)?);
         let registry = Registry::new(&config.controller, config.host.clone())?;
         let description = describe(&config, capacity, driver.as_ref(), listen);
+        let migrations = Migrations::default();
+        for aborted in state.aborted()? {
+            migrations.publish(aborted.migration, &aborted.status());
+            migrations.keep(aborted.migration);
+        }
         let context = Arc::new(Context {
             driver,
             state,
             registry: registry.clone(),
-            migrations: Default::default(),
+            migrations,
             migration_address: config.migration_address,
             link: config.link,
         });

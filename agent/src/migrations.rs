@@ -2,14 +2,16 @@
 //!
 //! Written by the task that owns the VM, read by `WatchMigration`. The final
 //! status stays for a while after the VM's machine is gone, so that a
-//! controller that comes late still learns it; it does not survive the agent.
+//! controller that comes late still learns it. What was called off here by
+//! itself stays until the controller has acknowledged it, also across agents
+//! ([`crate::vm::dir::StateDir::keep_aborted`]): the VM may have to be given back.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ballast_model::{MigrationId, Refusal, RefusalCode};
-use ballast_proto::v1::{MigrationState, MigrationStatus};
+use ballast_proto::v1::MigrationStatus;
 use tokio::sync::watch;
 
 /// How long an ended migration can be asked for.
@@ -25,6 +27,8 @@ pub struct Migrations(Mutex<HashMap<MigrationId, Entry>>);
 struct Entry {
     status: watch::Sender<MigrationStatus>,
     ended: Option<Instant>,
+    /// Not to be forgotten before the controller has heard of it.
+    kept: bool,
 }
 
 impl Migrations {
@@ -34,8 +38,7 @@ impl Migrations {
         let is_end = status.state().is_ended();
         let mut entries = self.lock();
         if let Some(entry) = entries.get_mut(&migration) {
-            let restarted = status.state() == MigrationState::Listening;
-            if entry.ended.is_none() || restarted {
+            if entry.ended.is_none() {
                 entry.ended = is_end.then_some(now);
                 entry.status.send_if_modified(|present| {
                     let differs = present != status;
@@ -48,9 +51,22 @@ impl Migrations {
             return;
         }
         make_room(&mut entries, now);
-        let entry =
-            Entry { status: watch::Sender::new(status.clone()), ended: is_end.then_some(now) };
-        entries.insert(migration, entry);
+        let status = watch::Sender::new(status.clone());
+        entries.insert(migration, Entry { status, ended: is_end.then_some(now), kept: false });
+    }
+
+    /// Keeps what is known of the migration until [`Self::acknowledged`].
+    pub fn keep(&self, migration: MigrationId) {
+        if let Some(entry) = self.lock().get_mut(&migration) {
+            entry.kept = true;
+        }
+    }
+
+    /// The controller has heard how the migration ended.
+    pub fn acknowledged(&self, migration: MigrationId) {
+        if let Some(entry) = self.lock().get_mut(&migration) {
+            entry.kept = false;
+        }
     }
 
     /// Present and future statuses.
@@ -81,7 +97,9 @@ impl Migrations {
 }
 
 fn make_room(entries: &mut HashMap<MigrationId, Entry>, now: Instant) {
-    entries.retain(|_, entry| entry.ended.is_none_or(|at| now.duration_since(at) < KEPT));
+    entries.retain(|_, entry| {
+        entry.kept || entry.ended.is_none_or(|at| now.duration_since(at) < KEPT)
+    });
     if entries.len() >= ENTRIES_MAX {
         let oldest = entries
             .iter()
@@ -95,6 +113,8 @@ fn make_room(entries: &mut HashMap<MigrationId, Entry>, now: Instant) {
 
 #[cfg(test)]
 mod tests {
+    use ballast_proto::v1::MigrationState;
+
     use super::*;
 
     fn id(n: u32) -> MigrationId {

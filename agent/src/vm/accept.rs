@@ -7,7 +7,7 @@ use ballast_model::{Epoch, MigrationId, Refusal, RefusalCode, VmId};
 use ballast_proto::v1::MigrationVerdict;
 
 /// Where a VM stands on this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Not here (yet).
     Empty,
@@ -76,12 +76,23 @@ impl Standing<'_> {
     }
 
     /// Get ready to be filled by `migration` from a source that owns the VM under `source_epoch`.
+    /// `ended`: this host has said how that migration ended here, and somebody may act on it.
     ///
     /// # Errors
     /// `StaleEpoch` or `WrongState`.
-    pub fn prepare(&self, migration: MigrationId, source_epoch: Epoch) -> Result<Accept, Refusal> {
+    pub fn prepare(
+        &self,
+        migration: MigrationId,
+        source_epoch: Epoch,
+        ended: bool,
+    ) -> Result<Accept, Refusal> {
         let vm = self.vm;
         match self.phase {
+            Phase::Empty if ended => Err(Refusal::new(
+                RefusalCode::WrongState,
+                format!("migration {migration} of VM {vm} has ended here"),
+                "begin another migration",
+            )),
             Phase::Empty => Ok(Accept::Act),
             Phase::Incoming(present) if present == migration => Ok(Accept::Done),
             Phase::Incoming(present) => Err(Refusal::new(
@@ -241,11 +252,12 @@ mod tests {
 
     #[test]
     fn prepare() {
-        check(Phase::Empty, |s| s.prepare(id(1), Epoch(1)), Ok(Act));
-        check(Phase::Incoming(id(1)), |s| s.prepare(id(1), Epoch(5)), Ok(Done));
-        check(Phase::Incoming(id(2)), |s| s.prepare(id(1), Epoch(5)), Err(WrongState));
-        check(Phase::Running, |s| s.prepare(id(1), Epoch(5)), Err(StaleEpoch));
-        check(Phase::Stopped, |s| s.prepare(id(1), Epoch(6)), Err(WrongState));
+        check(Phase::Empty, |s| s.prepare(id(1), Epoch(1), false), Ok(Act));
+        check(Phase::Empty, |s| s.prepare(id(1), Epoch(1), true), Err(WrongState));
+        check(Phase::Incoming(id(1)), |s| s.prepare(id(1), Epoch(5), false), Ok(Done));
+        check(Phase::Incoming(id(2)), |s| s.prepare(id(1), Epoch(5), false), Err(WrongState));
+        check(Phase::Running, |s| s.prepare(id(1), Epoch(5), false), Err(StaleEpoch));
+        check(Phase::Stopped, |s| s.prepare(id(1), Epoch(6), false), Err(WrongState));
     }
 
     #[test]

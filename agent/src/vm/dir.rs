@@ -1,5 +1,8 @@
 //! Where a VM is kept on disk: `<state_dir>/vms/<vm>/`.
 //!
+//! What came by a migration and was called off here is kept as `<state_dir>/aborted/<migration>`
+//! until the controller has heard of it ([`super::aborted`]).
+//!
 //! | file | what it is | who writes it |
 //! | --- | --- | --- |
 //! | `vm.json` | [`Record`](super::record::Record): what must be known after a restart of the agent | the VM's task |
@@ -19,6 +22,8 @@ use rustix::fs::FlockOperation;
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// What comes around a VM's name in the path of its socket.
 const SOCKET_PATH_REST: usize = "/vms/".len() + "/vmm.sock".len();
+/// The part with the migrations that were called off.
+const ABORTED: &str = "aborted";
 /// Names up to this long always fit, whatever the state directory.
 const NAME_BYTES_SURE: usize = 32;
 /// The longest state directory, in bytes.
@@ -43,7 +48,9 @@ impl StateDir {
     /// `Conflict` when another agent has it; `HostFailure` when it cannot be made.
     pub fn open(root: &Path) -> Result<Self, Refusal> {
         let open = || -> io::Result<fs::File> {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(root.join("vms"))?;
+            for part in ["vms", ABORTED] {
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(root.join(part))?;
+            }
             let mut options = fs::OpenOptions::new();
             options.write(true).create(true).truncate(false).mode(0o600);
             options.open(root.join("agent.lock"))
@@ -69,6 +76,11 @@ impl StateDir {
     /// The directory of a VM, which need not be there yet.
     pub fn vm(&self, vm: &VmId) -> VmDir {
         VmDir { path: self.root.join("vms").join(vm.as_str()) }
+    }
+
+    /// The directory of what [`super::aborted`] keeps.
+    pub(super) fn aborted_dir(&self) -> VmDir {
+        VmDir { path: self.root.join(ABORTED) }
     }
 
     /// Every VM that has a directory. What has no valid name is left alone.
@@ -189,7 +201,7 @@ impl VmDir {
     }
 }
 
-fn host_failure(what: &str, path: &Path, error: &io::Error) -> Refusal {
+pub(super) fn host_failure(what: &str, path: &Path, error: &io::Error) -> Refusal {
     Refusal::new(
         RefusalCode::HostFailure,
         format!("{what} {}: {error}", path.display()),

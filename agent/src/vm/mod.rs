@@ -8,6 +8,8 @@
 //! | --- | --- |
 //! | [`owner`] | the task: requests, what the machine does by itself, what the owner record says |
 //! | [`accept`] | which request is accepted where a VM stands |
+//! | [`react`] | what follows from what its machine does by itself |
+//! | [`aborted`] | what was called off here, kept until the controller has heard of it |
 //! | [`record`] | what must be known after a restart |
 //! | [`dir`] | where it is kept on disk |
 
@@ -23,9 +25,11 @@ use crate::migrations::Migrations;
 use crate::registry::Registry;
 use dir::StateDir;
 
+pub mod aborted;
 pub mod accept;
 pub mod dir;
 pub mod owner;
+pub mod react;
 pub mod record;
 
 /// Requests that may wait for one VM.

@@ -27,8 +27,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
+use super::aborted::AbortedMigration;
 use super::accept::{Accept, Phase, Standing};
 use super::dir::VmDir;
+use super::react::{self, Proof, Reaction, Seen};
 use super::record::{IncomingRecord, Record};
 use super::{Context, Listening, QUEUE_MAX, Request, VmHandle, VmView};
 use crate::driver::{Incoming, Machine, MachineView, Outgoing, TOKEN_BYTES};
@@ -139,32 +141,32 @@ impl Owner {
         };
         let incoming = record.incoming.clone();
         self.record = Some(record);
-        match machine {
-            Some(machine) => self.take(machine),
-            None if incoming.is_some() && !self.may_have_run_here() => {
-                return self.discard().await;
-            }
-            None => {
+        let machine_there = machine.is_some();
+        if let Some(machine) = machine {
+            self.take(machine);
+        }
+        let seen = self.machine_view.borrow().clone();
+        let proof = self.proof();
+        let incoming = incoming.map(|incoming| (incoming.migration, proof));
+        let machine = machine_there.then(|| what_matters(&seen));
+        match react::to_adoption(incoming, machine, outgoing(&seen)) {
+            Ok(phase) => self.phase = phase,
+            Err(Reaction::Settle) => self.settled()?,
+            Err(Reaction::Stop(_)) => {
                 self.stopped("its machine ended while no agent was there");
                 return Ok(());
             }
-        }
-        let seen = self.machine_view.borrow().clone();
-        match (seen.state, incoming) {
-            // The machine is there but the agent ended before it got anything to run.
-            (VmState::Created | VmState::Unspecified, _) => return self.discard().await,
-            (VmState::Running, Some(_)) => self.settled()?,
-            (_, Some(incoming)) => self.phase = Phase::Incoming(incoming.migration),
-            (_, None) => self.phase = Phase::Running,
+            Err(_) => {
+                if let Some((migration, _)) = incoming {
+                    self.phase = Phase::Incoming(migration);
+                    let why = self.machine_gone("while no agent was there");
+                    self.abort_incoming(Some(&why)).await;
+                    return Ok(());
+                }
+                return self.discard().await;
+            }
         }
         info!(vm = %self.vm, state = ?seen.state, "adopted");
-        if let Some(status) = &seen.migration
-            && status.role() == MigrationRole::Source
-            && !status.state().is_ended()
-            && let Ok(migration) = status.migration.parse()
-        {
-            self.phase = Phase::Outgoing(migration);
-        }
         self.publish();
         self.machine_changed().await;
         Ok(())
@@ -247,7 +249,9 @@ impl Owner {
         spec: VmSpec,
         source_epoch: Epoch,
     ) -> Result<Listening, Refusal> {
-        if self.standing().prepare(migration, source_epoch)? == Accept::Act {
+        let known = self.context.migrations.get(migration);
+        let ended = known.is_some_and(|status| status.state().is_ended());
+        if self.standing().prepare(migration, source_epoch, ended)? == Accept::Act {
             let mut token = [0; TOKEN_BYTES];
             rand::rng().fill_bytes(&mut token);
             let incoming =
@@ -385,54 +389,75 @@ impl Owner {
         if self.machine.is_none() || matches!(self.phase, Phase::Empty | Phase::Stopped) {
             return;
         }
-        let state = seen.migration.as_ref().map(MigrationStatus::state);
         self.progress_at = Instant::now();
         self.publish();
-        match (self.phase, state) {
-            _ if !seen.alive => self.machine_ended(&seen).await,
-            (Phase::Incoming(_) | Phase::Outgoing(_), Some(MigrationState::Ready)) => self.ask(),
-            (Phase::Incoming(_), Some(MigrationState::Aborted)) => {
-                let why = seen.migration.and_then(|status| status.refusal);
-                warn!(vm = %self.vm, ?why, "the incoming migration failed");
-                self.discard_or_log().await;
+        let reaction = react::to_machine(self.phase, what_matters(&seen), self.proof());
+        self.react(reaction, &seen).await;
+    }
+
+    async fn react(&mut self, reaction: Reaction, seen: &MachineView) {
+        let why = seen.migration.as_ref().and_then(|status| status.refusal.as_ref());
+        match reaction {
+            Reaction::Nothing => {}
+            Reaction::Ask => self.ask(),
+            Reaction::Settle => {
+                if let Err(refusal) = self.settled() {
+                    error!(vm = %self.vm, %refusal, "cannot record that the VM is here");
+                }
             }
-            (Phase::Outgoing(_), Some(MigrationState::Aborted)) => {
-                let why = seen.migration.and_then(|status| status.refusal);
+            Reaction::GoOn => {
                 warn!(vm = %self.vm, ?why, "the migration failed; the VM goes on here");
                 self.phase = Phase::Running;
                 self.drop_question();
                 self.publish();
             }
-            (Phase::Running, _) if seen.state == VmState::Stopped => self.stopped(&seen.detail),
-            _ => {}
-        }
-    }
-
-    /// The machine is gone without being told to.
-    async fn machine_ended(&mut self, seen: &MachineView) {
-        let why = self.machine_gone(&seen.detail);
-        warn!(vm = %self.vm, refusal = %why, "the machine ended");
-        if self.may_have_run_here() {
-            self.stopped(&seen.detail);
-            self.end_migration(MigrationState::Finished, None);
-        } else {
-            self.end_migration(MigrationState::Aborted, Some(&why));
-            match self.phase {
-                Phase::Incoming(_) => self.discard_or_log().await,
-                _ => self.stopped(&seen.detail),
+            Reaction::Discard => {
+                let gone = (!seen.alive).then(|| self.machine_gone(&seen.detail));
+                warn!(vm = %self.vm, ?why, ?gone, "the incoming migration failed");
+                self.abort_incoming(gone.as_ref()).await;
+            }
+            Reaction::Stop(said) => {
+                if !seen.alive {
+                    warn!(vm = %self.vm, detail = seen.detail, "the machine ended");
+                }
+                if let Some(state) = said {
+                    let aborted = state == MigrationState::Aborted;
+                    let why = aborted.then(|| self.machine_gone(&seen.detail));
+                    self.end_migration(state, why.as_ref());
+                }
+                self.stopped(&seen.detail);
             }
         }
     }
 
-    /// Whether an incoming VM may have run here: it was granted, and nothing proves that the guest
-    /// never ran. Only while this is false may a destination say ABORTED: the VM is then given
-    /// back to its source.
-    fn may_have_run_here(&self) -> bool {
+    /// What proves whether an incoming VM ran here.
+    fn proof(&self) -> Proof {
         let granted = |record: &Record| {
             record.incoming.as_ref().is_some_and(|incoming| record.epoch > incoming.source_epoch)
         };
-        let proven = self.machine.as_ref().is_some_and(|machine| machine.never_ran());
-        self.record.as_ref().is_some_and(granted) && !proven
+        Proof {
+            granted: self.record.as_ref().is_some_and(granted),
+            unrun: self.machine.as_ref().is_some_and(|machine| machine.never_ran()),
+        }
+    }
+
+    /// Says ABORTED of the incoming migration and cleans up. What was said survives this agent: the
+    /// VM may have been committed meanwhile, and is then given back on this word alone.
+    async fn abort_incoming(&mut self, why: Option<&Refusal>) {
+        let Phase::Incoming(migration) = self.phase else { return };
+        let known = self.view.borrow().migration.as_ref().and_then(|status| status.refusal.clone());
+        let reason = why.map(|why| why.reason.clone()).or(known.map(|known| known.reason));
+        let reason = reason.unwrap_or_default();
+        let aborted = AbortedMigration { migration, vm: self.vm.clone(), reason };
+        if let Err(refusal) = self.context.state.keep_aborted(&aborted) {
+            // This agent still says it.
+            error!(vm = %self.vm, %migration, %refusal, "the next agent would not know of it");
+        }
+        self.end_migration(MigrationState::Aborted, why);
+        // Where the machine had said nothing yet.
+        self.context.migrations.publish(migration, &aborted.status());
+        self.context.migrations.keep(migration);
+        self.discard_or_log().await;
     }
 
     fn machine_gone(&self, detail: &str) -> Refusal {
@@ -445,24 +470,24 @@ impl Owner {
 
     /// Looks at what no event tells.
     async fn look(&mut self) {
-        let seen = self.machine_view.borrow().migration.clone();
-        let state = seen.map(|status| status.state());
-        match (self.phase, state) {
-            (Phase::Incoming(_) | Phase::Outgoing(_), Some(MigrationState::Ready)) => self.ask(),
-            (Phase::Incoming(_), Some(MigrationState::Finished)) => {
-                if let Err(refusal) = self.settled() {
-                    error!(vm = %self.vm, %refusal, "cannot record that the VM is here");
-                }
+        let seen = self.machine_view.borrow().clone();
+        if self.machine.is_none() {
+            return;
+        }
+        match (react::to_machine(self.phase, what_matters(&seen), self.proof()), self.phase) {
+            (reaction @ (Reaction::Ask | Reaction::Settle), _) => {
+                self.react(reaction, &seen).await;
             }
-            (Phase::Incoming(migration), _) if self.progress_at.elapsed() > self.patience() => {
+            (Reaction::Nothing, Phase::Incoming(migration))
+                if self.progress_at.elapsed() > self.patience() =>
+            {
                 let why = Refusal::new(
                     RefusalCode::Timeout,
                     format!("migration {migration} made no progress for {:?}", self.patience()),
                     "check the source host and the network between them, then start it again",
                 );
                 warn!(vm = %self.vm, refusal = %why, "the incoming migration is given up");
-                self.end_migration(MigrationState::Aborted, Some(&why));
-                self.discard_or_log().await;
+                self.abort_incoming(Some(&why)).await;
             }
             _ => {}
         }
@@ -619,6 +644,21 @@ impl Owner {
             "report a defect",
         )
     }
+}
+
+fn what_matters(seen: &MachineView) -> Seen {
+    Seen {
+        alive: seen.alive,
+        guest: seen.state,
+        migration: seen.migration.as_ref().map(MigrationStatus::state),
+    }
+}
+
+/// The migration by which the machine sends the VM away.
+fn outgoing(seen: &MachineView) -> Option<MigrationId> {
+    let status = seen.migration.as_ref()?;
+    let sends = status.role() == MigrationRole::Source && !status.state().is_ended();
+    sends.then(|| status.migration.parse().ok()).flatten()
 }
 
 /// Waits for the answer to the question; for ever when there is none. A question that was dropped gives none.

@@ -1,19 +1,20 @@
 //! The point of no return and what excludes it.
 //!
 //! A commit and an abort both compare the revision the migration's record was
-//! read at, so exactly one of them happens (decision 0003).
+//! read at, so exactly one of them happens (decision 0003). What may be written
+//! is for [`super::judge`] to say.
 
 use ballast_model::audit::action;
 use ballast_model::{
-    Epoch, HostId, MigrationId, MigrationOutcome, MigrationPhase, ReasonTrail, Refusal,
-    RefusalCode, VmId,
+    Epoch, HostId, MigrationId, MigrationPhase, Owner, ReasonTrail, Refusal, RefusalCode, VmId,
 };
 use ballast_proto::v1::MigrationVerdict;
 
+use super::judge::{self, Commit};
 use crate::controller::Controller;
 use crate::journal::{Act, outcome_of};
 use crate::now;
-use crate::state::{MigrationRecord, Versioned, json, unchanged};
+use crate::state::{MigrationRecord, Versioned, VmEntry, json, unchanged};
 use crate::store::{Transaction, keys};
 
 /// Looks at the record and tries again this often when somebody else was first.
@@ -42,37 +43,14 @@ impl Controller {
         self.leading()?;
         for _ in 0..TRIES_MAX {
             let record = self.repository.known_migration(asked.migration).await?;
-            let migration = &record.value.migration;
-            let matches = migration.vm == asked.vm
-                && migration.to == asked.host
-                && migration.source_epoch == asked.source_epoch;
-            if !matches {
-                return Err(Refusal::new(
-                    RefusalCode::InvalidArgument,
-                    format!(
-                        "migration {} is another than host {} asks for",
-                        migration.id, asked.host
-                    ),
-                    "discard the copy",
-                ));
-            }
-            match &migration.phase {
-                MigrationPhase::Committed { epoch } => return Ok(*epoch),
-                MigrationPhase::Ended { outcome: MigrationOutcome::Completed } => {
-                    return Ok(migration.source_epoch.next());
-                }
-                MigrationPhase::Transferring { .. } => {}
-                phase => {
-                    return Err(Refusal::new(
-                        RefusalCode::WrongState,
-                        format!("migration {} is {phase} and can no longer commit", migration.id),
-                        "discard the copy",
-                    ));
-                }
-            }
-            match self.hand_over(&record).await {
+            let vm = self.repository.known_vm(&record.value.migration.vm).await?;
+            let owner = match judge::commit(&record.value.migration, &vm.owner.value, asked)? {
+                Commit::Granted(epoch) => return Ok(epoch),
+                Commit::HandOver(owner) => owner,
+            };
+            match self.hand_over(&record, &vm, &owner).await {
                 Err(refusal) if refusal.code == RefusalCode::Conflict => {}
-                answer => return answer,
+                answer => return answer.map(|()| owner.epoch),
             }
         }
         Err(Refusal::new(
@@ -83,21 +61,13 @@ impl Controller {
     }
 
     /// The one transaction that moves the ownership.
-    async fn hand_over(&self, record: &Versioned<MigrationRecord>) -> Result<Epoch, Refusal> {
+    async fn hand_over(
+        &self,
+        record: &Versioned<MigrationRecord>,
+        vm: &VmEntry,
+        owner: &Owner,
+    ) -> Result<(), Refusal> {
         let migration = &record.value.migration;
-        let vm = self.repository.known_vm(&migration.vm).await?;
-        let owner = &vm.owner.value;
-        if owner.host != migration.from || owner.epoch != migration.source_epoch {
-            return Err(Refusal::new(
-                RefusalCode::StaleEpoch,
-                format!(
-                    "VM {} belongs to host {} at {}, no longer to {} at {}",
-                    migration.vm, owner.host, owner.epoch, migration.from, migration.source_epoch
-                ),
-                "discard the copy",
-            ));
-        }
-        let owner = owner.handed_to(migration.to.clone());
         let mut committed = record.value.clone();
         committed.migration.phase = MigrationPhase::Committed { epoch: owner.epoch };
         committed.migration.updated_at = now();
@@ -108,14 +78,14 @@ impl Controller {
         let transaction = Transaction::when(unchanged(key.clone(), record.revision))
             .and(unchanged(owner_key.clone(), vm.owner.revision))
             .put(key, json(&committed))
-            .put(owner_key, json(&owner));
+            .put(owner_key, json(owner));
         self.repository.transact(transaction).await?;
         tracing::info!(
             migration = %migration.id, vm = %migration.vm, host = %owner.host, epoch = %owner.epoch,
             "committed: the destination owns the VM"
         );
         self.notify_driver(migration.id);
-        Ok(owner.epoch)
+        Ok(())
     }
 
     /// Gives the VM back to the source: committed, but the destination's copy is gone and never
@@ -160,47 +130,10 @@ impl Controller {
         host: &HostId,
     ) -> Result<(MigrationVerdict, Epoch), Refusal> {
         self.leading()?;
-        let Some(record) = self.repository.migration(migration).await? else {
-            return self.query_owner(vm, host).await;
-        };
-        let migration = record.value.migration;
-        let granted = migration.source_epoch.next();
-        Ok(match migration.phase {
-            MigrationPhase::Preparing | MigrationPhase::Transferring { .. } => {
-                (MigrationVerdict::Pending, migration.source_epoch)
-            }
-            MigrationPhase::Committed { .. }
-            | MigrationPhase::Ended { outcome: MigrationOutcome::Completed }
-                if *host == migration.to =>
-            {
-                (MigrationVerdict::Commit, granted)
-            }
-            // The source keeps its copy until the VM is seen running: it may have to be given back.
-            MigrationPhase::Committed { .. } => (MigrationVerdict::Pending, migration.source_epoch),
-            MigrationPhase::Ended { outcome: MigrationOutcome::Completed } => {
-                (MigrationVerdict::Superseded, granted)
-            }
-            MigrationPhase::Aborting { .. } => {
-                let owner = self.repository.known_vm(vm).await?.owner.value;
-                (MigrationVerdict::Abort, owner.epoch)
-            }
-            // It may have failed before the commit or after it: the owner record knows.
-            MigrationPhase::Ended { .. } => return self.query_owner(vm, host).await,
-        })
-    }
-
-    async fn query_owner(
-        &self,
-        vm: &VmId,
-        host: &HostId,
-    ) -> Result<(MigrationVerdict, Epoch), Refusal> {
+        let record = self.repository.migration(migration).await?;
         let owner = self.repository.vm(vm).await?.map(|vm| vm.owner.value);
-        Ok(match owner {
-            // To the source: go on.
-            Some(owner) if owner.host == *host => (MigrationVerdict::Abort, owner.epoch),
-            Some(owner) => (MigrationVerdict::Superseded, owner.epoch),
-            None => (MigrationVerdict::Superseded, Epoch(0)),
-        })
+        let migration = record.as_ref().map(|record| &record.value.migration);
+        Ok(judge::verdict(migration, owner.as_ref(), host))
     }
 
     /// Writes `Aborting`, which forbids a commit from then on. Answers with the phase the record has

@@ -5,6 +5,7 @@
 //! | [`begin`] | the opening transaction: check, audit, record, driver |
 //! | [`drive`] | one task per migration: takes the step its phase asks for, until it has ended |
 //! | [`phases`] | those steps: prepare, transfer, finish, undo |
+//! | [`judge`] | what the records allow, as plain data |
 //! | [`commit`] | what agents ask: commit, query; and the abort that excludes a commit |
 //! | [`figures`] | two sides' figures merged into one |
 //!
@@ -18,6 +19,7 @@ pub mod begin;
 pub mod commit;
 pub mod drive;
 mod figures;
+pub mod judge;
 mod phases;
 
 pub use self::begin::Order;

@@ -17,6 +17,7 @@ use futures::stream::BoxStream;
 
 use super::drive::Flow;
 use super::figures::merge;
+use super::judge::{self, Arrival};
 use crate::agents::Agent;
 use crate::controller::{Controller, Driver};
 use crate::now;
@@ -35,14 +36,6 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 enum Side {
     Source,
     Destination,
-}
-
-/// What became of a VM after its commit.
-enum Arrival {
-    /// It runs on the destination, or ran there.
-    Runs,
-    /// The destination's copy is gone and never ran.
-    NeverRan(String),
 }
 
 type Heard = (Side, Result<v1::MigrationStatus, Refusal>);
@@ -173,18 +166,18 @@ impl Controller {
         let migration = &record.value.migration;
         let (source, destination) =
             (self.agent(&migration.from).await?, self.agent(&migration.to).await?);
-        let outcome = match self.arrival(record, epoch, &*destination).await {
-            Ok(Arrival::Runs) => MigrationOutcome::Completed,
-            Ok(Arrival::NeverRan(why)) => {
+        match self.arrival(record, epoch, &*destination).await? {
+            Arrival::Runs => {}
+            Arrival::NeverRan(why) => {
                 let why = format!("host {}: {why}", migration.to);
                 self.hand_back(record, &why).await?;
                 return Ok(Flow::Continue);
             }
-            Err(refusal) if !self.out_of_patience(record) => return Err(refusal),
-            Err(refusal) => MigrationOutcome::Failed {
-                why: format!("committed, but not seen running afterwards: {refusal}"),
-            },
-        };
+            // The source's copy may be the only one. However long it takes, it stays.
+            Arrival::Waits | Arrival::Unknown => {
+                return Err(not_yet(&migration.vm, migration.to.as_str()));
+            }
+        }
         look(&*destination, migration.id, driver).await;
         look(&*source, migration.id, driver).await;
         let verdict = MigrationVerdict::Superseded;
@@ -198,11 +191,10 @@ impl Controller {
                 "the source was not told that it is superseded"
             ),
         }
-        self.end_migration(record, outcome, driver).await
+        self.end_migration(record, MigrationOutcome::Completed, driver).await
     }
 
-    /// Whether the VM has been seen running on the destination under `epoch`. An error: neither
-    /// that nor its contrary.
+    /// What became of the VM on the destination. One that waits there is told to run.
     async fn arrival(
         &self,
         record: &Versioned<MigrationRecord>,
@@ -210,21 +202,24 @@ impl Controller {
         destination: &dyn Agent,
     ) -> Result<Arrival, Refusal> {
         let migration = &record.value.migration;
-        if let Some(why) = never_ran(destination, migration.id).await {
-            return Ok(Arrival::NeverRan(why));
-        }
-        match find(&migration.vm, destination).await? {
-            Some(status) if status.epoch == epoch.0 && has_begun(status.state) => {
+        let never_ran = never_ran(destination, migration.id).await;
+        let found = match never_ran {
+            None => find(&migration.vm, destination).await?,
+            Some(_) => None,
+        };
+        let vm = found.as_ref().map(|status| (Epoch(status.epoch), has_begun(status.state)));
+        let arrival = judge::arrival(judge::Destination { never_ran, vm }, epoch);
+        match (&arrival, found) {
+            (Arrival::Runs, Some(status)) => {
                 self.live.vm_seen(&migration.to, &migration.vm, status);
-                Ok(Arrival::Runs)
             }
-            Some(_) => {
+            (Arrival::Waits, _) => {
                 let verdict = MigrationVerdict::Commit;
                 destination.resolve(migration.id, &migration.vm, verdict, epoch).await?;
-                Err(not_yet(&migration.vm, migration.to.as_str()))
             }
-            None => Err(not_yet(&migration.vm, migration.to.as_str())),
+            _ => {}
         }
+        Ok(arrival)
     }
 
     /// `Aborting`: both sides are told, the source is seen running, the end is written.

@@ -1,0 +1,27 @@
+//! Every state that one or two migrations and a few faults can lead to.
+
+use ballast_protocol::Migrations;
+use stateright::{Checker, Model};
+
+fn explore(model: Migrations) {
+    let checker = model.checker().threads(2).spawn_bfs().join();
+    println!("{model:?}: {} states, depth {}", checker.unique_state_count(), checker.max_depth());
+    checker.assert_properties();
+}
+
+#[test]
+fn one_migration_and_any_two_faults() {
+    explore(Migrations { attempts_max: 1, faults_max: 2 });
+}
+
+#[test]
+fn two_migrations_without_faults() {
+    explore(Migrations { attempts_max: 2, faults_max: 0 });
+}
+
+/// Millions of states: `make protocol`.
+#[test]
+#[ignore = "takes minutes"]
+fn two_migrations_and_any_fault() {
+    explore(Migrations { attempts_max: 2, faults_max: 1 });
+}
