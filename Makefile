@@ -4,7 +4,7 @@
 #   make test    lint and all tests; CI runs this and `make test-lab`
 #   make lab     a Debian guest on an emulated KVM host: boot, network, disk, snapshot, restore
 #   make lint    formatting and clippy, warnings denied
-#   make protocol   every state of two migrations and any fault: minutes, many GB of memory at worst
+#   make protocol   every state of two migrations and any fault: minutes
 #   make bench   the benchmarks, with medians and spread
 #   make bench-placement DATA=…   the planner on public problems, one line of JSON a run
 #   make bench-migrate   live migration next to QEMU's, PAIRS=9 of each case (needs root)
@@ -44,8 +44,11 @@ bench: bootstrap-build
 
 bench-migrate: bootstrap-lab
 	$(CARGO) bench --quiet -p ballast-vmm --bench migrate -- --pairs $(PAIRS) $(BENCH_ARGS)
-protocol: bootstrap-test
-	$(CARGO) nextest run -p ballast-protocol --run-ignored all --no-capture
+
+PROTOCOL_ARGS ?= 2 1
+
+protocol: bootstrap-build
+	$(CARGO) run --quiet --release -p ballast-protocol --example explore -- $(PROTOCOL_ARGS)
 
 FUZZ_MINUTES ?= 10
 # A counter of LLVM's for every branch of ballast-vmm (see vmm/src/devices/fuzz), nothing else is built anew.
