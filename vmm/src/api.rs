@@ -20,10 +20,10 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 use crate::migration::control::{self, Control, Verdict};
-use crate::migration::convergence::{Limits, ROUNDS_DEFAULT, ROUNDS_MAX};
-use crate::migration::destination::nobody_came;
-use crate::migration::framing::{Hello, TOKEN_BYTES, VERSIONS};
-use crate::migration::negotiation::{Expected, await_source};
+use crate::migration::convergence::{Limits, Policy, ROUNDS_DEFAULT, ROUNDS_MAX};
+use crate::migration::destination::{Incoming, nobody_came};
+use crate::migration::framing::{Hello, STREAMS_MAX, TOKEN_BYTES, VERSIONS};
+use crate::migration::lobby::{Expected, Lobby};
 use crate::migration::source::{BANDWIDTH_MIN, Order};
 use crate::snapshot::After;
 use crate::vm::{Vm, address, no_thread};
@@ -34,6 +34,8 @@ const CONSOLE_WAIT_MAX: Duration = Duration::from_secs(2);
 const CONSOLE_POLL: Duration = Duration::from_millis(10);
 /// The most one write to the console may carry, in bytes.
 const CONSOLE_WRITE_BYTES_MAX: usize = 4096;
+/// The longest downtime limit taken.
+const DOWNTIME_MAX: Duration = Duration::from_secs(600);
 /// How long a destination waits for its source.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -109,6 +111,13 @@ impl Api {
                 "use at most 1000",
             ));
         }
+        let streams = u16::try_from(request.streams).ok().filter(|&streams| streams <= STREAMS_MAX);
+        let Some(streams) = streams else {
+            return Err(invalid(
+                format!("{} streams are too many", request.streams),
+                "use 1 to 128, or 0 for as many as link and CPUs ask for",
+            ));
+        };
         let bandwidth = BytesPerSec(request.bandwidth_bytes_per_sec);
         if bandwidth > BytesPerSec::ZERO && bandwidth < BANDWIDTH_MIN {
             return Err(invalid(
@@ -124,44 +133,55 @@ impl Api {
                 token: token(&request.token)?,
                 vm: self.vm.id().clone(),
             },
-            limits: Limits {
-                downtime: Duration::from_millis(request.downtime_limit_ms.into()),
-                rounds: if request.rounds_max == 0 { ROUNDS_DEFAULT } else { request.rounds_max },
-            },
+            limits: limits(request)?,
             verify: request.verify,
             bandwidth: (bandwidth > BytesPerSec::ZERO).then_some(bandwidth),
+            streams: (streams > 0).then_some(streams),
         })
     }
 
-    /// Waits for the source on `listener`, then hands the connection to a thread.
-    async fn accept(
-        self,
-        listener: tokio::net::TcpListener,
-        expected: Expected,
-        control: Arc<Control>,
-    ) {
+    /// Waits for the source in the lobby, then hands its connections to a thread.
+    async fn accept(self, lobby: Lobby, control: Arc<Control>) {
         let mut changes = control.watch();
         let source = tokio::select! {
-            source = await_source(listener, expected) => Ok(source),
+            source = lobby.await_source() => Ok(source),
             () = tokio::time::sleep(LISTEN_TIMEOUT) => Err(nobody_came(LISTEN_TIMEOUT)),
             () = aborted(&control, &mut changes) => {
                 Err(Refusal::new(RefusalCode::Cancelled, "the migration was cancelled", "try again"))
             }
         };
-        let received = match source {
-            Ok((peer, hello)) => peer.into_std().map(|tcp| (tcp, hello)).map_err(|e| no_thread(&e)),
-            Err(why) => Err(why),
-        };
-        let (tcp, hello) = match received {
+        let (tcp, hello) = match source {
             Ok(source) => source,
             Err(why) => return self.vm.discard_incoming(&control, why),
         };
+        let (others, joined) = std::sync::mpsc::sync_channel(STREAMS_MAX.into());
+        let incoming = Incoming { tcp, hello, key: lobby.key(), joined };
         let (vm, shared) = (Arc::clone(&self.vm), Arc::clone(&control));
         let thread = std::thread::Builder::new().name("migration".to_owned());
-        if let Err(error) = thread.spawn(move || vm.receive(tcp, &hello, &shared)) {
-            self.vm.discard_incoming(&control, no_thread(&error));
+        if let Err(error) = thread.spawn(move || vm.receive(incoming, &shared)) {
+            return self.vm.discard_incoming(&control, no_thread(&error));
+        }
+        tokio::select! {
+            () = lobby.await_others(others) => {}
+            _ = changes.wait_for(|now| now.has_ended() || now.state == v1::MigrationState::Ready) => {}
         }
     }
+}
+
+fn limits(request: &v1::SendMigrationRequest) -> Result<Limits, Status> {
+    let ms = |ms: u32| Duration::from_millis(ms.into());
+    let downtime = ms(request.downtime_limit_ms);
+    let downtime_max = ms(request.downtime_limit_max_ms).max(downtime);
+    if downtime_max > DOWNTIME_MAX {
+        return Err(invalid(
+            format!("the downtime limit may be raised to {} ms", downtime_max.as_millis()),
+            "use at most 600000 ms, or 0 to leave the limit as it is",
+        ));
+    }
+    let policy =
+        if request.never_throttle { Policy::without_throttling() } else { Policy::default() };
+    let rounds = if request.rounds_max == 0 { ROUNDS_DEFAULT } else { request.rounds_max };
+    Ok(Limits { downtime, downtime_max, rounds, policy })
 }
 
 /// Returns once the migration has a verdict, or has ended.
@@ -330,8 +350,10 @@ impl VmmService for Api {
         let (vm, epoch) = (Arc::clone(&self.vm), Epoch(request.source_epoch));
         let control = blocking(move || vm.expect_migration(spec, epoch, migration)).await?;
         let control = control.map_err(refuse)?;
-        let expected = Expected { migration, token, vm: self.vm.id().clone() };
-        tokio::spawn(self.clone().accept(listener, expected, control));
+        let key = rand::random();
+        let lobby =
+            Lobby::new(listener, Expected { migration, token, vm: self.vm.id().clone(), key });
+        tokio::spawn(self.clone().accept(lobby, control));
         Ok(Response::new(v1::ReceiveMigrationResponse { address: bound.to_string() }))
     }
 

@@ -18,7 +18,7 @@
 //! operations): no half-done instruction is ever saved.
 
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -72,6 +72,8 @@ struct Vcpu {
     fd: Mutex<VcpuFd>,
     /// `immediate_exit` in the `kvm_run` page, which `fd` keeps mapped.
     immediate_exit: *const AtomicU8,
+    /// How long it shall not run, in microseconds, when it next leaves the guest.
+    nap_micros: AtomicU64,
 }
 
 // SAFETY: `immediate_exit` points into the mapping that `fd` owns and that lives as long as
@@ -193,7 +195,32 @@ impl Vcpus {
 
     /// CPU time all vCPU threads have used.
     pub(crate) fn cpu_time(&self) -> Duration {
-        lock(&self.shared.threads).iter().map(thread_cpu_time).sum()
+        self.cpu_times().iter().sum()
+    }
+
+    /// CPU time each vCPU's thread has used.
+    pub(crate) fn cpu_times(&self) -> Vec<Duration> {
+        lock(&self.shared.threads).iter().map(thread_cpu_time).collect()
+    }
+
+    /// Keeps one vCPU from running for this long, or until it is to park. Does not wait for it.
+    pub(crate) fn nap(&self, index: usize, time: Duration) {
+        let shared = &self.shared;
+        let Some(vcpu) = shared.vcpus.get(index) else { return };
+        {
+            let state = lock(&shared.state);
+            if state.order != Order::Run {
+                return;
+            }
+            let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+            vcpu.nap_micros.store(micros, Ordering::SeqCst);
+            vcpu.immediate_exit().store(1, Ordering::SeqCst);
+        }
+        if let Some(thread) = lock(&shared.threads).get(index)
+            && let Err(error) = thread.kill(SIGRTMIN())
+        {
+            tracing::debug!(%error, "a vCPU's thread took no signal");
+        }
     }
 
     /// Ends all threads and waits for them. Nothing runs afterwards.
@@ -284,6 +311,24 @@ impl Shared {
         go
     }
 
+    /// Sits out what [`Vcpus::nap`] asked for; false when the order is no longer to run.
+    fn nap(&self, index: usize) -> bool {
+        let vcpu = &self.vcpus[index];
+        let mut state = lock(&self.state);
+        let time = Duration::from_micros(vcpu.nap_micros.swap(0, Ordering::SeqCst));
+        if state.order == Order::Run && !time.is_zero() {
+            let waited =
+                self.changed.wait_timeout_while(state, time, |state| state.order == Order::Run);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        let run = state.order == Order::Run;
+        if run {
+            // Under the lock, as in `park`: an order to stop sets it again.
+            vcpu.immediate_exit().store(0, Ordering::SeqCst);
+        }
+        run
+    }
+
     /// Parks the whole machine, for good.
     fn guest_ended(&self, why: &GuestEnd) {
         let first = {
@@ -318,7 +363,7 @@ impl Shared {
                 Ok(VcpuExit::InternalError) => return Err(internal_error(index, &mut fd)),
                 Ok(exit) => return Err(end_of(index, &exit)),
                 Err(error) if error.errno() == libc::EINTR => {
-                    if lock(&self.state).order != Order::Run {
+                    if !self.nap(index) {
                         return Ok(());
                     }
                 }
@@ -363,7 +408,7 @@ fn end_of(vcpu: usize, exit: &VcpuExit<'_>) -> GuestEnd {
 impl Vcpu {
     fn new(mut fd: VcpuFd) -> Self {
         let immediate_exit = (&raw mut fd.get_kvm_run().immediate_exit).cast::<AtomicU8>();
-        Self { fd: Mutex::new(fd), immediate_exit }
+        Self { fd: Mutex::new(fd), immediate_exit, nap_micros: AtomicU64::new(0) }
     }
 
     fn immediate_exit(&self) -> &AtomicU8 {

@@ -28,7 +28,6 @@ use tokio_util::sync::CancellationToken;
 use crate::devices::console::log::LogFiles;
 use crate::machine::Machine;
 use crate::migration::control::Control;
-use crate::migration::framing::Hello;
 use crate::migration::{destination, source};
 use crate::power::GuestEnd;
 use crate::sample::{Load, Sampler};
@@ -294,12 +293,12 @@ impl Vm {
 
     /// Receives a migration over a connection whose peer has shown the token.
     /// Returns when the VM runs here or has been discarded.
-    pub(crate) fn receive(&self, tcp: std::net::TcpStream, hello: &Hello, control: &Arc<Control>) {
+    pub(crate) fn receive(&self, incoming: destination::Incoming, control: &Arc<Control>) {
         let machine = match &lock(&self.owned).stage {
             Stage::Incoming(machine) => Arc::clone(machine),
             _ => return,
         };
-        match destination::receive(&machine, tcp, hello, control, &self.unrun) {
+        match destination::receive(&machine, incoming, control, &self.unrun) {
             destination::Ending::Runs(epoch) => {
                 {
                     let mut owned = lock(&self.owned);

@@ -7,7 +7,7 @@
 mod process;
 
 use ballast_model::RefusalCode;
-use ballast_proto::v1::{MigrationState, MigrationVerdict, VmState};
+use ballast_proto::v1::{self, MigrationState, MigrationVerdict, VmState};
 use process::{Lab, busy, check_refused, have_kvm};
 
 #[tokio::test]
@@ -52,7 +52,8 @@ async fn a_guest_under_load_moves_and_loses_nothing() {
 }
 
 /// Several hosts in a row, with a size that is no multiple of anything but a
-/// page, more than one vCPU, and a link that is limited.
+/// page, more than one vCPU, and over one, a few and many connections, the
+/// first of them limited.
 #[tokio::test]
 async fn a_guest_moves_again_and_again() {
     if !have_kvm() {
@@ -65,10 +66,14 @@ async fn a_guest_moves_again_and_again() {
     let mut source = lab.vmm("host0").await;
     source.boot(spec.clone()).await.unwrap();
     source.beats(3).await;
-    for hop in 1..=3 {
+    for (hop, streams) in [(1, 1), (2, 3), (3, 40)] {
         let mut next = lab.vmm(&format!("host{hop}")).await;
         let address = next.listen(spec.clone()).await.unwrap();
-        source.send(&address, |send| send.bandwidth_bytes_per_sec = 256 << 20).await.unwrap();
+        let change = |send: &mut v1::SendMigrationRequest| {
+            send.streams = streams;
+            send.bandwidth_bytes_per_sec = if hop == 1 { 256 << 20 } else { 0 };
+        };
+        source.send(&address, change).await.unwrap();
         next.watch_state(MigrationState::Ready).await;
         source.watch_state(MigrationState::Ready).await;
         source.read_console().await;

@@ -20,7 +20,7 @@ async fn start(lab: &Lab, name: &str, at: &ballast_guest::net::Namespace) -> Vmm
 }
 
 /// Boots the guest, moves it, and hears it out.
-pub(crate) async fn migrate(case: &Case, link: &Link, _streams: u32, _tls: bool) -> Figures {
+pub(crate) async fn migrate(case: &Case, link: &Link, streams: u32, _tls: bool) -> Figures {
     let lab = Lab::new();
     let mut source = start(&lab, "a", &link.source).await;
     let mut destination = start(&lab, "b", &link.destination).await;
@@ -37,6 +37,7 @@ pub(crate) async fn migrate(case: &Case, link: &Link, _streams: u32, _tls: bool)
     let change = |send: &mut ballast_proto::v1::SendMigrationRequest| {
         send.verify = false;
         send.downtime_limit_ms = DOWNTIME_LIMIT_MS;
+        send.streams = streams;
     };
     source.send(&address, change).await.unwrap();
     let done = [MigrationState::Ready, MigrationState::Aborted].map(|state| state as i32);

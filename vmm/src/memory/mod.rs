@@ -8,13 +8,16 @@
 //! | --- | --- |
 //! | [`layout`] | where memory lies in the guest's address space |
 //! | [`backing`] | the host's pages behind it |
-//! | [`prefault`] | taking all of them before the guest starts |
+//! | [`prefault`] | taking them before the guest starts, or before they arrive |
+//! | [`zero`] | whether a page holds only zeroes |
 
 mod backing;
 mod layout;
 mod prefault;
+mod zero;
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::AtomicBool;
 
 use ballast_model::hardware::MemoryBacking;
 use ballast_model::{Bytes, Refusal, RefusalCode};
@@ -160,17 +163,31 @@ impl Memory {
         true
     }
 
+    /// Where `count` pages from `first` on are mapped, and their length in bytes; none when guest
+    /// memory has not all of them in one piece.
+    pub(crate) fn run(&self, first: u64, count: u64) -> Option<(HostAddress, usize)> {
+        let slot = self.slots.iter().rfind(|slot| slot.first_page <= first)?;
+        let end = first.checked_add(count)?;
+        if end > slot.first_page + slot.pages {
+            return None;
+        }
+        Some((self.page(first)?, usize::try_from(count).ok()?.checked_mul(PAGE_BYTES)?))
+    }
+
     /// Whether page `page` held only zeroes when it was looked at.
     pub(crate) fn is_zero(&self, page: u64) -> bool {
-        let Some(host) = self.page(page) else { return false };
-        let words = host.0.cast::<u64>();
-        (0..PAGE_BYTES / 8).step_by(8).all(|first| {
-            (first..first + 8)
-                // SAFETY: the page is mapped and aligned. Volatile, because the guest may be writing.
-                .map(|word| unsafe { words.add(word).read_volatile() })
-                .fold(0, |all, word| all | word)
-                == 0
-        })
+        // SAFETY: the page is mapped and aligned.
+        self.page(page).is_some_and(|host| unsafe { zero::is_zero(host.as_ptr()) })
+    }
+
+    /// Which blocks of 2 MiB have pages, one bit each, by number: a hint.
+    pub(crate) fn blocks_present(&self) -> Vec<u8> {
+        prefault::blocks_present(&self.slots, self.layout.pages())
+    }
+
+    /// Takes the pages of these blocks, in order, until `over`.
+    pub(crate) fn take_blocks(&self, blocks: &[u8], over: &AtomicBool) {
+        prefault::take_blocks(self, blocks, over);
     }
 
     /// Fills page `page` with zeroes.
@@ -216,6 +233,8 @@ mod tests {
         let memory = Memory::map(Layout::of_size(Bytes::mib(1)), MemoryBacking::default()).unwrap();
         assert!(memory.page(255).is_some());
         assert!(memory.page(256).is_none());
+        assert_eq!(memory.run(250, 6).unwrap().1, 6 * PAGE_BYTES);
+        assert!(memory.run(250, 7).is_none() && memory.run(1, u64::MAX).is_none());
         assert!(memory.is_zero(7));
         let host = memory.page(7).unwrap();
         // SAFETY: page 7 is mapped and nobody else uses it.
@@ -266,6 +285,8 @@ mod tests {
         assert!(memory.mmap().write_slice(b"here", GuestAddress(7 << 29)).is_err());
         assert_eq!(memory.take_device_writes(high)[0], 1);
         assert!(memory.page(5 << 18).is_none());
+        assert!(memory.run((3 << 18) - 1, 1).is_some(), "the last below the hole");
+        assert!(memory.run((3 << 18) - 1, 2).is_none(), "not in one piece");
     }
 
     #[test]

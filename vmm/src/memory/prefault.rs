@@ -1,6 +1,7 @@
-//! Taking all of guest memory before the guest starts.
+//! Taking guest memory before it is used: all of it before the guest starts, or
+//! where pages will arrive, ahead of them.
 //!
-//! Threads take chunk after chunk; what the kernel zeroes is the time it takes,
+//! All of it: threads take chunk after chunk; what the kernel zeroes is the time it takes,
 //! so more threads than CPUs would not help, and more than a few would starve
 //! the host's other VMs. How far it is stands in the log.
 
@@ -9,7 +10,7 @@ use std::time::Instant;
 
 use ballast_model::{Bytes, Refusal, RefusalCode};
 
-use super::{HostAddress, PAGE_BYTES, Slot};
+use super::{HostAddress, Memory, PAGE_BYTES, Slot};
 
 const CHUNK_BYTES: usize = 64 << 20;
 const THREADS_MAX: usize = 8;
@@ -65,17 +66,68 @@ pub(super) fn take(slots: &[Slot]) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn chunks(slots: &[Slot]) -> Vec<Chunk> {
-    let mut chunks = Vec::new();
-    for slot in slots {
-        let bytes = usize::try_from(slot.pages).unwrap_or(0) * PAGE_BYTES;
-        for offset in (0..bytes).step_by(CHUNK_BYTES) {
-            // SAFETY: `offset` lies within the slot, which is mapped in one piece.
-            let start = HostAddress(unsafe { slot.host.as_ptr().add(offset) });
-            chunks.push(Chunk { start, bytes: CHUNK_BYTES.min(bytes - offset) });
+/// Pages of a block: a huge page of them.
+const BLOCK_PAGES: u64 = 512;
+
+/// Which blocks have pages in memory, one bit each. What is asked for is not what is in swap: a
+/// hint for [`take_blocks`], no more.
+pub(super) fn blocks_present(slots: &[Slot], pages: u64) -> Vec<u8> {
+    let length = usize::try_from(pages.div_ceil(BLOCK_PAGES).div_ceil(8)).unwrap_or(0);
+    let mut blocks = vec![0; length];
+    let mut present = vec![0; CHUNK_BYTES / PAGE_BYTES];
+    for chunk in slots.iter().flat_map(numbered_chunks) {
+        let (first_page, Chunk { start, bytes }) = chunk;
+        // SAFETY: asks about a mapping of this process; one byte a page is written, of which
+        // `present` has as many as the longest chunk has pages.
+        if unsafe { libc::mincore(start.as_ptr().cast(), bytes, present.as_mut_ptr()) } != 0 {
+            continue;
+        }
+        for (page, _) in
+            (first_page..).zip(&present[..bytes / PAGE_BYTES]).filter(|it| it.1 & 1 == 1)
+        {
+            let block = page / BLOCK_PAGES;
+            if let Some(byte) = usize::try_from(block / 8).ok().and_then(|at| blocks.get_mut(at)) {
+                *byte |= 1 << (block % 8);
+            }
         }
     }
-    chunks
+    blocks
+}
+
+/// Takes the pages of the blocks whose bits are set, until `over`. What cannot be taken is not:
+/// whoever writes there will see.
+pub(super) fn take_blocks(memory: &Memory, blocks: &[u8], over: &AtomicBool) {
+    let pages = memory.layout().pages();
+    for block in 0..pages.div_ceil(BLOCK_PAGES) {
+        let byte = usize::try_from(block / 8).ok().and_then(|at| blocks.get(at));
+        if over.load(Ordering::Relaxed) {
+            return;
+        }
+        if byte.is_none_or(|byte| byte & 1 << (block % 8) == 0) {
+            continue;
+        }
+        let first = block * BLOCK_PAGES;
+        if let Some((start, bytes)) = memory.run(first, BLOCK_PAGES.min(pages - first)) {
+            // SAFETY: a mapping of guest memory; populating changes no byte of it.
+            unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) };
+        }
+    }
+}
+
+fn chunks(slots: &[Slot]) -> Vec<Chunk> {
+    slots.iter().flat_map(numbered_chunks).map(|(_, chunk)| chunk).collect()
+}
+
+/// The chunks of a slot, with the number of the first page of each.
+fn numbered_chunks(slot: &Slot) -> impl Iterator<Item = (u64, Chunk)> {
+    let slot = *slot;
+    let bytes = usize::try_from(slot.pages).unwrap_or(0) * PAGE_BYTES;
+    (0..bytes).step_by(CHUNK_BYTES).map(move |offset| {
+        // SAFETY: `offset` lies within the slot, which is mapped in one piece.
+        let start = HostAddress(unsafe { slot.host.as_ptr().add(offset) });
+        let first_page = slot.first_page + (offset / PAGE_BYTES) as u64;
+        (first_page, Chunk { start, bytes: CHUNK_BYTES.min(bytes - offset) })
+    })
 }
 
 fn take_chunk(chunk: Chunk) -> bool {

@@ -1,7 +1,6 @@
 //! What a running migration and the rest of the process share: its status, for
 //! whoever watches, and its verdict, from whoever decides.
 
-use std::net::{Shutdown, TcpStream};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +8,8 @@ use ballast_model::migration::Progress;
 use ballast_model::{Epoch, MigrationId, Refusal, RefusalCode, VmId};
 use ballast_proto::v1::{MigrationRole as Role, MigrationState as State};
 use tokio::sync::watch;
+
+use super::stream::Handle;
 
 /// Where one side of a migration stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,8 +47,8 @@ pub(crate) struct Control {
     status: watch::Sender<Status>,
     verdict: Mutex<Option<Verdict>>,
     decided: Condvar,
-    /// To be shut down when a verdict comes while the thread waits for the peer.
-    socket: Mutex<Option<TcpStream>>,
+    /// To be shut down when a verdict comes while a thread waits for the peer.
+    connections: Mutex<Vec<Handle>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -62,7 +63,7 @@ impl Control {
             status: watch::Sender::new(status),
             verdict: Mutex::new(None),
             decided: Condvar::new(),
-            socket: Mutex::new(None),
+            connections: Mutex::new(Vec::new()),
         }
     }
 
@@ -84,19 +85,18 @@ impl Control {
         self.update(|status| (status.state, status.refusal) = (state, refusal));
     }
 
-    /// The connection to interrupt when a verdict comes.
-    pub(crate) fn attach(&self, socket: &TcpStream) -> std::io::Result<()> {
-        *lock(&self.socket) = Some(socket.try_clone()?);
+    /// Another connection to interrupt when a verdict comes.
+    pub(crate) fn attach(&self, connection: Handle) {
+        lock(&self.connections).push(connection);
         // One that came before found nothing to interrupt.
         if self.verdict().is_some() {
-            socket.shutdown(Shutdown::Both)?;
+            lock(&self.connections).iter().for_each(Handle::shut_down);
         }
-        Ok(())
     }
 
-    /// Nobody waits on the connection any more: lets go of it.
+    /// Nobody waits on the connections any more: lets go of them.
     pub(crate) fn detach(&self) {
-        *lock(&self.socket) = None;
+        lock(&self.connections).clear();
     }
 
     /// The verdict, once it is known.
@@ -137,10 +137,8 @@ impl Control {
             self.status.send_modify(|_| {});
             // Ends a read or write that waits for the peer. Not on COMMIT: READY may still be
             // on its way to the source.
-            if !matches!(new, Verdict::Commit(_))
-                && let Some(socket) = lock(&self.socket).as_ref()
-            {
-                let _ = socket.shutdown(Shutdown::Both);
+            if !matches!(new, Verdict::Commit(_)) {
+                lock(&self.connections).iter().for_each(Handle::shut_down);
             }
         }
         Ok(())

@@ -1,17 +1,22 @@
-//! When to stop copying: a decision on numbers, without IO and without a clock.
+//! When to stop copying: decisions on numbers, without IO and without a clock.
 //!
 //! After every round the source knows how much is dirty now and how fast the
-//! round went. Switching over now would take `fixed + remaining / rate`. If that
-//! fits the downtime limit, it is time; if the rounds are used up, it will never
-//! be; else another round makes `remaining` smaller as long as the guest dirties
-//! memory more slowly than the link carries it.
+//! round went. Switching over now would take `fixed + remaining / rate`, the
+//! *estimate*.
+//!
+//! - It fits the downtime limit: switch over. But a limit is not an aim: while a
+//!   further round is short and makes the estimate much smaller, there is one.
+//! - It does not, and gets smaller: another round.
+//! - It does not get smaller, round after round: the next step of the [`Policy`].
+//!   Steps only ever go forward and the last one is to give up, so every
+//!   migration ends.
 
 use std::time::Duration;
 
 use ballast_model::{Bytes, BytesPerSec};
 
 /// Rounds a source tries when it is not told how many.
-pub(crate) const ROUNDS_DEFAULT: u32 = 30;
+pub(crate) const ROUNDS_DEFAULT: u32 = 60;
 /// The most rounds it can be told to try.
 pub(crate) const ROUNDS_MAX: u32 = 1000;
 /// What a switchover takes apart from sending pages: pause, state, load, two
@@ -20,14 +25,75 @@ pub(crate) const ROUNDS_MAX: u32 = 1000;
 const FIXED: Duration = Duration::from_millis(8);
 /// Below this much a round is too short to measure a rate by.
 const RATE_SAMPLE_BYTES_MIN: Bytes = Bytes(1 << 20);
+/// An estimate that needs no further round to become smaller.
+const GOOD_ENOUGH: Duration = Duration::from_millis(4);
+/// A further round for a smaller estimate takes at most this long, and there are so many of them.
+const FURTHER_ROUND_MAX: Duration = Duration::from_millis(500);
+const FURTHER_ROUNDS_MAX: u32 = 4;
+/// A round is stalled when it leaves more than this share of the estimate before, in percent.
+const STALLED_PERCENT: u32 = 80;
+/// A throttled guest is to write at most this share of what the link carries, in percent.
+const WANTED_PERCENT: u64 = 40;
 
 /// What the source has to keep to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Limits {
     /// The longest switchover to plan for.
     pub(crate) downtime: Duration,
+    /// How far a step may raise that.
+    pub(crate) downtime_max: Duration,
     /// Rounds after which it gives up.
     pub(crate) rounds: u32,
+    /// What is done about a guest that writes faster than the link carries, in this order.
+    pub(crate) policy: Policy,
+}
+
+/// What is done, and after how many stalled rounds since the step before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Policy(pub(crate) Vec<Step>);
+
+/// One step of a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// Stalled rounds before it is taken.
+    pub(crate) stalled_rounds: u32,
+    /// What it is.
+    pub(crate) action: Action,
+}
+
+/// What can be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Double the downtime limit, up to its bound.
+    RaiseLimit,
+    /// Keep the vCPUs that run from running, for at least this share of the time in percent:
+    /// more when the rates say that it takes more.
+    Throttle(u8),
+    /// End the migration. The guest runs on.
+    GiveUp,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let step = |stalled_rounds, action| Step { stalled_rounds, action };
+        Self(vec![
+            step(2, Action::RaiseLimit),
+            step(0, Action::Throttle(30)),
+            step(1, Action::Throttle(60)),
+            step(1, Action::Throttle(80)),
+            step(1, Action::Throttle(95)),
+            step(2, Action::Throttle(99)),
+            step(3, Action::GiveUp),
+        ])
+    }
+}
+
+impl Policy {
+    /// That of a guest that must not be slowed down.
+    pub(crate) fn without_throttling() -> Self {
+        let all = Self::default().0.into_iter();
+        Self(all.filter(|step| !matches!(step.action, Action::Throttle(_))).collect())
+    }
 }
 
 /// What to do next.
@@ -35,6 +101,8 @@ pub(crate) struct Limits {
 pub(crate) enum Decision {
     /// Another round.
     Continue,
+    /// Another round, with vCPUs kept from running for this share of the time in percent.
+    Throttle(u8),
     /// Pause the guest and send the rest.
     Stop,
     /// It does not converge; the switchover would take this long.
@@ -61,26 +129,142 @@ impl Rate {
     pub(crate) fn time_for(self, remaining: Bytes) -> Option<Duration> {
         if remaining == Bytes::ZERO { Some(Duration::ZERO) } else { remaining.time_at(self.0?) }
     }
+
+    /// Bytes per second, once known.
+    pub(crate) fn get(self) -> Option<BytesPerSec> {
+        self.0
+    }
 }
 
-/// Decides after round `round` (1, 2, 3, …).
-pub(crate) fn decide(round: u32, remaining: Bytes, rate: Rate, limits: &Limits) -> Decision {
-    let for_pages = limits.downtime.saturating_sub(FIXED).max(limits.downtime / 2);
-    let estimate = rate.time_for(remaining);
-    if estimate.is_some_and(|time| time <= for_pages) {
-        Decision::Stop
-    } else if round >= limits.rounds {
+/// A round that is over, as the decision sees it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RoundDone {
+    /// 1, 2, 3, …
+    pub(crate) number: u32,
+    /// How long it took.
+    pub(crate) time: Duration,
+    /// What was written meanwhile.
+    pub(crate) remaining: Bytes,
+    /// What the link carries.
+    pub(crate) rate: Rate,
+}
+
+/// Decides after every round, and remembers how the rounds before went.
+#[derive(Debug)]
+pub(crate) struct Convergence {
+    limits: Limits,
+    /// The limit, as raised so far.
+    downtime: Duration,
+    last: Option<Duration>,
+    /// Stalled rounds since the last step.
+    stalled: u32,
+    /// Rounds beyond the one after which the limit was kept.
+    further: u32,
+    /// The next step of the policy.
+    next: usize,
+    throttle: u8,
+}
+
+impl Convergence {
+    pub(crate) fn new(limits: Limits) -> Self {
+        let downtime = limits.downtime;
+        Self { limits, downtime, last: None, stalled: 0, further: 0, next: 0, throttle: 0 }
+    }
+
+    /// The limit in force.
+    pub(crate) fn downtime(&self) -> Duration {
+        self.downtime
+    }
+
+    /// Decides after a round.
+    pub(crate) fn decide(&mut self, done: &RoundDone) -> Decision {
+        let estimate = done.rate.time_for(done.remaining);
+        let before = std::mem::replace(&mut self.last, estimate);
+        let shrinks_to = |percent: u32| match (estimate, before) {
+            (Some(now), Some(before)) => now * 100 <= before * percent,
+            _ => true,
+        };
+        if done.number >= self.limits.rounds {
+            return if self.fits(estimate) { Decision::Stop } else { self.give_up(estimate) };
+        }
+        if let Some(estimate) = estimate.filter(|_| self.fits(estimate)) {
+            let worth = estimate > GOOD_ENOUGH
+                && estimate <= FURTHER_ROUND_MAX
+                && self.further < FURTHER_ROUNDS_MAX
+                && (self.further == 0 || shrinks_to(50));
+            self.further += 1;
+            return if worth { Decision::Continue } else { Decision::Stop };
+        }
+        if shrinks_to(STALLED_PERCENT) {
+            return Decision::Continue;
+        }
+        self.stalled += 1;
+        self.step(done, estimate)
+    }
+
+    /// As many steps of the policy as are due.
+    fn step(&mut self, done: &RoundDone, estimate: Option<Duration>) -> Decision {
+        let mut decision = Decision::Continue;
+        loop {
+            let Some(step) = self.limits.policy.0.get(self.next).copied() else {
+                return self.give_up(estimate);
+            };
+            if self.stalled < step.stalled_rounds {
+                return decision;
+            }
+            self.next += 1;
+            self.stalled = 0;
+            match step.action {
+                Action::RaiseLimit => {
+                    self.downtime = (self.downtime * 2).min(self.limits.downtime_max);
+                    if self.fits(estimate) {
+                        return Decision::Stop;
+                    }
+                }
+                Action::Throttle(percent) => {
+                    let wanted = percent.max(self.throttle_for(done));
+                    // A step that the rates have overtaken already is passed over.
+                    if wanted > self.throttle {
+                        self.throttle = wanted;
+                        decision = Decision::Throttle(wanted);
+                        return decision;
+                    }
+                }
+                Action::GiveUp => return self.give_up(estimate),
+            }
+        }
+    }
+
+    /// The share of time to take from the guest so that it writes little enough, by what it wrote
+    /// in the last round: at least that, for a page written twice counts once.
+    fn throttle_for(&self, done: &RoundDone) -> u8 {
+        let written = BytesPerSec::from_amount(done.remaining, done.time).get();
+        let wanted = done.rate.get().map_or(0, |rate| rate.get() / 100 * WANTED_PERCENT);
+        let running = 100 - u64::from(self.throttle);
+        let share = (running * wanted).checked_div(written).unwrap_or(running);
+        u8::try_from(100 - share.min(100)).unwrap_or(99).min(99)
+    }
+
+    fn fits(&self, estimate: Option<Duration>) -> bool {
+        let for_pages = self.downtime.saturating_sub(FIXED).max(self.downtime / 2);
+        estimate.is_some_and(|time| time <= for_pages)
+    }
+
+    fn give_up(&self, estimate: Option<Duration>) -> Decision {
         Decision::GiveUp { estimate: estimate.map(|time| time + FIXED) }
-    } else {
-        Decision::Continue
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    const LIMITS: Limits = Limits { downtime: Duration::from_millis(108), rounds: 5 };
+    fn limits(rounds: u32) -> Limits {
+        let downtime = Duration::from_millis(108);
+        Limits { downtime, downtime_max: downtime, rounds, policy: Policy::default() }
+    }
 
     fn rate(mib_per_sec: u64) -> Rate {
         let mut rate = Rate::default();
@@ -88,32 +272,82 @@ mod tests {
         rate
     }
 
-    fn check(round: u32, remaining_mib: u64, expected: Decision) {
-        assert_eq!(decide(round, Bytes::mib(remaining_mib), rate(100), &LIMITS), expected);
+    /// After a round of a second over a link of 100 MiB/s.
+    fn done(number: u32, remaining: Bytes) -> RoundDone {
+        RoundDone { number, time: Duration::from_secs(1), remaining, rate: rate(100) }
+    }
+
+    fn check(rounds: &[u64], expected: Decision) {
+        let mut convergence = Convergence::new(limits(5));
+        let decisions =
+            (1..).zip(rounds).map(|(n, kib)| convergence.decide(&done(n, Bytes(*kib << 10))));
+        assert_eq!(decisions.last(), Some(expected), "{rounds:?}");
     }
 
     #[test]
-    fn it_stops_when_the_rest_fits_the_limit() {
-        check(1, 10, Decision::Stop);
-        check(1, 11, Decision::Continue);
-        check(5, 10, Decision::Stop);
-        check(5, 11, Decision::GiveUp { estimate: Some(Duration::from_millis(118)) });
-        check(99, 0, Decision::Stop);
+    fn it_stops_when_nothing_is_left_to_gain() {
+        check(&[400], Decision::Stop);
+        check(&[11_000], Decision::Continue);
+        check(&[10_000], Decision::Continue);
+        check(&[10_000, 400], Decision::Stop);
+        check(&[10_000, 4000], Decision::Continue);
+        check(&[10_000, 9000], Decision::Stop);
+    }
+
+    #[test]
+    fn the_number_of_rounds_is_a_bound() {
+        check(&[90_000, 50_000, 30_000, 20_000, 10_000], Decision::Stop);
+        let estimate = Some(Duration::from_millis(118));
+        check(&[90_000, 50_000, 30_000, 20_000, 11 << 10], Decision::GiveUp { estimate });
+    }
+
+    #[test]
+    fn a_guest_that_writes_as_fast_as_the_link_is_slowed_down_as_far_as_it_takes() {
+        check(&[90_000, 90_000], Decision::Continue);
+        // 40 MiB/s are wanted of it, so 55 % of its time go.
+        check(&[90_000, 90_000, 90_000], Decision::Throttle(55));
+    }
+
+    #[test]
+    fn a_limit_that_may_be_raised_is_raised_first() {
+        let downtime_max = Duration::from_secs(2);
+        let mut convergence = Convergence::new(Limits { downtime_max, ..limits(9) });
+        let mut decide = |number| convergence.decide(&done(number, Bytes::mib(18)));
+        assert_eq!(
+            [decide(1), decide(2), decide(3)],
+            [Decision::Continue, Decision::Continue, Decision::Stop]
+        );
+        assert_eq!(convergence.downtime(), Duration::from_millis(216));
+    }
+
+    #[test]
+    fn a_guest_that_must_not_be_slowed_down_stays_where_it_is() {
+        let policy = Policy::without_throttling();
+        let mut convergence = Convergence::new(Limits { policy, ..limits(100) });
+        let decisions: Vec<_> =
+            (1..=6).map(|n| convergence.decide(&done(n, Bytes::mib(90)))).collect();
+        assert!(decisions[..5].iter().all(|one| *one == Decision::Continue), "{decisions:?}");
+        assert!(matches!(decisions[5], Decision::GiveUp { .. }), "{decisions:?}");
     }
 
     #[test]
     fn a_tight_limit_keeps_half_for_pages() {
-        let limits = Limits { downtime: Duration::from_millis(4), rounds: 3 };
-        assert_eq!(decide(1, Bytes(204_800), rate(100), &limits), Decision::Stop);
-        assert_eq!(decide(1, Bytes(409_600), rate(100), &limits), Decision::Continue);
+        let downtime = Duration::from_millis(4);
+        let limits = Limits { downtime, downtime_max: downtime, ..limits(3) };
+        let decide = |bytes| Convergence::new(limits.clone()).decide(&done(1, Bytes(bytes)));
+        assert_eq!(decide(204_800), Decision::Stop);
+        assert_eq!(decide(409_600), Decision::Continue);
     }
 
     #[test]
     fn without_a_rate_only_an_empty_rest_fits() {
-        let none = Rate::default();
-        assert_eq!(decide(1, Bytes::ZERO, none, &LIMITS), Decision::Stop);
-        assert_eq!(decide(1, Bytes(1), none, &LIMITS), Decision::Continue);
-        assert_eq!(decide(5, Bytes(1), none, &LIMITS), Decision::GiveUp { estimate: None });
+        let decide = |number, remaining| {
+            let done = RoundDone { rate: Rate::default(), ..done(number, remaining) };
+            Convergence::new(limits(5)).decide(&done)
+        };
+        assert_eq!(decide(1, Bytes::ZERO), Decision::Stop);
+        assert_eq!(decide(1, Bytes(1)), Decision::Continue);
+        assert_eq!(decide(5, Bytes(1)), Decision::GiveUp { estimate: None });
     }
 
     #[test]
@@ -123,13 +357,27 @@ mod tests {
         assert_eq!(learned.time_for(Bytes::mib(100)), Some(Duration::from_secs(1)));
     }
 
-    #[test]
-    fn every_run_of_rounds_ends() {
-        for remaining in [0, 1, 50, 10_000] {
-            let ends = (1..=LIMITS.rounds).any(|round| {
-                decide(round, Bytes::mib(remaining), rate(100), &LIMITS) != Decision::Continue
-            });
-            assert!(ends);
+    proptest! {
+        #[test]
+        fn every_run_of_rounds_ends_and_throttling_only_grows(
+            rounds in 1u32..200,
+            remaining in prop::collection::vec(0u64..100_000, 200),
+            times in prop::collection::vec(1u64..10_000, 200),
+        ) {
+            let mut convergence = Convergence::new(limits(rounds));
+            let mut throttle = 0;
+            for ((number, kib), ms) in (1..=rounds).zip(remaining).zip(times) {
+                let time = Duration::from_millis(ms);
+                match convergence.decide(&RoundDone { time, ..done(number, Bytes(kib << 10)) }) {
+                    Decision::Continue => {}
+                    Decision::Throttle(percent) => {
+                        prop_assert!(percent > throttle && percent <= 99);
+                        throttle = percent;
+                    }
+                    Decision::Stop | Decision::GiveUp { .. } => return Ok(()),
+                }
+            }
+            prop_assert!(false, "it did not end in {} rounds", rounds);
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use ballast_model::{Bytes, Epoch, Refusal, RefusalCode};
@@ -14,9 +15,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Trouble;
 use super::control::{Control, Verdict};
-use super::dirty::PageSet;
-use super::framing::{Frame, Hello};
-use super::negotiation::answer;
+use super::filling::Filling;
+use super::framing::{Frame, Hello, TOKEN_BYTES};
+use super::lobby::Joined;
+use super::negotiation::{Terms, answer};
 use super::stream::Stream;
 use super::verify::Comparison;
 use crate::codec::Malformed;
@@ -26,8 +28,20 @@ use crate::unrun::UnrunMark;
 
 /// How long a Failed frame may take to be heard.
 const LAST_WORD_PATIENCE: Duration = Duration::from_secs(2);
-/// The least time between two updates of the progress.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// How long the source may take to make its other connections, and how often it is looked
+/// whether it still shall.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
+const JOIN_LOOK: Duration = Duration::from_millis(50);
+
+/// A source that has shown the token.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pub(crate) tcp: TcpStream,
+    pub(crate) hello: Hello,
+    /// What its other connections show, and where they arrive.
+    pub(crate) key: [u8; TOKEN_BYTES],
+    pub(crate) joined: Joined,
+}
 
 /// What became of the guest here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,14 +56,13 @@ pub(crate) enum Ending {
 /// The status has not been set to its end yet, so that the caller can first do its part.
 pub(crate) fn receive(
     machine: &Machine,
-    tcp: TcpStream,
-    hello: &Hello,
+    incoming: Incoming,
     control: &Arc<Control>,
     unrun: &UnrunMark,
 ) -> Ending {
     let cancelled =
         || Refusal::new(RefusalCode::Cancelled, "the migration was cancelled", "try again");
-    let (state, ready) = match fill(machine, tcp, hello, control) {
+    let (state, ready) = match fill(machine, incoming, control) {
         Ok(filled) => filled,
         Err(_) if control.verdict().is_some() => return Ending::Discarded(cancelled()),
         Err(trouble) => return Ending::Discarded(trouble.into_refusal()),
@@ -85,15 +98,14 @@ pub(crate) fn receive(
 /// so that it need not guess.
 fn fill(
     machine: &Machine,
-    tcp: TcpStream,
-    hello: &Hello,
+    incoming: Incoming,
     control: &Control,
 ) -> Result<(MachineState, Instant), Trouble> {
-    let attached = control.attach(&tcp);
-    attached.map_err(|error| Trouble::Io { what: "setting up the connection", error })?;
+    let Incoming { tcp, hello, key, joined } = incoming;
     let mut stream = Stream::new(tcp)?;
-    let mut filling = Filling::new(machine, control);
-    let filled = filling.phases(&mut stream, hello);
+    control.attach(stream.handle()?);
+    let filled = answer(&mut stream, &hello, machine, key)
+        .and_then(|terms| fill_memory(machine, &mut stream, terms, &joined, control));
     control.detach();
     match filled {
         Ok((state, load)) => {
@@ -104,7 +116,6 @@ fn fill(
                 status.state = State::Ready;
                 status.progress.downtime.load = load;
                 status.progress.bytes_remaining = Bytes::ZERO;
-                status.progress.bytes_sent = Bytes(stream.bytes);
             });
             if let Err(trouble) = stream.send(&Frame::Ready { load }) {
                 tracing::warn!(%trouble, "READY may not have reached the source");
@@ -122,72 +133,77 @@ fn fill(
     }
 }
 
-struct Filling<'a> {
-    machine: &'a Machine,
-    control: &'a Control,
-    /// Pages that are no longer as fresh memory is.
-    written: PageSet,
-    verify: bool,
-    zeroes: u64,
-    began: Instant,
-    reported: Instant,
+/// Memory and state, by as many threads as there are connections.
+fn fill_memory(
+    machine: &Machine,
+    stream: &mut Stream,
+    terms: Terms,
+    joined: &Joined,
+    control: &Control,
+) -> Result<(MachineState, Duration), Trouble> {
+    let total = machine.memory.layout().bytes();
+    control.update(|status| {
+        status.state = State::Transferring;
+        status.progress.bytes_total = total;
+    });
+    let filling = Filling::new(&machine.memory, control);
+    std::thread::scope(|scope| {
+        let mut arrival = Arrival {
+            machine,
+            control,
+            filling: &filling,
+            state: Vec::new(),
+            comparison: Comparison::default(),
+        };
+        let outcome = arrival.phases(scope, stream, terms, joined);
+        // What another connection failed of is why this one was stopped.
+        match (outcome, filling.finish()) {
+            (Err(_), Some(trouble)) => Err(trouble),
+            (outcome, _) => outcome,
+        }
+    })
 }
 
-impl<'a> Filling<'a> {
-    fn new(machine: &'a Machine, control: &'a Control) -> Self {
-        let written = PageSet::empty(machine.memory.layout().pages());
-        let now = Instant::now();
-        Self { machine, control, written, verify: false, zeroes: 0, began: now, reported: now }
-    }
+/// Up to End, from all connections.
+struct Arrival<'a> {
+    machine: &'a Machine,
+    control: &'a Control,
+    filling: &'a Filling<'a>,
+    state: Vec<u8>,
+    comparison: Comparison,
+}
 
-    /// Negotiation, memory, state; the state as loaded, and how long that took.
-    fn phases(
+impl<'a> Arrival<'a> {
+    /// Lets the other connections in, then takes everything up to End, in whatever order the
+    /// source sends it; the state as loaded, and how long that took.
+    fn phases<'scope>(
         &mut self,
+        scope: &'scope Scope<'scope, '_>,
         stream: &mut Stream,
-        hello: &Hello,
-    ) -> Result<(MachineState, Duration), Trouble> {
-        self.verify = answer(stream, hello, self.machine)?.verify;
-        let total = self.machine.memory.layout().bytes();
-        self.control.update(|status| {
-            status.state = State::Transferring;
-            status.progress.bytes_total = total;
-        });
-        self.rounds(stream)
-    }
-
-    /// Everything up to End, in whatever order the source sends it.
-    fn rounds(&mut self, stream: &mut Stream) -> Result<(MachineState, Duration), Trouble> {
-        let mut state = Vec::new();
-        let mut comparison = Comparison::default();
+        terms: Terms,
+        joined: &Joined,
+    ) -> Result<(MachineState, Duration), Trouble>
+    where
+        'a: 'scope,
+    {
+        let filling = self.filling;
+        self.join(scope, stream, terms, joined)?;
         loop {
             match stream.receive()? {
-                Frame::Pages(pages) => self.take_pages(stream, &pages)?,
-                Frame::Zero(runs) => self.take_zeroes(&runs)?,
+                Frame::Present(blocks) => filling.take_ahead(scope, blocks),
                 Frame::Round { number } => {
-                    self.progress(stream, number);
+                    filling.await_all(number)?;
+                    filling.progress(Some(number));
                     stream.send(&Frame::RoundDone { number })?;
                 }
-                Frame::Hashes { first, hashes } if self.verify => {
-                    comparison.compare(&self.machine.memory, first, &hashes)?;
+                Frame::Hashes { first, hashes } if terms.verify => {
+                    self.comparison.compare(&self.machine.memory, first, &hashes)?;
                 }
-                Frame::State(chunk) => {
-                    if state.len() + chunk.len() > STATE_BYTES_MAX {
-                        return Err(Malformed("the length of the state").into());
-                    }
-                    state.extend_from_slice(&chunk);
-                }
+                Frame::State(chunk) => self.take_state(&chunk)?,
                 Frame::End { state_bytes, state_hash } => {
-                    let began = Instant::now();
-                    let whole = state.len() as u64 == state_bytes && xxh3_64(&state) == state_hash;
-                    if !whole {
-                        return Err(Malformed("the state's checksum").into());
-                    }
-                    if self.verify {
-                        comparison.finish(self.machine.memory.layout().pages())?;
-                    }
-                    return Ok((self.load(&state)?, began.elapsed()));
+                    return self.load(terms, state_bytes, state_hash);
                 }
-                _ => return Err(Malformed("the order of frames").into()),
+                frame => filling.take(stream, frame)?,
             }
             if self.control.verdict().is_some() {
                 return Err(Trouble::Interrupted);
@@ -195,8 +211,63 @@ impl<'a> Filling<'a> {
         }
     }
 
-    fn load(&self, bytes: &[u8]) -> Result<MachineState, Trouble> {
-        let state = MachineState::decode(bytes)?;
+    fn join<'scope>(
+        &self,
+        scope: &'scope Scope<'scope, '_>,
+        main: &Stream,
+        terms: Terms,
+        joined: &Joined,
+    ) -> Result<(), Trouble>
+    where
+        'a: 'scope,
+    {
+        let until = Instant::now() + JOIN_TIMEOUT;
+        let mut missing = terms.streams - 1;
+        while missing > 0 {
+            if self.control.verdict().is_some() {
+                return Err(Trouble::Interrupted);
+            }
+            match joined.recv_timeout(JOIN_LOOK) {
+                Ok((number, tcp)) if number < terms.streams => {
+                    let stream = Stream::new(tcp)?;
+                    self.control.attach(stream.handle()?);
+                    self.filling.add(scope, stream, main.handle()?)?;
+                    missing -= 1;
+                }
+                Ok(_) => return Err(Malformed("the number of a connection").into()),
+                Err(_) if Instant::now() < until => {}
+                Err(_) => {
+                    let error = std::io::ErrorKind::TimedOut.into();
+                    return Err(Trouble::Io { what: "waiting for all connections", error });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_state(&mut self, chunk: &[u8]) -> Result<(), Trouble> {
+        if self.state.len() + chunk.len() > STATE_BYTES_MAX {
+            return Err(Malformed("the length of the state").into());
+        }
+        self.state.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    /// Compares and loads; the state, and how long that took.
+    fn load(
+        &self,
+        terms: Terms,
+        bytes: u64,
+        hash: u64,
+    ) -> Result<(MachineState, Duration), Trouble> {
+        let began = Instant::now();
+        if self.state.len() as u64 != bytes || xxh3_64(&self.state) != hash {
+            return Err(Malformed("the state's checksum").into());
+        }
+        if terms.verify {
+            self.comparison.finish(self.machine.memory.layout().pages())?;
+        }
+        let state = MachineState::decode(&self.state)?;
         self.machine.load(&state).map_err(|refusal| {
             Refusal::new(
                 refusal.code,
@@ -204,47 +275,7 @@ impl<'a> Filling<'a> {
                 refusal.remedy,
             )
         })?;
-        Ok(state)
-    }
-
-    fn take_pages(&mut self, stream: &mut Stream, pages: &[u64]) -> Result<(), Trouble> {
-        stream.receive_pages(&self.machine.memory, pages)?;
-        for &page in pages {
-            self.written.insert(page);
-        }
-        if self.reported.elapsed() >= PROGRESS_INTERVAL {
-            let rounds = self.control.status().progress.rounds;
-            self.progress(stream, rounds);
-        }
-        Ok(())
-    }
-
-    /// Fresh memory is zero already: touching it would only make it resident.
-    fn take_zeroes(&mut self, runs: &[(u64, u64)]) -> Result<(), Trouble> {
-        let total = self.machine.memory.layout().pages();
-        for &(first, count) in runs {
-            let end = first.checked_add(count).filter(|&end| end <= total);
-            let end = end.ok_or(Malformed("the number of a zero page"))?;
-            for page in first..end {
-                if self.written.remove(page) {
-                    self.machine.memory.clear_page(page);
-                }
-            }
-            self.zeroes += count;
-        }
-        Ok(())
-    }
-
-    fn progress(&mut self, stream: &Stream, rounds: u32) {
-        self.reported = Instant::now();
-        let elapsed = self.began.elapsed();
-        self.control.update(|status| {
-            let progress = &mut status.progress;
-            progress.rounds = rounds;
-            progress.bytes_sent = Bytes(stream.bytes);
-            progress.pages_zero = self.zeroes;
-            progress.elapsed = elapsed;
-        });
+        Ok((state, began.elapsed()))
     }
 }
 

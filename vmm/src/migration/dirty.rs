@@ -42,6 +42,11 @@ impl PageSet {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
+    /// How many of `range` are in it. The range starts at a multiple of 64.
+    pub(crate) fn count_in(&self, range: Range<u64>) -> u64 {
+        self.words_in(range).1.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
     /// The memory they take.
     pub(crate) fn bytes(&self) -> Bytes {
         Bytes(self.count() * PAGE_BYTES as u64)
@@ -81,14 +86,19 @@ impl PageSet {
 
     /// The pages of `range` that are in it, in order. The range starts at a multiple of 64.
     pub(crate) fn iter(&self, range: Range<u64>) -> impl Iterator<Item = u64> + '_ {
-        let first = usize::try_from(range.start / WORD).unwrap_or(usize::MAX);
-        let last = usize::try_from(range.end.min(self.pages).div_ceil(WORD)).unwrap_or(usize::MAX);
-        let words = self.words.get(first..last.min(self.words.len())).unwrap_or_default();
-        (first as u64..).zip(words).flat_map(|(place, &word)| {
+        let (first, words) = self.words_in(range);
+        (first..).zip(words).flat_map(|(place, &word)| {
             std::iter::successors(Some(word), |rest| Some(rest & rest.wrapping_sub(1)))
                 .take_while(|&rest| rest != 0)
                 .map(move |rest| place * WORD + u64::from(rest.trailing_zeros()))
         })
+    }
+
+    /// The words of a range that starts at a multiple of 64, and the number of the first.
+    fn words_in(&self, range: Range<u64>) -> (u64, &[u64]) {
+        let first = usize::try_from(range.start / WORD).unwrap_or(usize::MAX);
+        let last = usize::try_from(range.end.min(self.pages).div_ceil(WORD)).unwrap_or(usize::MAX);
+        (first as u64, self.words.get(first..last.min(self.words.len())).unwrap_or_default())
     }
 
     fn words_of(&mut self, slot: &Slot) -> &mut [u64] {
@@ -208,6 +218,7 @@ mod tests {
         assert!(!set.insert(3), "twice");
         assert!(!set.insert(300), "beyond the end");
         assert_eq!(set.iter(64..128).collect::<Vec<_>>(), [64, 127]);
+        assert_eq!((set.count_in(64..128), set.count_in(128..300), set.count()), (2, 2, 5));
         assert_eq!(set.iter(0..300).collect::<Vec<_>>(), [3, 64, 127, 128, 299]);
         assert!(set.remove(3) && !set.remove(3));
         assert_eq!(set.bytes(), Bytes(4 * 4096));

@@ -1,8 +1,8 @@
 //! The frames of a migration stream, encoded and decoded without IO.
 //!
 //! A frame is a header of eight bytes – kind (u16), zero (u16), length of the
-//! body (u32) – and a body of at most [`BODY_BYTES_MAX`]. A `Pages` frame is
-//! followed by the pages themselves, 4 KiB each, in the order of its indices.
+//! body (u32) – and a body of at most [`BODY_BYTES_MAX`]. A `Pages` or `Runs` frame
+//! is followed by the pages themselves, 4 KiB each, in its order.
 //! Numbers are little-endian. A frame of a kind that is not known, too long, or
 //! with bytes left over is refused. See the module above for the sequence.
 
@@ -13,13 +13,21 @@ use ballast_model::{MigrationId, Refusal, RefusalCode, VmId};
 use crate::codec::{Decoder, Encoder, Malformed};
 
 /// The versions this build speaks, lowest and highest.
-pub(crate) const VERSIONS: (u16, u16) = (1, 1);
+///
+/// Version 1 has one connection and names pages one by one. Version 2 has as many as both want,
+/// names runs of pages, and says beforehand where memory is.
+pub(crate) const VERSIONS: (u16, u16) = (1, 2);
 /// The longest body, in bytes.
 pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
 /// The length of a frame's header, in bytes.
 pub(crate) const HEADER_BYTES: usize = 8;
 /// The most pages in one frame: 1 MiB of them.
 pub(crate) const PAGES_MAX: usize = 256;
+/// The most pages in one frame of runs: 1 MiB of them. So many are looked at and sent while
+/// they are still in the CPU's cache.
+pub(crate) const RUN_PAGES_MAX: u64 = 256;
+/// The most connections of one migration.
+pub(crate) const STREAMS_MAX: u16 = 128;
 /// The most runs of zero pages in one frame.
 pub(crate) const RUNS_MAX: usize = 4096;
 /// The most page hashes in one frame.
@@ -34,6 +42,41 @@ pub(crate) const HELLO_BYTES: usize = 8 + 2 + 2 + 16 + TOKEN_BYTES + 1 + 63;
 /// The length of a token, in bytes.
 pub(crate) const TOKEN_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"BLSTMIGR";
+
+const MAGIC_JOIN: [u8; 8] = *b"BLSTJOIN";
+
+/// What another connection of a migration says first: as long as a Hello.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Join {
+    /// Which connection it is: 1, 2, …
+    pub(crate) stream: u16,
+    /// That it may, out of [`Frame::AcceptStreams`].
+    pub(crate) key: [u8; TOKEN_BYTES],
+}
+
+impl Join {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut to = Encoder::default();
+        to.raw(&MAGIC_JOIN).u16(self.stream).raw(&self.key);
+        let mut bytes = to.finish();
+        bytes.resize(HELLO_BYTES, 0);
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, Malformed> {
+        const WHAT: &str = "the greeting of another connection";
+        let mut from = Decoder::new(bytes);
+        if from.array::<8>(WHAT)? != MAGIC_JOIN {
+            return Err(Malformed(WHAT));
+        }
+        let join = Self { stream: from.u16(WHAT)?, key: from.array(WHAT)? };
+        if from.array::<{ HELLO_BYTES - 8 - 2 - TOKEN_BYTES }>(WHAT)?.iter().any(|&byte| byte != 0)
+        {
+            return Err(Malformed(WHAT));
+        }
+        Ok(join)
+    }
+}
 
 /// The first thing a source says.
 #[derive(Clone, PartialEq, Eq)]
@@ -102,8 +145,15 @@ pub(crate) enum Frame {
     Proposal(Vec<u8>),
     /// Destination: it fits.
     Accept,
+    /// Destination, from version 2 on: it fits, and so many connections may be made, this one
+    /// included, each of the others with this key.
+    AcceptStreams { streams: u16, key: [u8; TOKEN_BYTES] },
+    /// Source: which blocks of 512 pages are in use, a bit for each: where pages will arrive.
+    Present(Vec<u8>),
     /// Numbers of pages; their contents follow the frame.
     Pages(Vec<u64>),
+    /// First page and count of runs of pages; their contents follow the frame.
+    Runs(Vec<(u64, u64)>),
     /// First page and count of runs of zero pages.
     Zero(Vec<(u64, u64)>),
     /// Source: the end of a pre-copy round.
@@ -136,6 +186,9 @@ mod kind {
     pub(super) const END: u16 = 10;
     pub(super) const READY: u16 = 11;
     pub(super) const FAILED: u16 = 12;
+    pub(super) const ACCEPT_STREAMS: u16 = 13;
+    pub(super) const PRESENT: u16 = 14;
+    pub(super) const RUNS: u16 = 15;
 }
 
 impl Frame {
@@ -160,6 +213,18 @@ impl Frame {
                 kind::PROPOSAL
             }
             Self::Accept => kind::ACCEPT,
+            Self::AcceptStreams { streams, key } => {
+                to.u16(*streams).raw(key);
+                kind::ACCEPT_STREAMS
+            }
+            Self::Present(blocks) => {
+                to.raw(blocks);
+                kind::PRESENT
+            }
+            Self::Runs(runs) => {
+                runs.iter().for_each(|&(first, count)| _ = to.u64(first).u64(count));
+                kind::RUNS
+            }
             Self::Pages(pages) => {
                 pages.iter().for_each(|&page| _ = to.u64(page));
                 kind::PAGES
@@ -221,12 +286,18 @@ impl Frame {
             kind::PROPOSAL => Self::Proposal(from.raw(body.len(), WHAT)?.to_vec()),
             kind::ACCEPT => Self::Accept,
             kind::PAGES => Self::Pages(words(&mut from, body.len(), PAGES_MAX)?),
-            kind::ZERO => {
-                let words = words(&mut from, body.len(), 2 * RUNS_MAX)?;
-                if !words.len().is_multiple_of(2) {
-                    return Err(Malformed(WHAT));
+            kind::ACCEPT_STREAMS => {
+                Self::AcceptStreams { streams: from.u16(WHAT)?, key: from.array(WHAT)? }
+            }
+            kind::PRESENT => Self::Present(from.raw(body.len(), WHAT)?.to_vec()),
+            kind::ZERO => Self::Zero(runs(&mut from, body.len())?),
+            kind::RUNS => {
+                let runs = runs(&mut from, body.len())?;
+                let pages = runs.iter().try_fold(0, |sum: u64, run| sum.checked_add(run.1));
+                if pages.is_none_or(|pages| pages > RUN_PAGES_MAX) {
+                    return Err(Malformed("the length of a run"));
                 }
-                Self::Zero(words.chunks_exact(2).map(|run| (run[0], run[1])).collect())
+                Self::Runs(runs)
             }
             kind::ROUND => Self::Round { number: from.u32(WHAT)? },
             kind::ROUND_DONE => Self::RoundDone { number: from.u32(WHAT)? },
@@ -262,6 +333,15 @@ fn words(from: &mut Decoder<'_>, bytes: usize, max: usize) -> Result<Vec<u64>, M
     (0..bytes / 8).map(|_| from.u64(WHAT)).collect()
 }
 
+/// `bytes` bytes as runs: first and count.
+fn runs(from: &mut Decoder<'_>, bytes: usize) -> Result<Vec<(u64, u64)>, Malformed> {
+    let words = words(from, bytes, 2 * RUNS_MAX)?;
+    if !words.len().is_multiple_of(2) {
+        return Err(Malformed("a list in a frame"));
+    }
+    Ok(words.chunks_exact(2).map(|run| (run[0], run[1])).collect())
+}
+
 fn cut(text: &str) -> &[u8] {
     &text.as_bytes()[..text.floor_char_boundary(TEXT_BYTES_MAX)]
 }
@@ -280,6 +360,10 @@ mod tests {
             Just(Frame::Accept),
             words(PAGES_MAX).prop_map(Frame::Pages),
             prop::collection::vec(any::<(u64, u64)>(), 0..300).prop_map(Frame::Zero),
+            any::<(u16, [u8; TOKEN_BYTES])>()
+                .prop_map(|(streams, key)| Frame::AcceptStreams { streams, key }),
+            prop::collection::vec(any::<u8>(), 0..300).prop_map(Frame::Present),
+            prop::collection::vec((any::<u64>(), 0u64..4), 0..64).prop_map(Frame::Runs),
             any::<u32>().prop_map(|number| Frame::Round { number }),
             any::<u32>().prop_map(|number| Frame::RoundDone { number }),
             (any::<u64>(), words(300)).prop_map(|(first, hashes)| Frame::Hashes { first, hashes }),
@@ -336,6 +420,9 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), HELLO_BYTES - 1..HELLO_BYTES + 2),
         ) {
             prop_assert!(Hello::decode(&bytes).is_err(), "no magic number by chance");
+            if let Ok(bytes) = <&[u8; HELLO_BYTES]>::try_from(bytes.as_slice()) {
+                prop_assert!(Join::decode(bytes).is_err(), "no magic number by chance");
+            }
         }
     }
 
@@ -350,8 +437,21 @@ mod tests {
         assert!(long(4, 1 << 20).is_ok());
         assert!(long(4, (1 << 20) + 1).is_err());
         assert!(Frame::decode(4, &vec![0; 8 * (PAGES_MAX + 1)]).is_err());
+        let of = |count: u64| Frame::decode(15, &[[0; 8], count.to_le_bytes()].concat());
+        assert!(of(RUN_PAGES_MAX).is_ok());
+        assert!(of(RUN_PAGES_MAX + 1).is_err() && of(u64::MAX).is_err());
         assert!(Frame::decode(99, &[]).is_err());
         assert!(Frame::decode(3, &[0]).is_err(), "bytes left over");
+    }
+
+    #[test]
+    fn another_connection_says_which_it_is_and_why_it_may() {
+        let join = Join { stream: 7, key: [5; TOKEN_BYTES] };
+        let bytes: [u8; HELLO_BYTES] = join.encode().try_into().unwrap();
+        assert!(Join::decode(&bytes).unwrap() == join);
+        let mut longer = bytes;
+        longer[HELLO_BYTES - 1] = 1;
+        assert!(Join::decode(&longer).is_err() && Hello::decode(&bytes).is_err());
     }
 
     #[test]

@@ -4,12 +4,19 @@
 //! | --- | --- |
 //! | [`framing`] | the frames of the stream, encoded and decoded without IO |
 //! | [`stream`] | frames and pages over one TCP connection |
-//! | [`negotiation`] | who the peer is, which version is spoken, whether the two hosts fit |
+//! | [`link`] | what the link is like, and how many connections it takes |
+//! | [`lobby`] | the destination's door: who may come in |
+//! | [`negotiation`] | which version is spoken, whether the two hosts fit |
 //! | [`dirty`] | sets of pages, and KVM's dirty log |
-//! | [`convergence`] | when to stop copying and switch over, or give up |
+//! | [`round`] | one round's pages, handed out chunk by chunk |
+//! | [`sender`], [`crew`] | one connection's sender; all of them at work on one round |
+//! | [`convergence`] | when to stop copying and switch over, slow the guest down, or give up |
+//! | [`throttle`] | slowing the guest down |
+//! | [`source`], [`switchover`] | the phases of the source, straight down, with one place for failure |
+//! | [`filling`] | what arrives, into guest memory |
+//! | [`destination`] | the phases of the destination |
 //! | [`verify`] | hashes of all pages, compared before the destination may run |
 //! | [`control`] | status for whoever watches, verdicts from whoever decides |
-//! | [`source`], [`destination`] | the phases of each side, straight down, with one place for failure |
 //!
 //! # The stream
 //!
@@ -18,13 +25,18 @@
 //!    │ Hello: id, token, versions ───────────────────────▶ wrong token: dropped
 //!    │ ◀──────────────────────────── Welcome: version, or Failed
 //!    │ Proposal: memory layout, CPU, TSC, verify ────────▶
-//!    │ ◀──────────────────────────── Accept, or Failed: what differs
-//!    │ Pages*, Zero*, Round ─────────────────────────────▶ into guest memory
+//!    │ ◀──────────────────────────── AcceptStreams, or Failed: what differs
+//!    │ Join: number, key ════════════════════════════════▶ each other connection
+//!    │ Present ──────────────────────────────────────────▶ takes memory ahead of the pages
+//!    │ Runs*, Zero*, Round ══════════════════════════════▶ into guest memory, over all connections
 //!    │ ◀──────────────────────────── RoundDone              … round after round
-//!    │ (guest paused) Pages*, Zero*, Hashes*, State* ────▶
+//!    │ (guest paused) Runs*, Zero*, Hashes*, State* ─────▶
 //!    │ End ──────────────────────────────────────────────▶ loads, verifies
 //!    │ ◀──────────────────────────── Ready, or Failed
 //! ```
+//!
+//! A round trip is spent on each of the greeting, the proposal and the end of
+//! each round, none on a page. From the pause to READY there is one.
 //!
 //! # Who may run when
 //!
@@ -51,16 +63,24 @@
 //!
 //! Hello never changes. It carries the range of versions its sender speaks; the
 //! highest both speak is used. A release speaks its own version and the one
-//! before ([`framing::VERSIONS`]).
+//! before ([`framing::VERSIONS`]). To a peer of version 1 there is one connection.
 
 pub(crate) mod control;
 pub(crate) mod convergence;
+pub(crate) mod crew;
 pub(crate) mod destination;
 pub(crate) mod dirty;
+pub(crate) mod filling;
 pub(crate) mod framing;
+pub(crate) mod link;
+pub(crate) mod lobby;
 pub(crate) mod negotiation;
+pub(crate) mod round;
+pub(crate) mod sender;
 pub(crate) mod source;
 pub(crate) mod stream;
+pub(crate) mod switchover;
+pub(crate) mod throttle;
 pub(crate) mod verify;
 
 use ballast_model::{Refusal, RefusalCode};

@@ -1,40 +1,18 @@
-//! Who the peer is, which version is spoken, and whether the two hosts fit.
-//!
-//! The destination's half of the greeting is async, so that any number of
-//! strangers that connect and say nothing, or the wrong thing, keep nobody
-//! waiting: each has [`GREETING_TIMEOUT`], at most [`GREETINGS_MAX`] are heard at
-//! a time, and listening goes on until one shows the token.
+//! Which version is spoken, how many connections there are, and whether the two hosts fit.
 
-use std::time::Duration;
-
-use ballast_model::{MigrationId, Refusal, RefusalCode, VmId};
-use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use ballast_model::{Refusal, RefusalCode};
 
 use super::Trouble;
-use super::framing::{Frame, HELLO_BYTES, Hello, TOKEN_BYTES, VERSIONS};
+use super::framing::{Frame, Hello, STREAMS_MAX, TOKEN_BYTES, VERSIONS};
 use super::stream::Stream;
 use crate::codec::{Decoder, Encoder, Malformed};
 use crate::cpu::CpuModel;
 use crate::machine::Machine;
 use crate::memory::Layout;
 
-/// How long a peer may take to show its token.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many peers may be greeting at a time.
-const GREETINGS_MAX: usize = 16;
 /// TSC frequencies closer than this are one: what a crystal may be off by
 /// (Linux uses 250 ppm for tsc_tolerance_ppm).
 const TSC_TOLERANCE_PPM: u64 = 250;
-
-/// What the destination expects of the source.
-#[derive(Debug, Clone)]
-pub(crate) struct Expected {
-    pub(crate) migration: MigrationId,
-    pub(crate) token: [u8; TOKEN_BYTES],
-    pub(crate) vm: VmId,
-}
 
 /// What the source proposes, beyond who it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,30 +23,47 @@ pub(crate) struct Proposal {
     pub(crate) tsc_khz: u32,
     /// Whether hashes of all pages will be sent.
     pub(crate) verify: bool,
+    /// From version 2 on: connections it would like; 1 before.
+    pub(crate) streams: u16,
+}
+
+/// What both agreed to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    pub(crate) version: u16,
+    pub(crate) verify: bool,
+    /// Connections, this one included.
+    pub(crate) streams: u16,
+    /// What the others show.
+    pub(crate) key: [u8; TOKEN_BYTES],
 }
 
 impl Proposal {
     /// What this machine would propose, or accept.
-    pub(crate) fn of(machine: &Machine, verify: bool) -> Self {
+    pub(crate) fn of(machine: &Machine, verify: bool, streams: u16) -> Self {
         Self {
             layout: machine.memory.layout().clone(),
             vcpus: u32::try_from(machine.vcpus.count()).unwrap_or(u32::MAX),
             cpu: machine.traits.cpu.clone(),
             tsc_khz: machine.traits.tsc_khz,
             verify,
+            streams,
         }
     }
 
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self, version: u16) -> Vec<u8> {
         let mut to = Encoder::default();
         self.layout.encode(&mut to);
         to.u32(self.vcpus);
         self.cpu.encode(&mut to);
         to.u32(self.tsc_khz).u16(self.verify.into());
+        if version >= 2 {
+            to.u16(self.streams);
+        }
         to.finish()
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+    pub(crate) fn decode(bytes: &[u8], version: u16) -> Result<Self, Malformed> {
         const WHAT: &str = "the proposal";
         let mut from = Decoder::new(bytes);
         let proposal = Self {
@@ -77,6 +72,7 @@ impl Proposal {
             cpu: CpuModel::decode(&mut from)?,
             tsc_khz: from.u32(WHAT)?,
             verify: from.u16(WHAT)? == 1,
+            streams: if version >= 2 { from.u16(WHAT)? } else { 1 },
         };
         from.finish(WHAT)?;
         Ok(proposal)
@@ -149,88 +145,50 @@ pub(crate) fn propose(
     stream: &mut Stream,
     hello: &Hello,
     proposal: &Proposal,
-) -> Result<u16, Trouble> {
+) -> Result<Terms, Trouble> {
     stream.send_raw(&hello.encode())?;
     let version = match stream.receive()? {
         Frame::Welcome { version } if (VERSIONS.0..=VERSIONS.1).contains(&version) => version,
         _ => return Err(Malformed("the answer to the greeting").into()),
     };
-    stream.send(&Frame::Proposal(proposal.encode()))?;
+    stream.send(&Frame::Proposal(proposal.encode(version)))?;
+    let terms = Terms { version, verify: proposal.verify, streams: 1, key: [0; TOKEN_BYTES] };
     match stream.receive()? {
-        Frame::Accept => Ok(version),
+        Frame::Accept if version == 1 => Ok(terms),
+        Frame::AcceptStreams { streams, key }
+            if version >= 2 && (1..=proposal.streams).contains(&streams) =>
+        {
+            Ok(Terms { streams, key, ..terms })
+        }
         _ => Err(Malformed("the answer to the proposal").into()),
     }
 }
 
-/// Destination: answers the greeting and the proposal.
+/// Destination: answers the greeting and the proposal. `key` is what other connections will show.
 pub(crate) fn answer(
     stream: &mut Stream,
     hello: &Hello,
     machine: &Machine,
-) -> Result<Proposal, Trouble> {
+    key: [u8; TOKEN_BYTES],
+) -> Result<Terms, Trouble> {
     let version = common_version(hello.versions)?;
     stream.send(&Frame::Welcome { version })?;
     let Frame::Proposal(bytes) = stream.receive()? else {
         return Err(Malformed("the order of frames").into());
     };
-    let proposal = Proposal::decode(&bytes)?;
-    proposal.check(&Proposal::of(machine, proposal.verify))?;
-    stream.send(&Frame::Accept)?;
-    Ok(proposal)
-}
-
-/// Destination: waits for the source. Anybody without the token is dropped.
-pub(crate) async fn await_source(listener: TcpListener, expected: Expected) -> (TcpStream, Hello) {
-    let mut greetings = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept(), if greetings.len() < GREETINGS_MAX => match accepted {
-                Ok((peer, _)) => {
-                    let greeting = greet(peer, expected.clone());
-                    greetings.spawn(tokio::time::timeout(GREETING_TIMEOUT, greeting));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    // Out of descriptors, most likely: not a reason to spin.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
-            Some(greeted) = greetings.join_next() => {
-                if let Ok(Ok(Some(source))) = greeted {
-                    return source;
-                }
-            }
-        }
-    }
-}
-
-async fn greet(mut peer: TcpStream, expected: Expected) -> Option<(TcpStream, Hello)> {
-    let from = peer.peer_addr().ok();
-    let mut bytes = [0; HELLO_BYTES];
-    peer.read_exact(&mut bytes).await.ok()?;
-    let hello = match Hello::decode(&bytes) {
-        Ok(hello) => hello,
-        Err(error) => {
-            tracing::warn!(?from, %error, "dropped a peer");
-            return None;
-        }
+    let proposal = Proposal::decode(&bytes, version)?;
+    proposal.check(&Proposal::of(machine, proposal.verify, STREAMS_MAX))?;
+    let terms = Terms {
+        version,
+        verify: proposal.verify,
+        streams: proposal.streams.clamp(1, STREAMS_MAX),
+        key,
     };
-    // The token first, in constant time: who lacks it learns nothing else.
-    if !same_token(&hello.token, &expected.token) {
-        tracing::warn!(?from, "dropped a peer with a wrong token");
-        return None;
-    }
-    if hello.migration != expected.migration || hello.vm != expected.vm {
-        tracing::warn!(?from, ?hello, "dropped a peer that came for something else");
-        return None;
-    }
-    Some((peer, hello))
-}
-
-/// Takes the same time wherever the two differ.
-fn same_token(a: &[u8; TOKEN_BYTES], b: &[u8; TOKEN_BYTES]) -> bool {
-    let difference = a.iter().zip(b).fold(0u8, |all, (a, b)| all | (a ^ b));
-    std::hint::black_box(difference) == 0
+    stream.send(&match version {
+        1 => Frame::Accept,
+        _ => Frame::AcceptStreams { streams: terms.streams, key },
+    })?;
+    Ok(terms)
 }
 
 #[cfg(test)]
@@ -244,7 +202,7 @@ mod tests {
         to.count(0);
         let cpu = CpuModel::decode(&mut Decoder::new(&to.finish())).unwrap();
         let layout = Layout::of_size(Bytes::mib(64));
-        Proposal { layout, vcpus: 2, cpu, tsc_khz: 2_000_000, verify: true }
+        Proposal { layout, vcpus: 2, cpu, tsc_khz: 2_000_000, verify: true, streams: 4 }
     }
 
     fn check_differs(change: impl Fn(&mut Proposal), expected: &str) {
@@ -276,6 +234,7 @@ mod tests {
     #[test]
     fn the_highest_common_version_is_spoken() {
         assert_eq!(common_version((1, 1)).unwrap(), 1);
+        assert_eq!(common_version((1, 2)).unwrap(), 2);
         assert_eq!(common_version((0, 7)).unwrap(), VERSIONS.1);
         let refusal = common_version((VERSIONS.1 + 1, VERSIONS.1 + 2)).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::Incompatible);
@@ -283,18 +242,17 @@ mod tests {
 
     #[test]
     fn a_proposal_survives_the_wire_and_nothing_shorter_does() {
-        let bytes = proposal().encode();
-        assert_eq!(Proposal::decode(&bytes), Ok(proposal()));
+        let bytes = proposal().encode(2);
+        assert_eq!(Proposal::decode(&bytes, 2), Ok(proposal()));
         for end in 0..bytes.len() {
-            assert!(Proposal::decode(&bytes[..end]).is_err(), "{end}");
+            assert!(Proposal::decode(&bytes[..end], 2).is_err(), "{end}");
         }
     }
 
     #[test]
-    fn tokens_are_compared_whole() {
-        let mut other = [7; TOKEN_BYTES];
-        assert!(same_token(&[7; TOKEN_BYTES], &other));
-        other[TOKEN_BYTES - 1] = 8;
-        assert!(!same_token(&[7; TOKEN_BYTES], &other));
+    fn the_version_before_has_one_connection() {
+        let before = proposal().encode(1);
+        assert_eq!(Proposal::decode(&before, 1), Ok(Proposal { streams: 1, ..proposal() }));
+        assert!(Proposal::decode(&before, 2).is_err());
     }
 }

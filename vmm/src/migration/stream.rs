@@ -3,15 +3,15 @@
 //! Pages go from guest memory to the socket and from the socket to guest memory
 //! without a copy in between. Every read and write has a timeout.
 
-use std::io::{IoSlice, IoSliceMut, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use super::Trouble;
 use super::framing::{Frame, HEADER_BYTES};
 use crate::codec::Malformed;
-use crate::memory::{Memory, PAGE_BYTES};
+use crate::memory::Memory;
 
 /// How long one read or write may wait for the peer.
 pub(crate) const IO_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,7 +24,7 @@ pub(crate) struct Stream {
     pub(crate) bytes: u64,
 }
 
-fn io_trouble(what: &'static str) -> impl Fn(std::io::Error) -> Trouble {
+fn io_trouble(what: &'static str) -> impl Fn(io::Error) -> Trouble {
     move |error| Trouble::Io { what, error }
 }
 
@@ -41,6 +41,35 @@ impl Stream {
         Ok(Self { tcp, bytes: 0 })
     }
 
+    /// From now on a read waits for as long as the connection is there: somebody else watches
+    /// over it and shuts it down.
+    pub(crate) fn wait_long(&self) -> Result<(), Trouble> {
+        self.tcp.set_read_timeout(None).map_err(io_trouble("setting up the connection"))
+    }
+
+    /// Another hold of the connection, to shut it down by.
+    pub(crate) fn handle(&self) -> Result<Handle, Trouble> {
+        self.tcp.try_clone().map(Handle).map_err(io_trouble("setting up the connection"))
+    }
+
+    /// The round-trip time, as the kernel has it (`TCP_INFO`).
+    pub(crate) fn round_trip(&self) -> Option<Duration> {
+        // SAFETY: all of its fields are integers.
+        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+        let mut length = libc::socklen_t::try_from(size_of_val(&info)).ok()?;
+        // SAFETY: the descriptor is open; the kernel writes at most `length` bytes to `info`.
+        let answer = unsafe {
+            libc::getsockopt(
+                self.tcp.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                (&raw mut info).cast(),
+                &raw mut length,
+            )
+        };
+        (answer == 0 && info.tcpi_rtt > 0).then(|| Duration::from_micros(info.tcpi_rtt.into()))
+    }
+
     /// Sends bytes that are no frame: a greeting.
     pub(crate) fn send_raw(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
         self.tcp.write_all(bytes).map_err(io_trouble("sending"))?;
@@ -53,15 +82,23 @@ impl Stream {
         self.send_raw(&frame.encode())
     }
 
-    /// Sends these pages, as they are in guest memory now.
-    pub(crate) fn send_pages(&mut self, memory: &Memory, pages: &[u64]) -> Result<(), Trouble> {
-        let head = Frame::Pages(pages.to_vec()).encode();
-        let mut slices = vec![IoSlice::new(&head)];
-        for (start, bytes) in host_runs(memory, pages)? {
-            // SAFETY: `host_runs` yields mapped guest memory. The guest may write to it while
-            // the kernel reads: then it is in the dirty log and sent again. The slice is only
-            // handed to the kernel.
-            slices.push(IoSlice::new(unsafe { std::slice::from_raw_parts(start, bytes) }));
+    /// Sends a frame and the pages that follow it, as they are in guest memory now: runs of
+    /// first page and count.
+    pub(crate) fn send_pages(
+        &mut self,
+        frame: &Frame,
+        memory: &Memory,
+        runs: &[(u64, u64)],
+    ) -> Result<(), Trouble> {
+        let head = frame.encode();
+        let mut slices = Vec::with_capacity(runs.len() + 1);
+        slices.push(IoSlice::new(&head));
+        for &(first, count) in runs {
+            let (start, bytes) = memory.run(first, count).ok_or(Malformed("a run of pages"))?;
+            // SAFETY: `run` yields mapped guest memory. The guest may write to it while the
+            // kernel reads: then it is in the dirty log and sent again. The slice is only handed
+            // to the kernel.
+            slices.push(IoSlice::new(unsafe { std::slice::from_raw_parts(start.as_ptr(), bytes) }));
         }
         let mut rest = slices.as_mut_slice();
         while !rest.is_empty() {
@@ -71,20 +108,27 @@ impl Stream {
                     self.bytes += count as u64;
                     IoSlice::advance_slices(&mut rest, count);
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(io_trouble("sending pages")(error)),
             }
         }
         Ok(())
     }
 
-    /// Receives the contents of these pages into guest memory.
-    pub(crate) fn receive_pages(&mut self, memory: &Memory, pages: &[u64]) -> Result<(), Trouble> {
-        let mut slices = Vec::new();
-        for (start, bytes) in host_runs(memory, pages)? {
-            // SAFETY: `host_runs` yields mapped guest memory; the machine it belongs to has not
-            // run, and only this thread fills it. The slice is only handed to the kernel.
-            slices.push(IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(start, bytes) }));
+    /// Receives the contents of these runs of pages into guest memory.
+    pub(crate) fn receive_pages(
+        &mut self,
+        memory: &Memory,
+        runs: &[(u64, u64)],
+    ) -> Result<(), Trouble> {
+        let mut slices = Vec::with_capacity(runs.len());
+        for &(first, count) in runs {
+            let (start, bytes) = memory.run(first, count).ok_or(Malformed("a run of pages"))?;
+            // SAFETY: `run` yields mapped guest memory; the machine it belongs to has not run,
+            // and only connections of its one source fill it. A source that sends a page twice
+            // at a time gets a mix of both. The slice is only handed to the kernel.
+            let slice = unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), bytes) };
+            slices.push(IoSliceMut::new(slice));
         }
         let mut rest = slices.as_mut_slice();
         while !rest.is_empty() {
@@ -94,7 +138,7 @@ impl Stream {
                     self.bytes += count as u64;
                     IoSliceMut::advance_slices(&mut rest, count);
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(io_trouble("receiving pages")(error)),
             }
         }
@@ -133,13 +177,13 @@ impl Stream {
         unsafe { libc::recv(self.tcp.as_raw_fd(), (&raw mut byte).cast(), 1, flags) >= 0 }
     }
 
-    /// When a write failed: the Failed frame the peer may have sent before it
-    /// closed, which says more than a broken connection.
-    pub(crate) fn last_word(&mut self, trouble: Trouble) -> Trouble {
-        if !matches!(trouble, Trouble::Io { .. }) || !self.peer_spoke() {
+    /// When the connections fail: the Failed frame the peer may have sent before it closed them,
+    /// which says more than a broken connection. Waits for it no longer than `patience`.
+    pub(crate) fn last_word(&mut self, trouble: Trouble, patience: Duration) -> Trouble {
+        if !matches!(trouble, Trouble::Io { .. }) {
             return trouble;
         }
-        match self.receive() {
+        match self.receive_within(patience) {
             Err(failed @ Trouble::PeerFailed(_)) => failed,
             _ => trouble,
         }
@@ -149,7 +193,7 @@ impl Stream {
     /// would throw away what was sent to it last.
     pub(crate) fn finish_sending(mut self, patience: Duration) {
         let end = Instant::now() + patience;
-        let _ = self.tcp.shutdown(std::net::Shutdown::Write);
+        let _ = self.tcp.shutdown(Shutdown::Write);
         let mut sink = vec![0; 64 << 10];
         while let Some(left) = end.checked_duration_since(Instant::now()).filter(|t| !t.is_zero()) {
             let waiting = self.tcp.set_read_timeout(Some(left)).is_ok();
@@ -160,19 +204,23 @@ impl Stream {
     }
 }
 
-fn closed(what: &'static str) -> Trouble {
-    Trouble::Io { what, error: std::io::ErrorKind::UnexpectedEof.into() }
+/// A hold of a connection from elsewhere.
+#[derive(Debug)]
+pub(crate) struct Handle(TcpStream);
+
+impl Handle {
+    /// Ends whatever waits for the peer.
+    pub(crate) fn shut_down(&self) {
+        // One that is down already is what is wanted.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+
+    /// Ends whatever waits to hear from the peer; it can still be told something.
+    pub(crate) fn stop_reading(&self) {
+        let _ = self.0.shutdown(Shutdown::Read);
+    }
 }
 
-/// Where these pages are mapped, neighbours joined.
-fn host_runs(memory: &Memory, pages: &[u64]) -> Result<Vec<(*mut u8, usize)>, Malformed> {
-    let mut runs: Vec<(*mut u8, usize)> = Vec::new();
-    for &page in pages {
-        let host = memory.page(page).ok_or(Malformed("the number of a page"))?.as_ptr();
-        match runs.last_mut() {
-            Some((start, bytes)) if start.wrapping_add(*bytes) == host => *bytes += PAGE_BYTES,
-            _ => runs.push((host, PAGE_BYTES)),
-        }
-    }
-    Ok(runs)
+fn closed(what: &'static str) -> Trouble {
+    Trouble::Io { what, error: io::ErrorKind::UnexpectedEof.into() }
 }

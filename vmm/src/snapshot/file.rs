@@ -29,6 +29,8 @@ use crate::memory::{Memory, PAGE_BYTES};
 use crate::migration::negotiation::Proposal;
 use crate::state::STATE_BYTES_MAX;
 
+/// The version of the description of a machine in files.
+const MACHINE_VERSION: u16 = 1;
 const MAGIC: [u8; 4] = *b"BLSF";
 const VERSION: u32 = 1;
 /// The longest head, machine or list of disks, in bytes.
@@ -121,7 +123,7 @@ impl Writer {
         writer.put(&MAGIC)?;
         writer.put(&VERSION.to_le_bytes())?;
         writer.part(header.head_json()?.as_bytes())?;
-        writer.part(&header.machine.encode())?;
+        writer.part(&header.machine.encode(MACHINE_VERSION))?;
         Ok(writer)
     }
 
@@ -274,8 +276,8 @@ impl Reader {
             serde_json::from_slice(&head).map_err(|error| reader.damaged(&error.to_string()))?;
         head.spec.validate()?;
         let machine = reader.part(PART_BYTES_MAX)?;
-        let machine =
-            Proposal::decode(&machine).map_err(|error| reader.damaged(&error.to_string()))?;
+        let machine = Proposal::decode(&machine, MACHINE_VERSION)
+            .map_err(|error| reader.damaged(&error.to_string()))?;
         let Head { taken_unix_millis, spec } = head;
         Ok((reader, Header { taken_unix_millis, spec, machine }))
     }

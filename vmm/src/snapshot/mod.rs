@@ -80,7 +80,7 @@ pub(crate) fn save(
     let header = Header {
         taken_unix_millis: unix_millis(),
         spec: spec.clone(),
-        machine: Proposal::of(machine, false),
+        machine: Proposal::of(machine, false, 1),
     };
     let ran = machine.vcpus.is_running();
     let mut writer = Writer::create(path, &header)?;
@@ -175,7 +175,7 @@ pub(crate) fn restore(spec: &VmSpec, path: &Path, on_end: &OnEnd) -> Result<Mach
     let (mut reader, header) = Reader::open(path)?;
     same_machine(spec, &header.spec, path)?;
     let machine = Machine::empty(spec, on_end)?;
-    header.machine.check(&Proposal::of(&machine, false)).map_err(|refusal| {
+    header.machine.check(&Proposal::of(&machine, false, 1)).map_err(|refusal| {
         let reason = format!(
             "{} (the source is the host the snapshot {} was taken on)",
             refusal.reason,

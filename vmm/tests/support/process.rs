@@ -215,6 +215,9 @@ impl Vmm {
             verify: true,
             rounds_max: 0,
             bandwidth_bytes_per_sec: 0,
+            streams: 0,
+            downtime_limit_max_ms: 0,
+            never_throttle: false,
         };
         change(&mut request);
         self.client.send_migration(request).await.map(|_| ()).map_err(refusal)

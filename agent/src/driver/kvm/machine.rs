@@ -252,6 +252,9 @@ impl Machine for KvmMachine {
             verify: outgoing.policy.verify,
             rounds_max: 0,
             bandwidth_bytes_per_sec: outgoing.bandwidth.get(),
+            streams: 0,
+            downtime_limit_max_ms: 0,
+            never_throttle: false,
         };
         let sent = call(BUILD_TIMEOUT, client.send_migration(request)).await;
         self.settle().await;

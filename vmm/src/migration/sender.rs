@@ -1,0 +1,230 @@
+//! One connection's sender: looks at pages and sends them, or that they are zero.
+//!
+//! Every connection of a migration has one, each on a thread of its own;
+//! [`Meters`] is what they share.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ballast_model::{Bytes, BytesPerSec};
+
+use super::Trouble;
+use super::control::Control;
+use super::framing::{Frame, RUN_PAGES_MAX, RUNS_MAX};
+use super::round::Round;
+use super::stream::Stream;
+use crate::codec::Malformed;
+use crate::memory::{Memory, PAGE_BYTES};
+
+/// What the senders of a migration count together, and what stops them.
+#[derive(Debug)]
+pub(crate) struct Meters {
+    /// Bytes on the wire.
+    bytes: AtomicU64,
+    /// Pages that went as a mark.
+    zeroes: AtomicU64,
+    /// One has failed: the others need not go on.
+    failed: AtomicBool,
+    pace: Mutex<Pace>,
+}
+
+/// The bandwidth limit, and how it is kept.
+#[derive(Debug)]
+struct Pace {
+    limit: Option<BytesPerSec>,
+    began: Instant,
+    bytes: u64,
+    /// Until when some sender sleeps, and for how long one has so far.
+    asleep_until: Instant,
+    slept: Duration,
+}
+
+impl Pace {
+    fn new(limit: Option<BytesPerSec>) -> Self {
+        let began = Instant::now();
+        Self { limit, began, bytes: 0, asleep_until: began, slept: Duration::ZERO }
+    }
+}
+
+impl Meters {
+    pub(crate) fn new(limit: Option<BytesPerSec>) -> Self {
+        Self {
+            bytes: AtomicU64::new(0),
+            zeroes: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+            pace: Mutex::new(Pace::new(limit)),
+        }
+    }
+
+    /// Bytes on the wire so far.
+    pub(crate) fn bytes(&self) -> Bytes {
+        Bytes(self.bytes.load(Ordering::Relaxed))
+    }
+
+    /// Counts bytes that no sender counts.
+    pub(crate) fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Pages that went as a mark so far.
+    pub(crate) fn zeroes(&self) -> u64 {
+        self.zeroes.load(Ordering::Relaxed)
+    }
+
+    /// Begins to keep another limit, or none.
+    pub(crate) fn limit(&self, limit: Option<BytesPerSec>) {
+        *self.pace() = Pace::new(limit);
+    }
+
+    /// The time since the limit was set without that for which senders slept to keep it.
+    pub(crate) fn busy(&self) -> Duration {
+        let pace = self.pace();
+        pace.began.elapsed().saturating_sub(pace.slept)
+    }
+
+    /// Stops all senders.
+    pub(crate) fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    fn pace(&self) -> std::sync::MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleeps for as long as the senders are ahead of the limit.
+    fn keep_pace(&self, sent: u64, control: &Control) {
+        let ahead = {
+            let mut pace = self.pace();
+            pace.bytes += sent;
+            let Some(limit) = pace.limit else { return };
+            let due = Bytes(pace.bytes).time_at(limit).unwrap_or_default();
+            let now = Instant::now();
+            let ahead = due.saturating_sub(now - pace.began);
+            // Several may sleep through the same time: it counts once.
+            let wake = now + ahead;
+            let asleep = wake.saturating_duration_since(pace.asleep_until.max(now));
+            pace.slept += asleep;
+            pace.asleep_until = pace.asleep_until.max(wake);
+            ahead
+        };
+        if !ahead.is_zero() {
+            control.sleep(ahead);
+        }
+    }
+}
+
+/// One connection and its sender.
+pub(crate) struct Sender<'a> {
+    pub(crate) stream: Stream,
+    version: u16,
+    memory: &'a Memory,
+    control: &'a Control,
+    meters: &'a Meters,
+    /// What it has sent of the frame being collected.
+    runs: Vec<(u64, u64)>,
+    pages: u64,
+}
+
+impl<'a> Sender<'a> {
+    pub(crate) fn new(
+        stream: Stream,
+        version: u16,
+        memory: &'a Memory,
+        control: &'a Control,
+        meters: &'a Meters,
+    ) -> Self {
+        Self { stream, version, memory, control, meters, runs: Vec::new(), pages: 0 }
+    }
+
+    /// Sends chunks of the round until none is left, and says so. `between` is called now and then.
+    pub(crate) fn send_round(
+        &mut self,
+        round: &Round<'_>,
+        between: &mut dyn FnMut(&Round<'_>),
+    ) -> Result<(), Trouble> {
+        while let Some(chunk) = round.take()? {
+            self.send_chunk(round, chunk)?;
+            between(round);
+        }
+        Ok(())
+    }
+
+    /// Says that its part of the round is over.
+    pub(crate) fn mark(&mut self, round: &Round<'_>) -> Result<(), Trouble> {
+        self.send(&Frame::Round { number: round.number })
+    }
+
+    /// Sends a frame that no pages follow, and counts it.
+    pub(crate) fn send(&mut self, frame: &Frame) -> Result<(), Trouble> {
+        let before = self.stream.bytes;
+        self.stream.send(frame)?;
+        self.meters.add(self.stream.bytes - before);
+        Ok(())
+    }
+
+    fn send_chunk(&mut self, round: &Round<'_>, chunk: Range<u64>) -> Result<(), Trouble> {
+        let batch_pages = self.batch_pages();
+        let mut zeroes: Vec<(u64, u64)> = Vec::new();
+        for page in round.pages(chunk) {
+            if self.memory.is_zero(page) {
+                add_to_runs(&mut zeroes, page);
+                continue;
+            }
+            add_to_runs(&mut self.runs, page);
+            self.pages += 1;
+            if self.pages == batch_pages {
+                self.send_batch()?;
+            }
+        }
+        self.send_batch()?;
+        for runs in zeroes.chunks(RUNS_MAX) {
+            self.send(&Frame::Zero(runs.to_vec()))?;
+        }
+        let zero_pages = zeroes.iter().map(|run| run.1).sum();
+        self.meters.zeroes.fetch_add(zero_pages, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// So few that a limited link has several batches a second.
+    fn batch_pages(&self) -> u64 {
+        let limit = self.meters.pace().limit;
+        let pages = limit.map(|limit| limit.get() / 8 / PAGE_BYTES as u64);
+        pages.unwrap_or(RUN_PAGES_MAX).clamp(1, RUN_PAGES_MAX)
+    }
+
+    fn send_batch(&mut self) -> Result<(), Trouble> {
+        if self.control.verdict().is_some() || self.meters.failed.load(Ordering::Relaxed) {
+            return Err(Trouble::Interrupted);
+        }
+        if self.stream.peer_spoke() {
+            // It has nothing to say now but Failed, or has closed the connection.
+            self.stream.receive()?;
+            return Err(Malformed("the order of frames").into());
+        }
+        if self.runs.is_empty() {
+            return Ok(());
+        }
+        let frame = match self.version {
+            1 => Frame::Pages(self.runs.iter().flat_map(|run| run.0..run.0 + run.1).collect()),
+            _ => Frame::Runs(self.runs.clone()),
+        };
+        let before = self.stream.bytes;
+        self.stream.send_pages(&frame, self.memory, &self.runs)?;
+        self.runs.clear();
+        self.pages = 0;
+        let sent = self.stream.bytes - before;
+        self.meters.add(sent);
+        self.meters.keep_pace(sent, self.control);
+        Ok(())
+    }
+}
+
+/// Adds a page to runs of first page and count, in order.
+pub(crate) fn add_to_runs(runs: &mut Vec<(u64, u64)>, page: u64) {
+    match runs.last_mut() {
+        Some((first, count)) if *first + *count == page => *count += 1,
+        _ => runs.push((page, 1)),
+    }
+}

@@ -1,0 +1,139 @@
+//! The source's switchover: from the pause to READY, in as few steps as there can be.
+//!
+//! Everything goes one way – last pages, state, End – and READY comes back: one
+//! round trip between the hosts, whatever there is to send.
+
+use std::time::{Duration, Instant};
+
+use ballast_model::{Bytes, BytesPerSec};
+use ballast_proto::v1::MigrationState as State;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::Trouble;
+use super::crew::Crew;
+use super::dirty::{DirtyLog, PageSet};
+use super::framing::{Frame, HASHES_MAX, STATE_CHUNK_BYTES};
+use super::round::Round;
+use super::sender::{Meters, Sender};
+use super::source::{Source, guest_ended};
+use super::verify::hash_page;
+use crate::codec::Malformed;
+
+/// How long READY may take beyond what the guest's size explains.
+const READY_TIMEOUT_BASE: Duration = Duration::from_secs(30);
+/// What loading and verifying does at least, for READY's timeout.
+const READY_RATE_MIN: BytesPerSec = BytesPerSec(100 << 20);
+/// Up to here the last pass goes over one connection: waking others takes longer.
+const ALONE_BYTES_MAX: Bytes = Bytes(4 << 20);
+
+/// What is left to send when the last pages have gone.
+pub(super) struct Save {
+    state: Vec<u8>,
+    /// The round whose RoundDone comes before READY.
+    marked: Option<u32>,
+}
+
+impl<'a> Source<'a> {
+    /// Pauses the guest, saves its state, sends the last dirty pages, those of `rest` among them.
+    ///
+    /// The state is read before the last look at the dirty log: reading it may
+    /// make KVM write to guest memory (a steal-time record, for one).
+    pub(super) fn stop_and_copy<'env>(
+        &mut self,
+        crew: &mut Crew<'env>,
+        log: &DirtyLog<'_>,
+        meters: &Meters,
+        rest: PageSet,
+    ) -> Result<Save, Trouble>
+    where
+        'a: 'env,
+    {
+        let paused = Instant::now();
+        self.machine.pause()?;
+        if let Some(why) = self.machine.vcpus.ended() {
+            return Err(guest_ended(&why).into());
+        }
+        let saving = Instant::now();
+        let state = self.machine.save()?.encode();
+        let state_save = saving.elapsed();
+        let mut dirty = log.collect()?;
+        dirty.add(&rest);
+        self.progress(meters, dirty.bytes(), |rounds| *rounds += 1);
+        meters.limit(None);
+        let alone = dirty.bytes() <= ALONE_BYTES_MAX;
+        let number = self.control.status().progress.rounds;
+        let round = Round::new(number, &self.machine.memory, dirty, None);
+        if alone {
+            crew.send_alone(&round)?;
+        } else {
+            crew.send(round, |_| {})?;
+        }
+        let last_pass = paused.elapsed().saturating_sub(state_save);
+        self.control.update(|status| {
+            let downtime = &mut status.progress.downtime;
+            (downtime.state_save, downtime.last_pass) = (state_save, last_pass);
+        });
+        Ok(Save { state, marked: (!alone).then_some(number) })
+    }
+
+    /// Sends all hashes, when asked to, and the state, seals, and waits for READY.
+    pub(super) fn hand_over(
+        &mut self,
+        crew: &mut Crew<'_>,
+        meters: &Meters,
+        save: Save,
+    ) -> Result<(), Trouble> {
+        let began = Instant::now();
+        if self.order.verify {
+            self.send_hashes(&mut crew.main)?;
+        }
+        for chunk in save.state.chunks(STATE_CHUNK_BYTES) {
+            crew.main.send(&Frame::State(chunk.to_vec()))?;
+        }
+        if self.control.verdict().is_some() {
+            return Err(Trouble::Interrupted);
+        }
+        // From here on the destination may be told to take them.
+        self.machine.devices.release_disks()?;
+        self.sealed = true;
+        let (state_bytes, state_hash) = (save.state.len() as u64, xxh3_64(&save.state));
+        crew.main.send(&Frame::End { state_bytes, state_hash })?;
+        let load = self.await_ready(crew, save.marked)?;
+        let elapsed = self.began.elapsed();
+        self.control.update(|status| {
+            status.state = State::Ready;
+            status.progress.downtime.send = began.elapsed().saturating_sub(load);
+            status.progress.bytes_sent = meters.bytes();
+            status.progress.bytes_remaining = Bytes::ZERO;
+            status.progress.pages_zero = meters.zeroes();
+            status.progress.elapsed = elapsed;
+        });
+        Ok(())
+    }
+
+    /// READY, and how long the destination took to load.
+    fn await_ready(&self, crew: &mut Crew<'_>, marked: Option<u32>) -> Result<Duration, Trouble> {
+        let size = self.machine.memory.layout().bytes();
+        let patience = READY_TIMEOUT_BASE + size.time_at(READY_RATE_MIN).unwrap_or_default();
+        let stream = &mut crew.main.stream;
+        let mut answer = stream.receive_within(patience)?;
+        if matches!(answer, Frame::RoundDone { number } if Some(number) == marked) {
+            answer = stream.receive_within(patience)?;
+        }
+        match answer {
+            Frame::Ready { load } => Ok(load),
+            _ => Err(Malformed("the answer to the state").into()),
+        }
+    }
+
+    fn send_hashes(&self, sender: &mut Sender<'_>) -> Result<(), Trouble> {
+        let memory = &self.machine.memory;
+        let pages = memory.layout().pages();
+        for first in (0..pages).step_by(HASHES_MAX) {
+            let last = (first + HASHES_MAX as u64).min(pages);
+            let hashes = (first..last).filter_map(|page| hash_page(memory, page)).collect();
+            sender.send(&Frame::Hashes { first, hashes })?;
+        }
+        Ok(())
+    }
+}
