@@ -5,7 +5,7 @@ use std::io::{Seek, SeekFrom};
 use std::path::Path;
 
 use ballast_model::{Bytes as Size, Refusal, RefusalCode};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{archive, low};
 use crate::memory::GuestRam;
@@ -54,7 +54,6 @@ pub(super) fn load(memory: &GuestRam, path: &Path, room: Room) -> Result<Initrd,
     if !data.is_file() {
         return Err(invalid("it is not a file".to_owned()));
     }
-    archive::check(&file, data.len()).map_err(|why| invalid(why.to_string()))?;
     let end = room.end.min(low::low_end(memory));
     let address = end.checked_sub(data.len()).map(|start| start / PAGE_BYTES * PAGE_BYTES);
     let Some(address) = address.filter(|&start| start >= room.start) else {
@@ -68,6 +67,9 @@ pub(super) fn load(memory: &GuestRam, path: &Path, room: Room) -> Result<Initrd,
             "give the VM more memory, or use a smaller initrd",
         ));
     };
+    // Once it fits: the check may have to read all of it.
+    let memory_bytes = memory.iter().map(|region| region.len()).sum();
+    archive::check(&file, data.len(), memory_bytes).map_err(|why| invalid(why.to_string()))?;
     let bytes = usize::try_from(data.len()).map_err(|_| invalid("it is too large".to_owned()))?;
     file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
     memory
