@@ -11,6 +11,9 @@ use crate::output::units;
 
 /// How often the controller is asked.
 const POLL: Duration = Duration::from_millis(500);
+/// How long the controller may be away in the middle of a wait: enough for another to take over,
+/// or for itself to start again.
+const AWAY_MAX: Duration = Duration::from_secs(60);
 /// How long nothing may move before the planner is asked why.
 const IDLE_BEFORE_ASKING: Duration = Duration::from_secs(15);
 
@@ -29,6 +32,20 @@ impl Teller {
     }
 }
 
+/// Asks until there is an answer, or the controller has been away for too long: what is waited
+/// for goes on without it.
+async fn answered<T>(ask: impl AsyncFn() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    let start = Instant::now();
+    loop {
+        match ask().await {
+            Err(away) if away.code == RefusalCode::Unavailable && start.elapsed() < AWAY_MAX => {
+                tokio::time::sleep(POLL).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
 /// Waits until the migration has ended.
 ///
 /// # Errors
@@ -42,7 +59,7 @@ pub(super) async fn until_migrated(
     let mut teller = Teller::default();
     loop {
         let request = v1::GetMigrationRequest { migration: id.to_owned() };
-        let migration = client.get_migration(request).await?;
+        let migration = answered(async || client.get_migration(request.clone()).await).await?;
         let progress = migration.progress.unwrap_or_default();
         teller.tell(format!(
             "VM {} {} → {}: {}, {:.0}% of {}, round {}",
@@ -90,7 +107,8 @@ pub(super) async fn until_empty(
     let mut teller = Teller::default();
     let mut moved_last = Instant::now();
     loop {
-        let status = client.get_host(v1::GetHostRequest { host: host.to_string() }).await?;
+        let request = v1::GetHostRequest { host: host.to_string() };
+        let status = answered(async || client.get_host(request.clone()).await).await?;
         if status.vms.is_empty() {
             return Ok(());
         }
@@ -119,17 +137,17 @@ pub(super) async fn until_empty(
 /// The VMs that leave the host just now, with the share that is done.
 async fn leaving(client: &Client, host: &HostId) -> Result<Vec<String>, Refusal> {
     let request = v1::ListMigrationsRequest { vm: String::new(), running: true, limit: 1000 };
-    let migrations = client.list_migrations(request).await?.migrations;
+    let migrations = answered(async || client.list_migrations(request.clone()).await).await?;
     let line = |migration: v1::Migration| {
         let share = share_done(&migration.progress.unwrap_or_default()) * 100.0;
         format!("{} → {} {share:.0}%", migration.vm, migration.to)
     };
-    Ok(migrations.into_iter().filter(|m| m.from == host.as_str()).map(line).collect())
+    Ok(migrations.migrations.into_iter().filter(|m| m.from == host.as_str()).map(line).collect())
 }
 
 /// What the planner says of VMs that cannot leave.
 async fn tell_stuck(client: &Client, vms: &[String]) -> Result<(), Refusal> {
-    let record = client.show_plan(v1::ShowPlanRequest {}).await?;
+    let record = answered(async || client.show_plan(v1::ShowPlanRequest {}).await).await?;
     let Ok(planning) = serde_json::from_str::<Planning>(&record.planning_json) else {
         return Ok(()); // a newer controller: waiting does not depend on it
     };
@@ -157,4 +175,27 @@ async fn pause_within(
     }
     tokio::time::sleep(POLL).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Answers of a controller that is away first, and how often it was asked.
+    async fn asked(away: u32, then: RefusalCode) -> (RefusalCode, u32) {
+        let times = Cell::new(0);
+        let ask = async || {
+            times.set(times.get() + 1);
+            let code = if times.get() <= away { RefusalCode::Unavailable } else { then };
+            Err::<(), _>(Refusal::new(code, "no", "none"))
+        };
+        (answered(ask).await.unwrap_err().code, times.get())
+    }
+
+    #[tokio::test]
+    async fn a_controller_that_is_away_is_asked_again_for_a_while() {
+        assert_eq!(asked(1, RefusalCode::NotFound).await, (RefusalCode::NotFound, 2));
+    }
 }
