@@ -11,6 +11,8 @@ use crate::lab::Lab;
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// How long an agent may be silent: emulated hosts under load are.
 const STALE_AFTER_MS: u32 = 60_000;
+/// The longest there is, for the same reason.
+const LEADER_LEASE_MS: u32 = 60_000;
 const CONTROLLER_PORT: u16 = 7070;
 /// Addresses of a lab without a network.
 const LOOPBACK: &str = "127.0.0.1";
@@ -43,7 +45,7 @@ impl<'a> Cluster<'a> {
             agents.push(host.spawn("agent", "ballast-agent --config /etc/ballast/agent.toml")?);
         }
         let cluster = Self { lab, controller, agents };
-        cluster.wait_for_hosts().map_err(|refusal| cluster.with_logs(refusal))?;
+        cluster.wait_for_hosts()?;
         Ok(cluster)
     }
 
@@ -64,18 +66,27 @@ impl<'a> Cluster<'a> {
         format!("export BALLAST_CONTROLLER=http://{host}:{CONTROLLER_PORT}")
     }
 
-    fn wait_for_hosts(&self) -> Result<(), Refusal> {
-        // A host is listed from its registration on, but used only once its load is known.
+    /// Waits until the load of every host is known: only such a host is given a VM.
+    ///
+    /// # Errors
+    /// `Timeout`, with what the daemons said.
+    pub fn wait_for_hosts(&self) -> Result<(), Refusal> {
         let known =
             self.lab.hosts().iter().map(|host| {
                 format!("ballast host ls | grep -w {} | grep -qvw unknown", host.name())
             });
         let script = [self.environment()].into_iter().chain(known).collect::<Vec<_>>().join(" && ");
-        self.lab.host(0).until(&script, START_LIMIT).map(drop)
+        let known = self.lab.host(0).until(&script, START_LIMIT);
+        known.map(drop).map_err(|refusal| self.with_logs(refusal))
+    }
+
+    /// The host that `ballast` is run on.
+    pub(crate) fn first(&self) -> &'a Host {
+        self.lab.host(0)
     }
 
     /// The refusal, and what the daemons said last.
-    fn with_logs(&self, mut refusal: Refusal) -> Refusal {
+    pub(crate) fn with_logs(&self, mut refusal: Refusal) -> Refusal {
         let first = [(self.lab.host(0), &self.controller)].into_iter();
         for (host, task) in first.chain(self.lab.hosts().iter().zip(&self.agents)) {
             let log = host.sh(&format!("tail -n 20 {}", task.log)).unwrap_or_default();
@@ -98,6 +109,7 @@ fn controller_config(endpoint: &str) -> String {
     format!(
         r#"listen = "{endpoint}"
 http_listen = "127.0.0.1:7071"
+leader_lease_ms = {LEADER_LEASE_MS}
 [store]
 kind = "embedded"
 path = "/var/lib/ballast/controller.redb"

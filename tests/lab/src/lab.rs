@@ -21,9 +21,16 @@ pub const MEMORY_MIB_MIN: u32 = 256;
 const BRIDGE: &str = "lab";
 /// The hosts' network. Host `i` has the address that ends in `i + 1`.
 const NETWORK: &str = "10.77.0";
+/// Where guests' addresses begin.
+const GUESTS_FROM: u32 = 100;
 /// Kernel command line of a host: quiet, and a panic ends it.
 const CMDLINE: &str =
     "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable random.trust_cpu=on";
+
+/// The address of a guest on the hosts' network: behind all hosts'.
+pub(crate) fn guest_address(number: u8) -> String {
+    format!("{NETWORK}.{}", GUESTS_FROM + u32::from(number))
+}
 
 /// How the hosts are connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -181,8 +188,14 @@ impl Builder {
             let hosts = self.hosts;
             warden.call(move || connect(hosts))??;
         }
+        // Once for all of them: hosts that find different frequencies take no VM from each other.
+        let tsc_khz = tsc::khz();
         let booting = (0..self.hosts)
-            .map(|index| self.start(index, &packages, &common, &warden, dir.path()))
+            .map(|index| {
+                let Initrd { path, name, address } = self.initrd(index, &common, dir.path())?;
+                let command = self.qemu(index, &packages, &path, tsc_khz);
+                Host::start(&warden, Start { name, address, command, dir: dir.path() })
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let mut hosts = Vec::new();
         let mut boot_times = Vec::new();
@@ -214,27 +227,20 @@ impl Builder {
         Ok(())
     }
 
-    fn start(
-        &self,
-        index: u8,
-        packages: &Packages,
-        common: &Path,
-        warden: &Warden,
-        dir: &Path,
-    ) -> Result<crate::host::Booting, Refusal> {
+    /// Writes what host number `index` boots from.
+    fn initrd(&self, index: u8, common: &Path, dir: &Path) -> Result<Initrd, Refusal> {
         let name = format!("h{index}");
         let address =
             (self.net != Net::None).then(|| format!("{NETWORK}.{}", u32::from(index) + 1));
-        let initrd = dir.join(format!("{name}.cpio"));
+        let path = dir.join(format!("{name}.cpio"));
         let own = dir.join(format!("{name}.own"));
         let prefixed = address.as_ref().map(|address| format!("{address}/24"));
         image::write_own(&own, &name, prefixed.as_deref())?;
-        join(&initrd, &[common, &own]).map_err(|error| refuse::file("write", &initrd, error))?;
-        let command = self.qemu(index, packages, &initrd);
-        Host::start(warden, Start { name, address, command, dir })
+        join(&path, &[common, &own]).map_err(|error| refuse::file("write", &path, error))?;
+        Ok(Initrd { path, name, address })
     }
 
-    fn qemu(&self, index: u8, packages: &Packages, initrd: &Path) -> Command {
+    fn qemu(&self, index: u8, packages: &Packages, initrd: &Path, tsc_khz: u64) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
@@ -245,7 +251,7 @@ impl Builder {
             .arg("-initrd")
             .arg(initrd)
             .arg("-append")
-            .arg(format!("{CMDLINE} tsc_early_khz={}", tsc::khz()));
+            .arg(format!("{CMDLINE} tsc_early_khz={tsc_khz}"));
         if self.net == Net::Bridge {
             let tap = format!("tap,id=net,ifname=lab{index},script=no,downscript=no");
             let nic = format!("virtio-net-pci,netdev=net,mac=52:54:00:77:00:0{index},romfile=");
@@ -262,6 +268,13 @@ impl Builder {
         }
         command
     }
+}
+
+/// What one host boots from, and who it is.
+struct Initrd {
+    path: PathBuf,
+    name: String,
+    address: Option<String>,
 }
 
 /// One file of several, as the kernel takes a RAM disk of several archives.

@@ -25,6 +25,7 @@
 //! | `control`, `agent` | the way into a host |
 //! | `guest` | a Linux guest for VMs in the hosts |
 //! | `cluster` | controller and agents on the hosts |
+//! | `vm` | a VM of a cluster with that guest in it |
 //! | `show` | `lab show`, a guest's life from its first prompt to after its restore |
 
 mod agent;
@@ -40,6 +41,7 @@ mod modules;
 mod refuse;
 mod show;
 mod tsc;
+mod vm;
 mod warden;
 
 use std::ffi::{OsStr, OsString};
@@ -55,6 +57,7 @@ pub use debian::{Kernel, Packages};
 pub use guest::LinuxGuest;
 pub use host::{Host, Output, Task};
 pub use lab::{Builder, HOSTS_MAX, Lab, MEMORY_MIB_MIN, Net};
+pub use vm::{LinuxVm, Shown};
 
 /// Names another place for what is fetched and kept.
 const CACHE_VARIABLE: &str = "BALLAST_LAB_CACHE";
