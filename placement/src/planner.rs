@@ -1,4 +1,4 @@
-//! One planning run: number, solve, schedule, write down, check.
+//! One planning run: number, solve, schedule, again from where that leads, write down, check.
 
 use std::collections::BTreeMap;
 
@@ -12,6 +12,10 @@ use crate::options::PlanOptions;
 use crate::solve::joint::{self, Candidate};
 use crate::solve::quality::Quality;
 use crate::{check, schedule, solve, verdict};
+
+/// Runs of descent and search that one plan is made of at most: what a run leaves to the next is
+/// rare, and each leaves less.
+const LEGS_MAX: usize = 8;
 
 /// Works out what to move, in which order and why; for every VM of the snapshot, why it moves or stays.
 ///
@@ -29,22 +33,99 @@ use crate::{check, schedule, solve, verdict};
 pub fn plan(snapshot: &ClusterSnapshot, options: &PlanOptions) -> Result<Planning, Refusal> {
     options.validate()?;
     let problem = Problem::new(snapshot)?;
-    let mut solved = State::new(&problem);
-    let found = solve::solve(&mut solved, options);
-    let start = State::new(&problem);
-    let asked = !found.is_empty() || Quality::of(&start, &start, options).is_wrong();
-    if asked && let Some(candidate) = joint::improve(&problem, &solved, options)? {
-        let Candidate { moves, after } = candidate;
-        let written = write_down(&problem, &moves, after, options);
-        if check::check(&problem, &written.plan, options).is_ok() {
-            return Ok(finish(written, &moves, options));
+    let first = leg(&problem, options)?;
+    let mut moves = first.moves.clone();
+    let mut after = first.after;
+    let mut there = snapshot.clone();
+    let mut last = first.moves;
+    for _ in 1..LEGS_MAX {
+        if last.is_empty() || first.is_cut {
+            break;
+        }
+        advance(&mut there, &problem, &last);
+        let numbered = Problem::new(&there)?;
+        let next = leg(&numbered, options)?;
+        let fits = moves.len() + next.moves.len() <= options.steps_max;
+        if next.moves.is_empty() || next.is_cut || !fits {
+            break;
+        }
+        last = next.moves;
+        let direct = direct(&problem, &moves, &last);
+        match direct.filter(|direct| is_legal(&problem, direct, options)) {
+            Some(direct) => (moves, after) = (direct.moves, direct.after),
+            None => append(&mut moves, &mut after, &last, next.after),
         }
     }
-    let moves = schedule::shorten(&problem, &found, options);
-    let after = schedule::dependencies(&problem, &moves, options);
     let written = write_down(&problem, &moves, after, options);
     check::check(&problem, &written.plan, options)?;
-    Ok(finish(written, &found, options))
+    let found = if first.is_cut { &first.found } else { &moves };
+    Ok(finish(written, found, options))
+}
+
+/// What one run of descent and search finds: as many of its moves as a plan may hold, in order.
+struct Leg {
+    moves: Vec<Move>,
+    after: Vec<Vec<usize>>,
+    /// All it found.
+    found: Vec<Move>,
+    /// Whether that is more than the plan holds.
+    is_cut: bool,
+}
+
+fn leg(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
+    let mut solved = State::new(problem);
+    let found = solve::solve(&mut solved, options);
+    let start = State::new(problem);
+    let asked = !found.is_empty() || Quality::of(&start, &start, options).is_wrong();
+    let candidate = if asked { joint::improve(problem, &solved, options)? } else { None };
+    if let Some(candidate) = candidate.filter(|found| is_legal(problem, found, options)) {
+        let Candidate { moves, after } = candidate;
+        return Ok(Leg { found: moves.clone(), moves, after, is_cut: false });
+    }
+    let moves = schedule::shorten(problem, &found, options);
+    let after = schedule::dependencies(problem, &moves, options);
+    let mut reached = State::new(problem);
+    moves.iter().for_each(|step| reached.shift(step.vm, step.to));
+    let is_cut = problem.vm_ixs().any(|vm| reached.at(vm) != solved.at(vm));
+    Ok(Leg { moves, after, found, is_cut })
+}
+
+fn is_legal(problem: &Problem<'_>, candidate: &Candidate, options: &PlanOptions) -> bool {
+    let Candidate { moves, after } = candidate;
+    let written = write_down(problem, moves, after.clone(), options);
+    check::check(problem, &written.plan, options).is_ok()
+}
+
+/// The cluster after the moves.
+fn advance(snapshot: &mut ClusterSnapshot, problem: &Problem<'_>, moves: &[Move]) {
+    for step in moves {
+        if let Some(vm) = snapshot.vms.get_mut(problem.vm(step.vm).id) {
+            vm.host = problem.host(step.to).id.clone();
+        }
+    }
+}
+
+/// One order from the beginning to where two legs lead, each VM moving once.
+fn direct(problem: &Problem<'_>, moves: &[Move], further: &[Move]) -> Option<Candidate> {
+    let start = State::new(problem);
+    let mut end = start.clone();
+    moves.iter().chain(further).for_each(|step| end.shift(step.vm, step.to));
+    joint::sequence(&start, &end)
+}
+
+/// The second leg begins when the first has ended.
+fn append(
+    moves: &mut Vec<Move>,
+    after: &mut Vec<Vec<usize>>,
+    further: &[Move],
+    further_after: Vec<Vec<usize>>,
+) {
+    let first = moves.len();
+    moves.extend_from_slice(further);
+    after.extend(further_after.into_iter().map(|waits| {
+        let within = waits.into_iter().map(|n| first + n);
+        (0..first).chain(within).collect()
+    }));
 }
 
 /// A plan, the verdicts on the VMs it moves, and the state it leads to.

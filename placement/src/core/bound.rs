@@ -7,7 +7,8 @@ use super::problem::Problem;
 /// A score no assignment of all items beats. Every term is bounded alone, each
 /// resource as if the hosts were one: the bound is valid, not always reached.
 ///
-/// Items with several shapes count with the least they need of each resource.
+/// Items with several shapes count with the least they need of each resource. The number of hosts
+/// in use is that of assignments within the hard capacities: what breaks these scores worse anyway.
 pub(super) fn lower_bound(problem: &Problem) -> Score {
     let mut bound = Score::ZERO;
     let levels = &problem.levels;

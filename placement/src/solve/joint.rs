@@ -9,8 +9,8 @@
 //!
 //! It is asked only when the descent found something to do or something is
 //! wrong that is not a matter of balance, and what it returns is a state where
-//! the descent finds nothing and a search would mend nothing more: so a plan
-//! stays settled whatever the search does.
+//! the descent finds nothing. Whether another search would mend more from there
+//! is for the planner to try: that belongs into the same plan.
 
 use ballast_model::Refusal;
 
@@ -27,8 +27,6 @@ const WEIGHED_PER_PAIR: u64 = 16;
 const WEIGHED: std::ops::RangeInclusive<u64> = 2_000..=3_000_000;
 /// Pairs of VM and host beyond which the search is asked only to mend: level load is the descent's business there.
 const PAIRS_MAX: u64 = 200_000;
-/// How often the search is asked again while something is wrong.
-const AGAIN_MAX: usize = 4;
 /// Rounds of pruning; each makes at least one move fewer.
 const PRUNINGS_MAX: usize = 8;
 
@@ -39,9 +37,6 @@ pub(crate) struct Candidate {
 }
 
 /// A plan that leads to a better state than `descended`, if the search finds one.
-///
-/// While something is wrong that is not a matter of balance, the search is asked again from where it got to, as the
-/// next plan would: what it finds then belongs into this plan.
 ///
 /// # Errors
 /// `InvalidArgument` when the snapshot's amounts are too large for the solver.
@@ -67,18 +62,11 @@ pub(crate) fn improve<'p, 'a>(
     if is_better(&found, &target) {
         target = found;
     }
-    for _ in 0..AGAIN_MAX {
-        let now = Quality::of(&start, &target, options);
-        if !now.is_wrong() {
-            break;
-        }
-        let Some(further) = search_again(problem, &target, options)? else { break };
-        if !Quality::of(&start, &further, options).is_less_wrong_than(&now) {
-            break;
-        }
-        target = further;
-    }
-    if !is_better(&target, descended) {
+    // Where the descent rests, only a mended wrong is worth a plan.
+    let rests = moved(&start, descended).is_empty();
+    let (reached, without) =
+        (Quality::of(&start, &target, options), Quality::of(&start, descended, options));
+    if !reached.is_better_than(&without) || rests && !reached.is_less_wrong_than(&without) {
         return Ok(None);
     }
     let candidate = sequence(&start, &target);
@@ -102,33 +90,6 @@ fn search_from<'p, 'a>(
     prune(start, &mut target, options);
     solve::solve(&mut target, options);
     Ok(target)
-}
-
-/// The search of a later plan, made on the cluster that `reached` is, as a state of the cluster as it is now.
-fn search_again<'p, 'a>(
-    problem: &'p Problem<'a>,
-    reached: &State<'p, 'a>,
-    options: &PlanOptions,
-) -> Result<Option<State<'p, 'a>>, Refusal> {
-    let start = State::new(problem);
-    let mut later = problem.snapshot.clone();
-    for (vm, _) in moved(&start, reached) {
-        if let Some(placed) = later.vms.get_mut(problem.vm(vm).id) {
-            placed.host = problem.host(reached.at(vm)).id.clone();
-        }
-    }
-    let later = Problem::new(&later)?;
-    let start = State::new(&later);
-    let found = search_from(&start, options)?;
-    let changed = moved(&start, &found);
-    if changed.is_empty() {
-        return Ok(None);
-    }
-    let mut further = reached.clone();
-    for (vm, _) in changed {
-        further.shift(vm, found.at(vm));
-    }
-    Ok(Some(further))
 }
 
 /// Takes back moves that do not pay.
@@ -160,7 +121,7 @@ fn moved(start: &State<'_, '_>, target: &State<'_, '_>) -> Vec<(VmIx, HostIx)> {
 }
 
 /// The steps from one state to the other; `None` when no order reaches all of it.
-fn sequence(start: &State<'_, '_>, target: &State<'_, '_>) -> Option<Candidate> {
+pub(crate) fn sequence(start: &State<'_, '_>, target: &State<'_, '_>) -> Option<Candidate> {
     let moved = moved(start, target);
     let causes: std::collections::HashMap<VmIx, Cause> =
         moved.iter().map(|(vm, _)| (*vm, start.cause_of(*vm, target.at(*vm)))).collect();
