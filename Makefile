@@ -8,6 +8,7 @@
 #   make bench   the benchmarks, with medians and spread
 #   make bench-placement DATA=…   the planner on public problems, one line of JSON a run
 #   make bench-migrate   live migration next to QEMU's, PAIRS=9 of each case (needs root)
+#   make bench-vmm   boot time, overhead, disks and networks next to QEMU's, ROUNDS=5 of each (needs root)
 #   make fuzz    hostile guests against the virtio devices, FUZZ_MINUTES minutes each
 
 CARGO ?= cargo
@@ -19,7 +20,7 @@ BARE_METAL := tests/guest/bare
 PAIRS ?= 9
 BENCH_ARGS ?=
 
-.PHONY: demo test lab test-lab lint bench bench-migrate bench-placement fuzz protocol bootstrap-build bootstrap-lab bootstrap-test
+.PHONY: demo test lab test-lab lint bench bench-migrate bench-placement bench-vmm fuzz protocol bootstrap-build bootstrap-lab bootstrap-test
 
 demo: bootstrap-build
 	$(CARGO) run --quiet --release -p ballast-cli -- demo $(DEMO_ARGS)
@@ -46,6 +47,12 @@ bench: bootstrap-build
 
 bench-migrate: bootstrap-lab
 	$(CARGO) bench --quiet -p ballast-vmm --bench migrate -- --pairs $(PAIRS) $(BENCH_ARGS)
+
+ROUNDS ?= 5
+
+bench-vmm: bootstrap-lab
+	$(CARGO) bench --quiet -p ballast-vmm --bench start -- $(ROUNDS)
+	$(CARGO) bench --quiet -p ballast-vmm --bench devices -- --rounds $(ROUNDS) $(BENCH_ARGS)
 
 PROTOCOL_ARGS ?= 2 1
 

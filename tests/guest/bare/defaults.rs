@@ -36,3 +36,9 @@ pub const MIB_MAX: u32 = 1 << 20;
 pub const NAME_BYTES_MAX: usize = 63;
 /// Records per second.
 pub const LOG_RATE_MAX: u32 = 10_000;
+/// Bytes of one operation of a benchmark, in 512: what the largest descriptor of a disk may have.
+pub const BENCH_BYTES_MAX: u32 = 256 << 10;
+/// Operations of a benchmark in flight.
+pub const BENCH_DEPTH_MAX: u32 = 21;
+/// Milliseconds a benchmark is measured.
+pub const BENCH_MS_MAX: u32 = 60_000;

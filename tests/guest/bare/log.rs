@@ -13,12 +13,14 @@
 use crate::params::Params;
 use crate::record::{Found, Record};
 use crate::timeline::Nanos;
-use crate::virtio::blk::{Blk, DATA_BYTES, Request, SECTOR_BYTES, SLOTS};
+use crate::virtio::blk::{Blk, DATA_BYTES, Request, SECTOR_BYTES};
 use crate::virtio::mmio::Window;
 
 const NANOS_PER_SEC: Nanos = 1_000_000_000;
 /// The slot of flushes and of reading back; the others are for records.
 const LAST_SLOT: usize = SLOTS - 1;
+/// Requests in flight: the records between two flushes, and the flush.
+const SLOTS: usize = 9;
 /// How soon to look again while the disk works.
 const LOOK_AGAIN: Nanos = 500_000;
 

@@ -17,6 +17,7 @@
 //! | `net` | TCP: an echo service and a request counter |
 //! | `log` | an append-only log on the disk, made of `record`s |
 //! | `devices` | the network and the log as one, and what they have to say |
+//! | `bench` | measures the devices instead of all that |
 //! | `work` | heartbeats, load and sleep |
 //! | `rt` | memory routines and the panic handler |
 //!
@@ -25,6 +26,7 @@
 #![no_std]
 #![no_main]
 
+mod bench;
 mod boot_info;
 mod clock;
 mod console;
@@ -83,6 +85,10 @@ extern "C" fn guest_main(start_info: u64) -> ! {
         fatal(format_args!("memory parameters need {needs} MiB, the VM has {has} MiB"));
     }
     greet(&params, &mut clock);
+    if let Some(task) = params.bench {
+        let why = bench::run(task, &params, &layout, &mut clock);
+        fatal(format_args!("benchmark: {why}"));
+    }
     let devices = Devices::start(&params, &mut clock)
         .unwrap_or_else(|(device, why)| fatal(format_args!("{device} {why}")));
     Worker::new(clock, Memory::new(&layout, params.seed), devices, &params).run()

@@ -51,6 +51,31 @@ pub struct Params<'a> {
     /// `virtio_base=`, `virtio_stride=`: where the machine has its virtio-mmio transports.
     pub virtio_base: u64,
     pub virtio_stride: u64,
+    /// `bench=`: measure this instead of everything else.
+    pub bench: Option<Bench>,
+}
+
+/// `bench=<what>:<bytes>:<depth>:<ms>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bench {
+    pub what: What,
+    /// Of one operation.
+    pub bytes: u32,
+    /// Operations in flight.
+    pub depth: u32,
+    /// Time to measure.
+    pub ms: u32,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// Reads or writes of the disk at places without order, or one after the other.
+    Disk { write: bool, flush: bool, in_order: bool },
+    /// Frames to the network, or from it.
+    Frames { send: bool },
+    /// One TCP connection to the echo port, whose bytes are swallowed, or made up.
+    Tcp { send: bool },
 }
 
 /// A word of the command line that is wrong, and what would be right.
@@ -82,6 +107,7 @@ impl<'a> Params<'a> {
         log_flush: defaults::LOG_FLUSH,
         virtio_base: defaults::VIRTIO_BASE,
         virtio_stride: defaults::VIRTIO_STRIDE,
+        bench: None,
     };
 
     /// Reads a command line.
@@ -107,6 +133,9 @@ impl<'a> Params<'a> {
             }
             "gateway" => {
                 self.gateway = Some(value.parse().map_err(|_| "use an address like 10.0.0.1")?);
+            }
+            "bench" => {
+                self.bench = Some(bench(value).ok_or("use a benchmark of docs/probe-guest.md")?);
             }
             _ => return self.set_number(key, number(value)),
         }
@@ -160,6 +189,35 @@ fn number(value: &str) -> Option<u64> {
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
         None => value.parse().ok(),
     }
+}
+
+fn bench(value: &str) -> Option<Bench> {
+    let mut words = value.split(':');
+    let disk = |write, flush, in_order| Some(What::Disk { write, flush, in_order });
+    let what = match words.next()? {
+        "disk-read" => disk(false, false, false),
+        "disk-write" => disk(true, false, false),
+        "disk-flush" => disk(true, true, false),
+        "disk-read-in-order" => disk(false, false, true),
+        "disk-write-in-order" => disk(true, false, true),
+        "net-send" => Some(What::Frames { send: true }),
+        "net-receive" => Some(What::Frames { send: false }),
+        "tcp-send" => Some(What::Tcp { send: true }),
+        "tcp-receive" => Some(What::Tcp { send: false }),
+        _ => None,
+    }?;
+    let mut next = |least: u32, most: u32| {
+        words.next()?.parse().ok().filter(|number| (least..=most).contains(number))
+    };
+    let bytes = next(1, defaults::BENCH_BYTES_MAX)?;
+    let depth = next(1, defaults::BENCH_DEPTH_MAX)?;
+    let ms = next(1, defaults::BENCH_MS_MAX)?;
+    let fits = match what {
+        What::Disk { .. } => bytes % 512 == 0,
+        What::Frames { .. } => (60..=1514).contains(&bytes),
+        What::Tcp { .. } => true,
+    };
+    (fits && words.next().is_none()).then_some(Bench { what, bytes, depth, ms })
 }
 
 fn address_and_prefix(value: &str) -> Option<(Ipv4Addr, u8)> {

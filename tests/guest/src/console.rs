@@ -11,6 +11,8 @@
 //!                                     ` f<n>`: faults of its devices
 //! N <mac> <address>/<prefix> key=…    it is on the network
 //! D <capacity> next=<n> run=<n>       it found the end of the log on its disk
+//! R ready                             it begins to measure its devices
+//! R <operations> <bytes> <µs>         what it measured
 //! E page 17 gen 4 holds gen 3         a wrong page, described
 //! FATAL <why>                         it cannot go on
 //! ```
@@ -84,6 +86,10 @@ pub struct ConsoleReport {
     pub error_lines: Vec<String>,
     /// What it cannot go on for; the first ones.
     pub fatal_lines: Vec<String>,
+    /// Whether it has begun to measure its devices.
+    pub measuring: bool,
+    /// What it measured: operations, their bytes, and the time it took.
+    pub measured: Option<(u64, u64, Duration)>,
     /// Complete lines that are none of the protocol's.
     pub unknown_lines: u64,
     /// Bytes that were never shown to the reader, after the first one that was.
@@ -174,6 +180,11 @@ impl Console {
             },
             Some(("N", _)) => self.report.on_network = true,
             Some(("D", _)) => self.report.log_ready = true,
+            Some(("R", "ready")) => self.report.measuring = true,
+            Some(("R", fields)) => match measured(fields) {
+                Some(measured) => self.report.measured = Some(measured),
+                None => self.report.unknown_lines += 1,
+            },
             Some(("E", text)) => keep(&mut self.report.error_lines, text),
             Some(("FATAL", text)) => keep(&mut self.report.fatal_lines, text),
             _ => self.report.unknown_lines += 1,
@@ -207,6 +218,13 @@ impl Console {
         report.device_faults = report.device_faults.max(heartbeat.faults);
         self.last = Some(heartbeat);
     }
+}
+
+/// Operations, bytes, time.
+fn measured(fields: &str) -> Option<(u64, u64, Duration)> {
+    let mut fields = fields.split(' ').map(str::parse);
+    let mut next = || fields.next()?.ok();
+    Some((next()?, next()?, Duration::from_micros(next()?)))
 }
 
 impl Heartbeat {

@@ -52,6 +52,9 @@ pub struct Params {
     pub virtio_base: u64,
     /// Bytes from one transport to the next.
     pub virtio_stride: u64,
+    /// Measures the devices instead of everything else: `<what>:<bytes>:<depth>:<ms>`, see
+    /// docs/probe-guest.md.
+    pub bench: Option<String>,
 }
 
 impl Default for Params {
@@ -77,6 +80,7 @@ impl Default for Params {
             log_flush: defaults::LOG_FLUSH,
             virtio_base: defaults::VIRTIO_BASE,
             virtio_stride: defaults::VIRTIO_STRIDE,
+            bench: None,
         }
     }
 }
@@ -125,6 +129,9 @@ impl Params {
         }
         if let Some(gateway) = self.gateway {
             add("gateway", &gateway);
+        }
+        if let Some(bench) = &self.bench {
+            add("bench", bench);
         }
         if let Some(khz) = self.tsc_khz {
             add("tsc_khz", &khz);

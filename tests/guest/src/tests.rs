@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::bare_params::Params as BareParams;
+use crate::bare_params::{Params as BareParams, What};
 use crate::bare_pattern::{Content, Fault, Page, is_zero};
 use crate::bare_timeline::Timeline;
 use crate::{Console, ConsoleReport, Params};
@@ -217,12 +217,32 @@ fn wrong_parameters_are_named() {
         ("echo_port=0", "echo_port=0: use 1 to 65535"),
         ("log_bytes=1024", "log_bytes=1024: use 512 or 4096"),
         ("log_flush=9", "log_flush=9: use 1 to 8"),
+        (
+            "bench=disk-read:4096:22:1",
+            "bench=disk-read:4096:22:1: use a benchmark of docs/probe-guest.md",
+        ),
+        ("bench=net-send:40:1:1", "bench=net-send:40:1:1: use a benchmark of docs/probe-guest.md"),
         ("virtio_base=0xg", "virtio_base=0xg: use a number"),
         ("quiet", "quiet: unknown parameter, see docs/probe-guest.md"),
     ] {
         let fault = BareParams::parse(cmdline.as_bytes()).unwrap_err();
         assert_eq!(fault.to_string(), expected);
     }
+}
+
+#[test]
+fn a_benchmark_and_its_result() {
+    let params = Params { bench: Some("disk-flush:4096:16:250".to_owned()), ..Params::default() };
+    let cmdline = params.to_cmdline();
+    let bench = BareParams::parse(cmdline.as_bytes()).unwrap().bench.unwrap();
+    assert_eq!((bench.bytes, bench.depth, bench.ms), (4096, 16, 250));
+    assert_eq!(bench.what, What::Disk { write: true, flush: true, in_order: false });
+
+    let report = read("B 1 -\nR ready\nR 1000 4096000 250100\n");
+    assert_eq!(report.faults(), Vec::<String>::new());
+    assert!(report.measuring);
+    assert_eq!(report.measured, Some((1000, 4_096_000, Duration::from_micros(250_100))));
+    check_faults("R 1000 4096000\n", &["1 lines were damaged"]);
 }
 
 #[test]

@@ -8,12 +8,12 @@ use super::mmio::{self, DeviceKind, EVENT_INDEX, Window};
 use super::queue::{Piece, Queue, Rings};
 
 /// Requests that can be in flight at a time.
-pub const SLOTS: usize = 9;
-/// The most data of one request, in bytes.
+pub const SLOTS: usize = 21;
+/// The most data of one request in a slot's own memory, in bytes.
 pub const DATA_BYTES: usize = 4096;
 pub const SECTOR_BYTES: u64 = 512;
 
-const DESCRIPTORS: usize = 32;
+const DESCRIPTORS: usize = 64;
 const READ_ONLY: u64 = 1 << 5;
 const FLUSHES: u64 = 1 << 9;
 
@@ -87,6 +87,19 @@ impl Blk {
     /// Asks the device for something; [`kick`](Self::kick) tells it. False when the slot is in
     /// flight already.
     pub fn submit(&mut self, slot: usize, request: Request) -> bool {
+        let data = &raw mut self.slots[slot].data;
+        let fits = |length: usize| length.min(DATA_BYTES);
+        let request = match request {
+            Request::Read { sector, length } => Request::Read { sector, length: fits(length) },
+            Request::Write { sector, length } => Request::Write { sector, length: fits(length) },
+            Request::Flush => Request::Flush,
+        };
+        self.submit_at(slot, request, data.cast())
+    }
+
+    /// As [`submit`](Self::submit), with data anywhere in memory that stays the device's until the
+    /// request is complete.
+    pub fn submit_at(&mut self, slot: usize, request: Request, memory_of_data: *mut u8) -> bool {
         let head = 3 * slot as u16;
         if self.queue.has(head) {
             return false;
@@ -105,12 +118,12 @@ impl Blk {
         let header = Piece::read_by_device(&raw const memory.header, 16);
         let after = match request {
             Request::Read { length, .. } => {
-                let piece = Piece::written_by_device(&raw mut memory.data, length.min(DATA_BYTES));
+                let piece = Piece::written_by_device(memory_of_data, length);
                 queue.describe(data, &piece, Some(status));
                 data
             }
             Request::Write { length, .. } => {
-                let piece = Piece::read_by_device(&raw const memory.data, length.min(DATA_BYTES));
+                let piece = Piece::read_by_device(memory_of_data, length);
                 queue.describe(data, &piece, Some(status));
                 data
             }

@@ -262,7 +262,7 @@ impl Piece {
     }
 
     fn new(memory: *const u8, length: usize, flags: u16) -> Self {
-        // Pieces are parts of this program's own memory, which ends below 2 MiB.
+        // The program's own memory or the memory behind it, all of which ends below 3 GiB.
         Self { address: memory.expose_provenance() as u64, length: length as u32, flags }
     }
 }
