@@ -105,11 +105,12 @@ impl Host {
         migration: MigrationId,
         spec: VmSpec,
         source_epoch: Epoch,
+        tls: bool,
     ) -> Result<Listening, Refusal> {
         for _ in 0..TRIES_MAX {
             let handle = self.slot(&spec, true)?;
             let asked = handle.ask(|reply| {
-                Request::Prepare(migration, Box::new(spec.clone()), source_epoch, reply)
+                Request::Prepare(migration, Box::new(spec.clone()), source_epoch, tls, reply)
             });
             if let Some(answer) = asked.await {
                 return answer;

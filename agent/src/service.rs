@@ -123,9 +123,15 @@ impl Service {
                 "move it to a host with the same CPU model, or give it a CPU baseline",
             ));
         }
-        let prepare = |host: Arc<Host>| async move { host.prepare(migration, spec, epoch).await };
+        let tls = message.tls;
+        let prepare =
+            |host: Arc<Host>| async move { host.prepare(migration, spec, epoch, tls).await };
         let listening = detached(self.host.clone(), prepare).await?;
-        Ok(v1::PrepareMigrationResponse { address: listening.address, token: listening.token })
+        Ok(v1::PrepareMigrationResponse {
+            address: listening.address,
+            token: listening.token,
+            public_key: listening.public_key,
+        })
     }
 
     async fn start(
@@ -155,6 +161,9 @@ impl Service {
             token: message.token,
             policy: required(message.policy, "policy")?.into(),
             bandwidth: BytesPerSec(message.bandwidth_bytes_per_sec),
+            public_key: message.public_key,
+            streams: message.streams,
+            never_throttle: message.never_throttle,
         };
         let start = |host: Arc<Host>| async move { host.start(&vm, outgoing, epoch).await };
         detached(self.host.clone(), start).await?;

@@ -32,6 +32,8 @@ pub struct Prepared {
     pub address: String,
     /// What the source must show.
     pub token: Vec<u8>,
+    /// What the source knows it by; empty where connections are in the clear.
+    pub public_key: Vec<u8>,
 }
 
 /// A VM to be started.
@@ -209,7 +211,8 @@ impl Agent for GrpcAgent {
 
     async fn prepare(&self, request: v1::PrepareMigrationRequest) -> Result<Prepared, Refusal> {
         let answer = self.call(WORK_TIMEOUT, self.client().prepare_migration(request)).await?;
-        Ok(Prepared { address: answer.address, token: answer.token })
+        let v1::PrepareMigrationResponse { address, token, public_key } = answer;
+        Ok(Prepared { address, token, public_key })
     }
 
     async fn start(&self, request: v1::StartMigrationRequest) -> Result<(), Refusal> {

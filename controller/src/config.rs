@@ -108,6 +108,13 @@ pub struct MigrationConfig {
     pub migrations_per_host_max: usize,
     /// The rate one migration may send at, in bytes per second; 0 for no limit.
     pub bandwidth_bytes_per_sec: u64,
+    /// Whether memory goes over the network encrypted (TLS 1.3, a key for each migration).
+    pub tls: bool,
+    /// Connections of a migration, up to 128; 0 for as many as link and CPUs ask for.
+    pub streams: u32,
+    /// Whether guests that write faster than the link carries may be slowed down. Otherwise
+    /// their migrations fail.
+    pub throttle: bool,
     /// The least time a transfer is given, in milliseconds. Large VMs get more.
     pub transfer_timeout_min_ms: u64,
     /// How long an agent that does not answer is asked again before the end is written without it, in milliseconds.
@@ -122,6 +129,9 @@ impl Default for MigrationConfig {
             migrations_max: 4,
             migrations_per_host_max: 2,
             bandwidth_bytes_per_sec: 0,
+            tls: true,
+            streams: 0,
+            throttle: true,
             transfer_timeout_min_ms: 60_000,
             resolve_timeout_ms: 120_000,
             retry_ms: 250,
@@ -158,6 +168,7 @@ impl Config {
         within("migration.migrations_max", migration.migrations_max as u64, 1, 1_000)?;
         let per_host = migration.migrations_per_host_max as u64;
         within("migration.migrations_per_host_max", per_host, 1, 100)?;
+        within("migration.streams", migration.streams.into(), 0, 128)?;
         let least = migration.transfer_timeout_min_ms;
         within("migration.transfer_timeout_min_ms", least, 100, day)?;
         within("migration.resolve_timeout_ms", migration.resolve_timeout_ms, 100, day)?;

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, Epoch, HostId, MigrationId, ReasonTrail, Timestamp, VmId};
+use crate::{Bytes, BytesPerSec, Epoch, HostId, MigrationId, ReasonTrail, Timestamp, VmId};
 
 /// The record of one migration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -158,8 +158,27 @@ pub struct Progress {
     pub pages_zero: u64,
     /// Since the source began to send.
     pub elapsed: Duration,
+    /// What goes over the link now; zero until known.
+    pub rate: BytesPerSec,
+    /// What the guest wrote during the last round, pages written twice counted once.
+    pub dirty_rate: BytesPerSec,
+    /// What the switchover would take after the last round; zero until known.
+    pub expected_downtime: Duration,
+    /// The share of time the guest is kept from running, in percent, because it writes too fast.
+    pub throttle_percent: u8,
+    /// Connections.
+    pub streams: u32,
     /// The parts of the switchover; zero until known.
     pub downtime: Downtime,
+}
+
+impl Progress {
+    /// How long it takes until the rest is small enough for the switchover, at the present rates.
+    /// None when that is not known, or never at these rates.
+    pub fn eta(&self) -> Option<Duration> {
+        let gain = self.rate.get().checked_sub(self.dirty_rate.get()).filter(|gain| *gain > 0)?;
+        self.bytes_remaining.time_at(BytesPerSec(gain))
+    }
 }
 
 /// The switchover, from the source's pause to the destination's resume, in its parts.

@@ -21,10 +21,12 @@ use tonic::{Request, Response, Status};
 
 use crate::migration::control::{self, Control, Verdict};
 use crate::migration::convergence::{Limits, Policy, ROUNDS_DEFAULT, ROUNDS_MAX};
+use crate::migration::crew::Peer;
 use crate::migration::destination::{Incoming, nobody_came};
 use crate::migration::framing::{Hello, STREAMS_MAX, TOKEN_BYTES, VERSIONS};
 use crate::migration::lobby::{Expected, Lobby};
 use crate::migration::source::{BANDWIDTH_MIN, Order};
+use crate::migration::tls::{self, Identity, PUBLIC_KEY_BYTES};
 use crate::snapshot::After;
 use crate::vm::{Vm, address, no_thread};
 
@@ -126,7 +128,10 @@ impl Api {
             ));
         }
         Ok(Order {
-            address: address(&request.address, "address").map_err(refuse)?,
+            peer: Peer {
+                address: address(&request.address, "address").map_err(refuse)?,
+                tls: public_key(&request.public_key)?,
+            },
             hello: Hello {
                 versions: VERSIONS,
                 migration,
@@ -150,12 +155,12 @@ impl Api {
                 Err(Refusal::new(RefusalCode::Cancelled, "the migration was cancelled", "try again"))
             }
         };
-        let (tcp, hello) = match source {
+        let (wire, hello) = match source {
             Ok(source) => source,
             Err(why) => return self.vm.discard_incoming(&control, why),
         };
         let (others, joined) = std::sync::mpsc::sync_channel(STREAMS_MAX.into());
-        let incoming = Incoming { tcp, hello, key: lobby.key(), joined };
+        let incoming = Incoming { wire, hello, key: lobby.key(), joined };
         let (vm, shared) = (Arc::clone(&self.vm), Arc::clone(&control));
         let thread = std::thread::Builder::new().name("migration".to_owned());
         if let Err(error) = thread.spawn(move || vm.receive(incoming, &shared)) {
@@ -165,6 +170,18 @@ impl Api {
             () = lobby.await_others(others) => {}
             _ = changes.wait_for(|now| now.has_ended() || now.state == v1::MigrationState::Ready) => {}
         }
+    }
+}
+
+/// How to talk to the destination with this public key; none when there is none.
+fn public_key(bytes: &[u8]) -> Result<Option<Arc<rustls::ClientConfig>>, Status> {
+    match bytes.len() {
+        0 => Ok(None),
+        PUBLIC_KEY_BYTES => tls::client(bytes).map(Some).map_err(refuse),
+        other => Err(invalid(
+            format!("the public key has {other} bytes"),
+            "pass the one that ReceiveMigration answered",
+        )),
     }
 }
 
@@ -338,6 +355,7 @@ impl VmmService for Api {
         let token = token(&request.token)?;
         let spec = self.spec(request.spec)?;
         let listen = address(&request.listen, "listen").map_err(refuse)?;
+        let identity = request.tls.then(Identity::new).transpose().map_err(refuse)?;
         let listener =
             ballast_service::net::bind(listen, "an incoming migration").await.map_err(refuse)?;
         let bound = listener.local_addr().map_err(|error| {
@@ -351,10 +369,11 @@ impl VmmService for Api {
         let control = blocking(move || vm.expect_migration(spec, epoch, migration)).await?;
         let control = control.map_err(refuse)?;
         let key = rand::random();
-        let lobby =
-            Lobby::new(listener, Expected { migration, token, vm: self.vm.id().clone(), key });
+        let public_key = identity.as_ref().map(|one| one.public_key().to_vec()).unwrap_or_default();
+        let vm = self.vm.id().clone();
+        let lobby = Lobby::new(listener, Expected { migration, token, vm, key, identity });
         tokio::spawn(self.clone().accept(lobby, control));
-        Ok(Response::new(v1::ReceiveMigrationResponse { address: bound.to_string() }))
+        Ok(Response::new(v1::ReceiveMigrationResponse { address: bound.to_string(), public_key }))
     }
 
     async fn send_migration(

@@ -87,3 +87,41 @@ async fn a_guest_moves_again_and_again() {
     }
     assert_eq!(source.status().await.epoch, 4);
 }
+
+/// Encrypted, over one and several connections; nobody else than the destination is talked to.
+#[tokio::test]
+async fn a_guest_moves_over_encrypted_connections() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let spec = lab.spec(48, &busy());
+    let mut source = lab.vmm("host0").await;
+    source.boot(spec.clone()).await.unwrap();
+    source.beats(3).await;
+    let mut other = lab.vmm("other").await;
+    let stranger = other.listen_with(spec.clone(), "127.0.0.1:0", true).await.unwrap();
+    for (hop, streams) in [(1, 1), (2, 4)] {
+        let mut next = lab.vmm(&format!("host{hop}")).await;
+        let there = next.listen_with(spec.clone(), "127.0.0.1:0", true).await.unwrap();
+        let to = |public_key: &[u8]| {
+            let public_key = public_key.to_vec();
+            move |send: &mut v1::SendMigrationRequest| {
+                (send.public_key, send.streams) = (public_key, streams);
+            }
+        };
+        let wrong = source.send(&there.address, to(&stranger.public_key)).await;
+        check_refused(wrong, RefusalCode::Unavailable, "did not agree");
+        source.send(&there.address, to(&there.public_key)).await.unwrap();
+        next.watch_state(MigrationState::Ready).await;
+        source.watch_state(MigrationState::Ready).await;
+        source.read_console().await;
+        std::mem::swap(&mut source.console, &mut next.console);
+        next.resolve(MigrationVerdict::Commit, hop + 1).await.unwrap();
+        source.resolve(MigrationVerdict::Superseded, hop + 1).await.unwrap();
+        assert!(source.ended().await.success());
+        let report = next.beats(5).await;
+        assert_eq!((report.boots, report.heartbeats_lost, report.memory_errors), (1, 0, 0));
+        source = next;
+    }
+}

@@ -69,6 +69,17 @@ pub struct Incoming {
     pub spec: VmSpec,
     /// The epoch under which the source owns it.
     pub source_epoch: Epoch,
+    /// Take only connections with TLS 1.3.
+    pub tls: bool,
+}
+
+/// Where a machine listens.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// `ip:port`.
+    pub address: String,
+    /// What the source knows it by; empty where connections are in the clear.
+    pub public_key: Vec<u8>,
 }
 
 /// Where a source sends to.
@@ -82,8 +93,14 @@ pub struct Outgoing {
     pub token: Vec<u8>,
     /// How the VM wants to be moved.
     pub policy: MigrationPolicy,
-    /// Limit of the stream; zero for none.
+    /// Limit of all connections together; zero for none.
     pub bandwidth: BytesPerSec,
+    /// What the destination is known by; empty where connections are in the clear.
+    pub public_key: Vec<u8>,
+    /// Connections; zero for as many as link and CPUs ask for.
+    pub streams: u32,
+    /// Rather give up than slow the guest down.
+    pub never_throttle: bool,
 }
 
 /// A snapshot to be taken.
@@ -180,7 +197,7 @@ pub trait Machine: Send + Sync + 'static {
     ///
     /// # Errors
     /// As the machine says.
-    async fn receive(&self, incoming: &Incoming) -> Result<String, Refusal>;
+    async fn receive(&self, incoming: &Incoming) -> Result<Received, Refusal>;
 
     /// Begins to send. The guest goes on.
     ///

@@ -58,6 +58,8 @@ pub struct Listening {
     pub address: String,
     /// The token.
     pub token: Vec<u8>,
+    /// What the source knows it by; empty where connections are in the clear.
+    pub public_key: Vec<u8>,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
@@ -66,8 +68,8 @@ type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 pub enum Request {
     /// Start it, from a snapshot if one is named.
     Create(Box<VmSpec>, Epoch, Option<PathBuf>, Reply<()>),
-    /// Wait for it.
-    Prepare(MigrationId, Box<VmSpec>, Epoch, Reply<Listening>),
+    /// Wait for it, over encrypted connections or in the clear.
+    Prepare(MigrationId, Box<VmSpec>, Epoch, bool, Reply<Listening>),
     /// End it.
     Destroy(Epoch, Reply<()>),
     /// Send it away.

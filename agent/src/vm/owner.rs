@@ -33,7 +33,7 @@ use super::dir::VmDir;
 use super::react::{self, Proof, Reaction, Seen};
 use super::record::{IncomingRecord, Record};
 use super::{Context, Listening, QUEUE_MAX, Request, VmHandle, VmView};
-use crate::driver::{Incoming, Machine, MachineView, Outgoing, TOKEN_BYTES};
+use crate::driver::{Incoming, Machine, MachineView, Outgoing, Received, TOKEN_BYTES};
 use crate::registry::{Decision, called_off};
 
 /// How often a VM's task looks at what no event tells: patience, failed resolves.
@@ -203,8 +203,8 @@ impl Owner {
             Request::Create(spec, epoch, from, reply) => {
                 let _ = reply.send(self.create(*spec, epoch, from.as_deref()).await);
             }
-            Request::Prepare(migration, spec, epoch, reply) => {
-                let _ = reply.send(self.prepare(migration, *spec, epoch).await);
+            Request::Prepare(migration, spec, epoch, tls, reply) => {
+                let _ = reply.send(self.prepare(migration, *spec, epoch, tls).await);
             }
             Request::Destroy(epoch, reply) => {
                 let _ = reply.send(self.destroy(epoch).await);
@@ -248,26 +248,32 @@ impl Owner {
         migration: MigrationId,
         spec: VmSpec,
         source_epoch: Epoch,
+        tls: bool,
     ) -> Result<Listening, Refusal> {
         let known = self.context.migrations.get(migration);
         let ended = known.is_some_and(|status| status.state().is_ended());
         if self.standing().prepare(migration, source_epoch, ended)? == Accept::Act {
             let mut token = [0; TOKEN_BYTES];
             rand::rng().fill_bytes(&mut token);
-            let incoming =
-                IncomingRecord { migration, source_epoch, address: String::new(), token };
+            let incoming = IncomingRecord {
+                migration,
+                source_epoch,
+                address: String::new(),
+                token,
+                public_key: vec![],
+            };
             let record = Record::new(spec.clone(), source_epoch, Some(incoming));
             let made = self.make(record, None).await;
             let listen = self.context.migration_address;
-            let incoming = Incoming { migration, listen, token, spec, source_epoch };
+            let incoming = Incoming { migration, listen, token, spec, source_epoch, tls };
             let listening = match made {
                 Ok(machine) => machine.receive(&incoming).await,
                 Err(refusal) => Err(refusal),
             };
-            let address = self.or_discard(listening).await?;
+            let Received { address, public_key } = self.or_discard(listening).await?;
             let stored = self.change_record(|record| {
                 if let Some(incoming) = &mut record.incoming {
-                    incoming.address = address;
+                    (incoming.address, incoming.public_key) = (address, public_key);
                 }
             });
             self.or_discard(stored).await?;
@@ -278,7 +284,11 @@ impl Owner {
         }
         let incoming = self.record.as_ref().and_then(|record| record.incoming.as_ref());
         let incoming = incoming.ok_or_else(|| self.without_record())?;
-        Ok(Listening { address: incoming.address.clone(), token: incoming.token.to_vec() })
+        Ok(Listening {
+            address: incoming.address.clone(),
+            token: incoming.token.to_vec(),
+            public_key: incoming.public_key.clone(),
+        })
     }
 
     async fn destroy(&mut self, epoch: Epoch) -> Result<(), Refusal> {

@@ -42,6 +42,9 @@ pub struct IncomingRecord {
     pub address: String,
     /// What the source must show.
     pub token: [u8; TOKEN_BYTES],
+    /// What the source knows the machine by; empty where connections are in the clear.
+    #[serde(default)]
+    pub public_key: Vec<u8>,
 }
 
 impl Record {

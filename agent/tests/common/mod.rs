@@ -286,6 +286,7 @@ pub async fn start_migration(from: &mut Client, to: &mut Client, id: &str, spec:
         spec: Some(spec),
         source_epoch: 5,
         source_cpu_model: host.unwrap().cpu_model,
+        tls: true,
     };
     let ready = to.prepare_migration(prepare.clone()).await.unwrap().into_inner();
     assert_eq!(to.prepare_migration(prepare).await.unwrap().into_inner(), ready);
@@ -297,6 +298,9 @@ pub async fn start_migration(from: &mut Client, to: &mut Client, id: &str, spec:
         token: ready.token,
         policy,
         bandwidth_bytes_per_sec: 0,
+        public_key: ready.public_key,
+        streams: 2,
+        never_throttle: false,
     };
     from.start_migration(start.clone()).await.unwrap();
     from.start_migration(start).await.unwrap();

@@ -97,6 +97,28 @@ pub(crate) fn reasons(reasons: &[v1::Reason]) -> String {
     reasons.iter().map(|r| format!("{}: {}", r.who, r.why)).collect::<Vec<_>>().join(" → ")
 }
 
+/// How fast it goes, and what is to be expected; empty when it has ended or nothing is known.
+fn speed(migration: &v1::Migration) -> String {
+    let progress = migration.progress.unwrap_or_default();
+    if migration.ended || progress.rate_bytes_per_sec == 0 {
+        return String::new();
+    }
+    let mut parts = vec![
+        format!("{}/s over {} streams", bytes(progress.rate_bytes_per_sec), progress.streams),
+        format!("the guest writes {}/s", bytes(progress.dirty_bytes_per_sec)),
+    ];
+    if let Some(eta) = view::eta_micros(&progress) {
+        parts.push(format!("{} to go", micros(eta)));
+    }
+    if progress.expected_downtime_micros > 0 {
+        parts.push(format!("downtime now {}", micros(progress.expected_downtime_micros)));
+    }
+    if progress.throttle_percent > 0 {
+        parts.push(format!("guest slowed down by {} %", progress.throttle_percent));
+    }
+    parts.join(", ")
+}
+
 pub(super) async fn show(context: &Context, id: &str) -> Result<(), Refusal> {
     let request = v1::GetMigrationRequest { migration: id.to_owned() };
     let migration = context.client.get_migration(request).await?;
@@ -138,6 +160,7 @@ pub(super) async fn show(context: &Context, id: &str) -> Result<(), Refusal> {
             format!("{} of {} memory", bytes(progress.bytes_sent), bytes(progress.bytes_total)),
         ),
         ("zero pages", progress.pages_zero.to_string()),
+        ("speed", speed(&migration)),
         ("took", micros(progress.elapsed_micros)),
         ("downtime", downtime),
     ]))

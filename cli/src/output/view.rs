@@ -205,6 +205,12 @@ pub(crate) struct Migration {
     bytes_total: u64,
     pages_zero: u64,
     elapsed_micros: u64,
+    rate_bytes_per_sec: u64,
+    dirty_bytes_per_sec: u64,
+    eta_micros: Option<u64>,
+    expected_downtime_micros: u64,
+    throttle_percent: u32,
+    streams: u32,
     downtime_micros: u64,
     downtime: DowntimeParts,
 }
@@ -255,6 +261,12 @@ impl From<v1::Migration> for Migration {
             bytes_total: progress.bytes_total,
             pages_zero: progress.pages_zero,
             elapsed_micros: progress.elapsed_micros,
+            rate_bytes_per_sec: progress.rate_bytes_per_sec,
+            dirty_bytes_per_sec: progress.dirty_bytes_per_sec,
+            eta_micros: (!message.ended).then(|| eta_micros(&progress)).flatten(),
+            expected_downtime_micros: progress.expected_downtime_micros,
+            throttle_percent: progress.throttle_percent,
+            streams: progress.streams,
             downtime_micros: downtime_micros(&parts),
             downtime: DowntimeParts {
                 last_pass_micros: parts.last_pass_micros,
@@ -266,6 +278,12 @@ impl From<v1::Migration> for Migration {
             },
         }
     }
+}
+
+/// How long it takes at the present rates; see [`ballast_model::migration::Progress::eta`].
+pub(crate) fn eta_micros(progress: &v1::MigrationProgress) -> Option<u64> {
+    let eta = ballast_model::migration::Progress::from(*progress).eta()?;
+    Some(ballast_proto::convert::migration::micros(eta))
 }
 
 /// All parts of the downtime together, as [`ballast_model::migration::Downtime::total`] defines it.

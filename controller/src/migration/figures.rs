@@ -30,6 +30,12 @@ pub(super) fn merge(known: Progress, status: &v1::MigrationStatus) -> Progress {
         bytes_total: known.bytes_total.max(said.bytes_total),
         pages_zero: known.pages_zero.max(said.pages_zero),
         elapsed: longer(known.elapsed, said.elapsed),
+        // These rise and fall.
+        rate: said.rate,
+        dirty_rate: said.dirty_rate,
+        expected_downtime: said.expected_downtime,
+        throttle_percent: said.throttle_percent,
+        streams: said.streams,
         downtime,
     }
 }

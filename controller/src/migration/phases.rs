@@ -56,6 +56,7 @@ impl Controller {
             spec: Some((&spec).into()),
             source_epoch: migration.source_epoch.0,
             source_cpu_model: source_host.cpu_model,
+            tls: self.config.migration.tls,
         };
         let prepared = match destination.prepare(request).await {
             Ok(prepared) => prepared,
@@ -85,6 +86,9 @@ impl Controller {
             token: prepared.token,
             policy: Some(spec.migration.into()),
             bandwidth_bytes_per_sec: self.config.migration.bandwidth_bytes_per_sec,
+            public_key: prepared.public_key,
+            streams: self.config.migration.streams,
+            never_throttle: !self.config.migration.throttle,
         };
         if let Err(refusal) = source.start(request).await
             && !is_silence(&refusal)

@@ -434,7 +434,11 @@ impl Agent for MemoryAgent {
                 host.vms.insert(vm, Vm { epoch, state: VmState::Incoming });
             }
             inner.sends.insert(id, self.host.clone());
-            Ok(Prepared { address: format!("{}:1", self.host), token: vec![1; 32] })
+            Ok(Prepared {
+                address: format!("{}:1", self.host),
+                token: vec![1; 32],
+                public_key: vec![],
+            })
         })
     }
 

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use ballast_model::migration::{Downtime, Progress};
-use ballast_model::{Bytes, Migration, MigrationOutcome, MigrationPhase};
+use ballast_model::{Bytes, BytesPerSec, Migration, MigrationOutcome, MigrationPhase};
 
 use super::trail::reasons_to_wire;
 use crate::v1;
@@ -52,6 +52,11 @@ impl From<Progress> for v1::MigrationProgress {
             bytes_total: progress.bytes_total.get(),
             pages_zero: progress.pages_zero,
             elapsed_micros: micros(progress.elapsed),
+            rate_bytes_per_sec: progress.rate.get(),
+            dirty_bytes_per_sec: progress.dirty_rate.get(),
+            expected_downtime_micros: micros(progress.expected_downtime),
+            throttle_percent: progress.throttle_percent.into(),
+            streams: progress.streams,
             downtime: Some(progress.downtime.into()),
         }
     }
@@ -67,6 +72,11 @@ impl From<v1::MigrationProgress> for Progress {
             bytes_total: Bytes(message.bytes_total),
             pages_zero: message.pages_zero,
             elapsed: Duration::from_micros(message.elapsed_micros),
+            rate: BytesPerSec(message.rate_bytes_per_sec),
+            dirty_rate: BytesPerSec(message.dirty_bytes_per_sec),
+            expected_downtime: Duration::from_micros(message.expected_downtime_micros),
+            throttle_percent: u8::try_from(message.throttle_percent).unwrap_or(u8::MAX),
+            streams: message.streams,
             downtime: message.downtime.unwrap_or_default().into(),
         }
     }
@@ -108,9 +118,10 @@ mod tests {
     prop_compose! {
         fn any_progress()(
             rounds: u32, sent: u64, remaining: u64, total: u64, pages_zero: u64,
-            times in prop::array::uniform7(0u64..1 << 50),
+            (rate, dirty_rate, throttle_percent, streams) in any::<(u64, u64, u8, u32)>(),
+            times in prop::array::uniform8(0u64..1 << 50),
         ) -> Progress {
-            let [elapsed, last_pass, state_save, send, load, commit, resume] =
+            let [expected_downtime, elapsed, last_pass, state_save, send, load, commit, resume] =
                 times.map(Duration::from_micros);
             Progress {
                 rounds,
@@ -119,6 +130,11 @@ mod tests {
                 bytes_total: Bytes(total),
                 pages_zero,
                 elapsed,
+                rate: BytesPerSec(rate),
+                dirty_rate: BytesPerSec(dirty_rate),
+                expected_downtime,
+                throttle_percent,
+                streams,
                 downtime: Downtime { last_pass, state_save, send, load, commit, resume },
             }
         }

@@ -20,7 +20,7 @@ async fn start(lab: &Lab, name: &str, at: &ballast_guest::net::Namespace) -> Vmm
 }
 
 /// Boots the guest, moves it, and hears it out.
-pub(crate) async fn migrate(case: &Case, link: &Link, streams: u32, _tls: bool) -> Figures {
+pub(crate) async fn migrate(case: &Case, link: &Link, streams: u32, tls: bool) -> Figures {
     let lab = Lab::new();
     let mut source = start(&lab, "a", &link.source).await;
     let mut destination = start(&lab, "b", &link.destination).await;
@@ -32,14 +32,15 @@ pub(crate) async fn migrate(case: &Case, link: &Link, streams: u32, _tls: bool) 
     source.beats(5).await;
     let cpu = || pids.iter().map(|pid| cpu_seconds(*pid, VCPU)).sum::<f64>();
 
-    let address = destination.listen_at(spec, &format!("{DESTINATION}:0")).await.unwrap();
+    let there = destination.listen_with(spec, &format!("{DESTINATION}:0"), tls).await.unwrap();
     let (cpu_before, began) = (cpu(), Instant::now());
     let change = |send: &mut ballast_proto::v1::SendMigrationRequest| {
         send.verify = false;
         send.downtime_limit_ms = DOWNTIME_LIMIT_MS;
         send.streams = streams;
+        send.public_key.clone_from(&there.public_key);
     };
-    source.send(&address, change).await.unwrap();
+    source.send(&there.address, change).await.unwrap();
     let done = [MigrationState::Ready, MigrationState::Aborted].map(|state| state as i32);
     let ready = destination.watch(|status| done.contains(&status.state));
     match tokio::time::timeout(PATIENCE, ready).await {

@@ -176,6 +176,11 @@ impl Convergence {
         self.downtime
     }
 
+    /// What the switchover would take now, all of it.
+    pub(crate) fn estimate(done: &RoundDone) -> Option<Duration> {
+        done.rate.time_for(done.remaining).map(|time| time + FIXED)
+    }
+
     /// Decides after a round.
     pub(crate) fn decide(&mut self, done: &RoundDone) -> Decision {
         let estimate = done.rate.time_for(done.remaining);

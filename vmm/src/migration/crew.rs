@@ -10,6 +10,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use ballast_model::{Refusal, RefusalCode};
+use rustls::ClientConfig;
 
 use super::Trouble;
 use super::control::Control;
@@ -18,6 +19,7 @@ use super::negotiation::Terms;
 use super::round::Round;
 use super::sender::{Meters, Sender};
 use super::stream::{Handle, Stream};
+use super::wire::Wire;
 use crate::memory::Memory;
 
 /// How long a connection may take to come about.
@@ -50,11 +52,27 @@ struct Worker<'env> {
     connection: Handle,
 }
 
+/// Where the destination is, and how to talk to it.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
+    /// None: in the clear.
+    pub(crate) tls: Option<Arc<ClientConfig>>,
+}
+
 /// Connects, and lets a verdict interrupt it.
-pub(crate) fn connect(address: SocketAddr, control: &Control) -> Result<Stream, Trouble> {
-    let tcp = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)
-        .map_err(|error| Trouble::Io { what: "connecting to the destination", error })?;
-    let stream = Stream::new(tcp)?;
+pub(crate) fn connect(peer: &Peer, control: &Control) -> Result<Stream, Trouble> {
+    let trouble = |what| move |error| Trouble::Io { what, error };
+    let tcp = TcpStream::connect_timeout(&peer.address, CONNECT_TIMEOUT)
+        .map_err(trouble("connecting to the destination"))?;
+    let setup = |tcp: &TcpStream| {
+        tcp.set_read_timeout(Some(CONNECT_TIMEOUT))?;
+        tcp.set_write_timeout(Some(CONNECT_TIMEOUT))
+    };
+    setup(&tcp).map_err(trouble("setting up the connection"))?;
+    let wire =
+        Wire::of_source(tcp, peer.tls.as_ref()).map_err(trouble("agreeing on encryption"))?;
+    let stream = Stream::new(wire)?;
     control.attach(stream.handle()?);
     Ok(stream)
 }
@@ -64,7 +82,7 @@ impl<'env> Crew<'env> {
     pub(crate) fn start<'scope>(
         scope: &'scope Scope<'scope, 'env>,
         common: Common<'env>,
-        address: SocketAddr,
+        peer: &'env Peer,
         terms: Terms,
         main: Stream,
     ) -> Result<Self, Trouble> {
@@ -73,7 +91,7 @@ impl<'env> Crew<'env> {
             Sender::new(stream, version, memory, control, meters)
         };
         let join = move |stream: u16| {
-            let mut connection = connect(address, common.control)?;
+            let mut connection = connect(peer, common.control)?;
             connection.send_raw(&Join { stream, key: terms.key }.encode())?;
             Ok(connection)
         };
@@ -126,6 +144,12 @@ impl<'env> Crew<'env> {
     /// Sends all of a round over the first connection alone: worth it when it is small.
     pub(crate) fn send_alone(&mut self, round: &Round<'env>) -> Result<(), Trouble> {
         self.main.send_round(round, &mut |_| {})
+    }
+
+    /// How long a write may find no room before it is trouble, on every connection.
+    pub(crate) fn write_patience(&self, patience: Duration) -> Result<(), Trouble> {
+        self.main.stream.handle()?.write_patience(patience)?;
+        self.others.iter().try_for_each(|worker| worker.connection.write_patience(patience))
     }
 
     /// What the destination says of it, when connections fail.

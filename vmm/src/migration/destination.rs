@@ -4,7 +4,6 @@
 //! The peer is not trusted: it has shown the token, but every number it sends
 //! is checked, and everything it can make this side keep is bounded.
 
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
@@ -21,6 +20,7 @@ use super::lobby::Joined;
 use super::negotiation::{Terms, answer};
 use super::stream::Stream;
 use super::verify::Comparison;
+use super::wire::Wire;
 use crate::codec::Malformed;
 use crate::machine::Machine;
 use crate::state::{MachineState, STATE_BYTES_MAX};
@@ -36,7 +36,7 @@ const JOIN_LOOK: Duration = Duration::from_millis(50);
 /// A source that has shown the token.
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    pub(crate) tcp: TcpStream,
+    pub(crate) wire: Wire,
     pub(crate) hello: Hello,
     /// What its other connections show, and where they arrive.
     pub(crate) key: [u8; TOKEN_BYTES],
@@ -101,8 +101,8 @@ fn fill(
     incoming: Incoming,
     control: &Control,
 ) -> Result<(MachineState, Instant), Trouble> {
-    let Incoming { tcp, hello, key, joined } = incoming;
-    let mut stream = Stream::new(tcp)?;
+    let Incoming { wire, hello, key, joined } = incoming;
+    let mut stream = Stream::new(wire)?;
     control.attach(stream.handle()?);
     let filled = answer(&mut stream, &hello, machine, key)
         .and_then(|terms| fill_memory(machine, &mut stream, terms, &joined, control));
@@ -228,8 +228,8 @@ impl<'a> Arrival<'a> {
                 return Err(Trouble::Interrupted);
             }
             match joined.recv_timeout(JOIN_LOOK) {
-                Ok((number, tcp)) if number < terms.streams => {
-                    let stream = Stream::new(tcp)?;
+                Ok((number, wire)) if number < terms.streams => {
+                    let stream = Stream::new(wire)?;
                     self.control.attach(stream.handle()?);
                     self.filling.add(scope, stream, main.handle()?)?;
                     missing -= 1;

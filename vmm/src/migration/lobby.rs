@@ -2,11 +2,11 @@
 //!
 //! Listening goes on until one shows the token: strangers that connect and say
 //! nothing, or the wrong thing, keep nobody waiting. Each has
-//! [`GREETING_TIMEOUT`], and at most [`GREETINGS_MAX`] are heard at a time, each by a
+//! [`GREETING_TIMEOUT`], its handshake included, and at most [`GREETINGS_MAX`] are heard at a time, each by a
 //! thread of its own. When the source is in, the door stays open for its other
 //! connections ([`Join`]), each of which comes once.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -16,6 +16,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::framing::{HELLO_BYTES, Hello, Join, STREAMS_MAX, TOKEN_BYTES};
+use super::tls::Identity;
+use super::wire::{Decrypted, Wire};
 
 /// How long a peer may take to show its token.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,10 +34,12 @@ pub(crate) struct Expected {
     pub(crate) vm: VmId,
     /// What other connections show. Known to nobody until the source has shown the token.
     pub(crate) key: [u8; TOKEN_BYTES],
+    /// None: connections are not encrypted.
+    pub(crate) identity: Option<Identity>,
 }
 
 /// The source's other connections, as they come: their number and themselves.
-pub(crate) type Joined = mpsc::Receiver<(u16, TcpStream)>;
+pub(crate) type Joined = mpsc::Receiver<(u16, Wire)>;
 
 /// Listens for one migration's source.
 #[derive(Debug)]
@@ -46,8 +50,8 @@ pub(crate) struct Lobby {
 
 /// Somebody who showed what it takes.
 enum Guest {
-    Source(TcpStream, Hello),
-    Another(TcpStream, u16),
+    Source(Wire, Hello),
+    Another(Wire, u16),
 }
 
 impl Lobby {
@@ -60,7 +64,7 @@ impl Lobby {
     }
 
     /// Waits for the source. Anybody without the token is dropped.
-    pub(crate) async fn await_source(&self) -> (TcpStream, Hello) {
+    pub(crate) async fn await_source(&self) -> (Wire, Hello) {
         let mut greetings = JoinSet::new();
         loop {
             if let Some(Guest::Source(peer, hello)) = self.next(&mut greetings).await {
@@ -70,7 +74,7 @@ impl Lobby {
     }
 
     /// Lets the source's other connections in, for as long as somebody takes them.
-    pub(crate) async fn await_others(self, others: mpsc::SyncSender<(u16, TcpStream)>) {
+    pub(crate) async fn await_others(self, others: mpsc::SyncSender<(u16, Wire)>) {
         let mut greetings = JoinSet::new();
         let mut seen = [false; STREAMS_MAX as usize];
         while seen.iter().skip(1).any(|seen| !seen) {
@@ -117,10 +121,22 @@ fn greet(peer: TcpStream, expected: &Expected) -> Option<Guest> {
         None
     };
     peer.set_nonblocking(false).ok()?;
+    let mut patient = Patient { peer: &peer, until: Instant::now() + GREETING_TIMEOUT };
     let mut bytes = [0; HELLO_BYTES];
-    Patient { peer: &peer, until: Instant::now() + GREETING_TIMEOUT }
-        .read_exact(&mut bytes)
-        .ok()?;
+    let tls = match &expected.identity {
+        None => {
+            patient.read_exact(&mut bytes).ok()?;
+            None
+        }
+        Some(identity) => {
+            let Ok(mut tls) = identity.accept(&mut patient) else {
+                return dropped("there was no handshake");
+            };
+            Decrypted { tls: &mut tls, from: &mut patient }.read_exact(&mut bytes).ok()?;
+            Some(tls)
+        }
+    };
+    let peer = Wire::new(peer, tls);
     if let Ok(join) = Join::decode(&bytes) {
         if !same_token(&join.key, &expected.key) {
             return dropped("it showed the wrong key");
@@ -138,7 +154,7 @@ fn greet(peer: TcpStream, expected: &Expected) -> Option<Guest> {
     Some(Guest::Source(peer, hello))
 }
 
-/// Reads that all together end at a time.
+/// Reads and writes that all together end at a time.
 struct Patient<'a> {
     peer: &'a TcpStream,
     until: Instant,
@@ -152,6 +168,18 @@ impl Read for Patient<'_> {
         }
         self.peer.set_read_timeout(Some(left))?;
         self.peer.read(into)
+    }
+}
+
+impl Write for Patient<'_> {
+    /// What fits the socket's buffer, as answers to a handshake do.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.peer.set_write_timeout(Some(GREETING_TIMEOUT))?;
+        self.peer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -3,7 +3,8 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`framing`] | the frames of the stream, encoded and decoded without IO |
-//! | [`stream`] | frames and pages over one TCP connection |
+//! | [`stream`] | frames and pages over one connection |
+//! | [`wire`], [`tls`] | its bytes, plain or encrypted; who the destination is |
 //! | [`link`] | what the link is like, and how many connections it takes |
 //! | [`lobby`] | the destination's door: who may come in |
 //! | [`negotiation`] | which version is spoken, whether the two hosts fit |
@@ -81,7 +82,9 @@ pub(crate) mod source;
 pub(crate) mod stream;
 pub(crate) mod switchover;
 pub(crate) mod throttle;
+pub(crate) mod tls;
 pub(crate) mod verify;
+pub(crate) mod wire;
 
 use ballast_model::{Refusal, RefusalCode};
 

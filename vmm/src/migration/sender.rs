@@ -84,6 +84,12 @@ impl Meters {
         pace.began.elapsed().saturating_sub(pace.slept)
     }
 
+    /// Bytes a second since the limit was set, that is, in this round.
+    pub(crate) fn rate(&self) -> BytesPerSec {
+        let pace = self.pace();
+        BytesPerSec::from_amount(Bytes(pace.bytes), pace.began.elapsed())
+    }
+
     /// Stops all senders.
     pub(crate) fn fail(&self) {
         self.failed.store(true, Ordering::Relaxed);

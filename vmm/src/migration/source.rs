@@ -6,11 +6,11 @@
 //! decided what becomes of the guest when something went wrong: see the module
 //! above for *sealed* and *unsealed*.
 
-use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ballast_model::migration::Progress;
 use ballast_model::{Bytes, BytesPerSec, Refusal, RefusalCode};
 use ballast_proto::v1::MigrationState as State;
 use tokio::sync::oneshot;
@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use super::Trouble;
 use super::control::{Control, Verdict};
 use super::convergence::{Convergence, Decision, Limits, Rate, RoundDone};
-use super::crew::{Common, Crew, connect};
+use super::crew::{Common, Crew, Peer, connect};
 use super::dirty::{DirtyLog, PageSet};
 use super::framing::{Frame, Hello};
 use super::link;
@@ -42,7 +42,7 @@ pub(crate) const BANDWIDTH_MIN: BytesPerSec = BytesPerSec(64 << 10);
 /// What is asked of the source.
 #[derive(Debug)]
 pub(crate) struct Order {
-    pub(crate) address: SocketAddr,
+    pub(crate) peer: Peer,
     pub(crate) hello: Hello,
     pub(crate) limits: Limits,
     pub(crate) verify: bool,
@@ -187,6 +187,7 @@ impl<'a> Source<'a> {
         let (stream, terms) = self.negotiate()?;
         let meters = Meters::new(self.order.bandwidth);
         let log = DirtyLog::start(self.machine)?;
+        let peer = self.order.peer.clone();
         let common = Common {
             memory: &self.machine.memory,
             control: self.control,
@@ -194,7 +195,7 @@ impl<'a> Source<'a> {
             version: terms.version,
         };
         std::thread::scope(|scope| {
-            let mut crew = Crew::start(scope, common, self.order.address, terms, stream)?;
+            let mut crew = Crew::start(scope, common, &peer, terms, stream)?;
             let mut throttle = Throttle::new();
             let slow_down = |percent| throttle.set(scope, &self.machine.vcpus, percent);
             let copied = self
@@ -214,7 +215,10 @@ impl<'a> Source<'a> {
                 Err(Trouble::Here(refusal) | Trouble::PeerFailed(refusal)) => Err(refusal.clone()),
                 Err(trouble) => Err(Refusal::new(
                     RefusalCode::Unavailable,
-                    format!("the destination at {} did not agree: {trouble}", self.order.address),
+                    format!(
+                        "the destination at {} did not agree: {trouble}",
+                        self.order.peer.address
+                    ),
                     "check that it still waits for this migration, then prepare it again",
                 )),
             };
@@ -225,14 +229,16 @@ impl<'a> Source<'a> {
     }
 
     fn connect(&self) -> Result<(Stream, Terms), Trouble> {
-        let mut stream = connect(self.order.address, self.control)?;
+        let mut stream = connect(&self.order.peer, self.control)?;
         let streams = self.order.streams.unwrap_or_else(|| {
             link::streams(stream.round_trip(), link::cpus(), self.order.bandwidth)
         });
         let proposal = Proposal::of(self.machine, self.order.verify, streams);
         let terms = propose(&mut stream, &self.order.hello, &proposal)?;
         let (version, streams) = (terms.version, terms.streams);
-        tracing::info!(version, streams, address = %self.order.address, "the destination agreed");
+        let encrypted = self.order.peer.tls.is_some();
+        self.control.update(|status| status.progress.streams = streams.into());
+        tracing::info!(version, streams, encrypted, address = %self.order.peer.address, "the destination agreed");
         Ok((stream, terms))
     }
 
@@ -256,7 +262,7 @@ impl<'a> Source<'a> {
         }
         let mut dirty = PageSet::full(memory.layout().pages());
         for number in 1.. {
-            self.progress(meters, dirty.bytes(), |rounds| *rounds = number);
+            self.progress(meters, dirty.bytes(), |progress| progress.rounds = number);
             let (before, began) = (meters.bytes(), Instant::now());
             meters.limit(self.order.bandwidth);
             let round = Round::new(number, memory, dirty, Some(log));
@@ -273,6 +279,7 @@ impl<'a> Source<'a> {
             let (time, remaining) = (began.elapsed(), dirty.bytes());
             let done = RoundDone { number, time, remaining, rate: self.rate };
             let decision = convergence.decide(&done);
+            self.tell(meters, &done, decision);
             tracing::debug!(number, %remaining, ?time, ?decision, "round done");
             match decision {
                 Decision::Continue => {}
@@ -290,10 +297,24 @@ impl<'a> Source<'a> {
         Ok(PageSet::empty(0))
     }
 
+    /// How the round went.
+    fn tell(&mut self, meters: &Meters, done: &RoundDone, decision: Decision) {
+        let estimate = Convergence::estimate(done);
+        self.progress(meters, done.remaining, |progress| {
+            progress.rate = done.rate.get().unwrap_or_default();
+            progress.dirty_rate = BytesPerSec::from_amount(done.remaining, done.time);
+            progress.expected_downtime = estimate.unwrap_or_default();
+            if let Decision::Throttle(percent) = decision {
+                progress.throttle_percent = percent;
+            }
+        });
+    }
+
     /// Now and then, how far the round is.
     fn report(&mut self, meters: &Meters, round: &Round<'_>) {
         if self.reported.elapsed() >= PROGRESS_INTERVAL {
-            self.progress(meters, Bytes(round.left_bytes()), |_| {});
+            let rate = meters.rate();
+            self.progress(meters, Bytes(round.left_bytes()), |progress| progress.rate = rate);
         }
     }
 
@@ -301,14 +322,14 @@ impl<'a> Source<'a> {
         &mut self,
         meters: &Meters,
         remaining: Bytes,
-        rounds: impl FnOnce(&mut u32),
+        more: impl FnOnce(&mut Progress),
     ) {
         self.reported = Instant::now();
         let elapsed = self.began.elapsed();
         let total = self.machine.memory.layout().bytes();
         self.control.update(|status| {
             let progress = &mut status.progress;
-            rounds(&mut progress.rounds);
+            more(progress);
             progress.bytes_sent = meters.bytes();
             progress.bytes_remaining = remaining;
             progress.bytes_total = total;

@@ -1,15 +1,16 @@
-//! Frames and pages over one TCP connection, blocking.
+//! Frames and pages over one connection, blocking.
 //!
 //! Pages go from guest memory to the socket and from the socket to guest memory
-//! without a copy in between. Every read and write has a timeout.
+//! without a copy in between, unless it is encrypted. Every read and write has a timeout.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use super::Trouble;
 use super::framing::{Frame, HEADER_BYTES};
+use super::wire::Wire;
 use crate::codec::Malformed;
 use crate::memory::Memory;
 
@@ -19,18 +20,19 @@ pub(crate) const IO_TIMEOUT: Duration = Duration::from_secs(30);
 /// One end of a migration's connection.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    tcp: TcpStream,
-    /// Bytes sent or received so far.
+    wire: Wire,
+    /// Bytes sent or received so far, before encryption.
     pub(crate) bytes: u64,
 }
 
-fn io_trouble(what: &'static str) -> impl Fn(io::Error) -> Trouble {
+fn io_trouble(what: &'static str) -> impl Fn(std::io::Error) -> Trouble {
     move |error| Trouble::Io { what, error }
 }
 
 impl Stream {
-    pub(crate) fn new(tcp: TcpStream) -> Result<Self, Trouble> {
+    pub(crate) fn new(wire: Wire) -> Result<Self, Trouble> {
         let setup = || {
+            let tcp = &wire.tcp;
             tcp.set_nonblocking(false)?;
             // A round ends with a small frame that the peer waits for.
             tcp.set_nodelay(true)?;
@@ -38,18 +40,18 @@ impl Stream {
             tcp.set_read_timeout(Some(IO_TIMEOUT))
         };
         setup().map_err(io_trouble("setting up the connection"))?;
-        Ok(Self { tcp, bytes: 0 })
+        Ok(Self { wire, bytes: 0 })
     }
 
     /// From now on a read waits for as long as the connection is there: somebody else watches
     /// over it and shuts it down.
     pub(crate) fn wait_long(&self) -> Result<(), Trouble> {
-        self.tcp.set_read_timeout(None).map_err(io_trouble("setting up the connection"))
+        self.wire.tcp.set_read_timeout(None).map_err(io_trouble("setting up the connection"))
     }
 
     /// Another hold of the connection, to shut it down by.
     pub(crate) fn handle(&self) -> Result<Handle, Trouble> {
-        self.tcp.try_clone().map(Handle).map_err(io_trouble("setting up the connection"))
+        self.wire.tcp.try_clone().map(Handle).map_err(io_trouble("setting up the connection"))
     }
 
     /// The round-trip time, as the kernel has it (`TCP_INFO`).
@@ -60,7 +62,7 @@ impl Stream {
         // SAFETY: the descriptor is open; the kernel writes at most `length` bytes to `info`.
         let answer = unsafe {
             libc::getsockopt(
-                self.tcp.as_raw_fd(),
+                self.wire.tcp.as_raw_fd(),
                 libc::IPPROTO_TCP,
                 libc::TCP_INFO,
                 (&raw mut info).cast(),
@@ -72,7 +74,7 @@ impl Stream {
 
     /// Sends bytes that are no frame: a greeting.
     pub(crate) fn send_raw(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
-        self.tcp.write_all(bytes).map_err(io_trouble("sending"))?;
+        self.wire.write_all(bytes).map_err(io_trouble("sending"))?;
         self.bytes += bytes.len() as u64;
         Ok(())
     }
@@ -95,23 +97,14 @@ impl Stream {
         slices.push(IoSlice::new(&head));
         for &(first, count) in runs {
             let (start, bytes) = memory.run(first, count).ok_or(Malformed("a run of pages"))?;
-            // SAFETY: `run` yields mapped guest memory. The guest may write to it while the
-            // kernel reads: then it is in the dirty log and sent again. The slice is only handed
-            // to the kernel.
+            // SAFETY: `run` yields mapped guest memory. The guest may write to it while it
+            // is read: then it is in the dirty log and sent again. The slice is only handed to
+            // the kernel, or copied once and encrypted from there.
             slices.push(IoSlice::new(unsafe { std::slice::from_raw_parts(start.as_ptr(), bytes) }));
         }
-        let mut rest = slices.as_mut_slice();
-        while !rest.is_empty() {
-            match self.tcp.write_vectored(rest) {
-                Ok(0) => return Err(closed("sending pages")),
-                Ok(count) => {
-                    self.bytes += count as u64;
-                    IoSlice::advance_slices(&mut rest, count);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(io_trouble("sending pages")(error)),
-            }
-        }
+        let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
+        self.wire.write_all_vectored(&mut slices).map_err(io_trouble("sending pages"))?;
+        self.bytes += bytes as u64;
         Ok(())
     }
 
@@ -126,32 +119,23 @@ impl Stream {
             let (start, bytes) = memory.run(first, count).ok_or(Malformed("a run of pages"))?;
             // SAFETY: `run` yields mapped guest memory; the machine it belongs to has not run,
             // and only connections of its one source fill it. A source that sends a page twice
-            // at a time gets a mix of both. The slice is only handed to the kernel.
+            // at a time gets a mix of both. The slice is only written to.
             let slice = unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), bytes) };
             slices.push(IoSliceMut::new(slice));
         }
-        let mut rest = slices.as_mut_slice();
-        while !rest.is_empty() {
-            match self.tcp.read_vectored(rest) {
-                Ok(0) => return Err(closed("receiving pages")),
-                Ok(count) => {
-                    self.bytes += count as u64;
-                    IoSliceMut::advance_slices(&mut rest, count);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(io_trouble("receiving pages")(error)),
-            }
-        }
+        let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
+        self.wire.read_exact_vectored(&mut slices).map_err(io_trouble("receiving pages"))?;
+        self.bytes += bytes as u64;
         Ok(())
     }
 
     /// Receives the next frame; a Failed of the peer is trouble.
     pub(crate) fn receive(&mut self) -> Result<Frame, Trouble> {
         let mut header = [0; HEADER_BYTES];
-        self.tcp.read_exact(&mut header).map_err(io_trouble("waiting for a frame"))?;
+        self.wire.read_exact(&mut header).map_err(io_trouble("waiting for a frame"))?;
         let (kind, length) = Frame::decode_header(&header)?;
         let mut body = vec![0; length];
-        self.tcp.read_exact(&mut body).map_err(io_trouble("receiving a frame"))?;
+        self.wire.read_exact(&mut body).map_err(io_trouble("receiving a frame"))?;
         self.bytes += (HEADER_BYTES + length) as u64;
         match Frame::decode(kind, &body)? {
             Frame::Failed(refusal) => Err(Trouble::PeerFailed(refusal)),
@@ -161,20 +145,17 @@ impl Stream {
 
     /// Receives the next frame, which must come within `time`.
     pub(crate) fn receive_within(&mut self, time: Duration) -> Result<Frame, Trouble> {
-        let set = |time| self.tcp.set_read_timeout(Some(time));
+        let set = |time| self.wire.tcp.set_read_timeout(Some(time));
         set(time).map_err(io_trouble("setting up the connection"))?;
         let frame = self.receive();
-        let set = |time| self.tcp.set_read_timeout(Some(time));
+        let set = |time| self.wire.tcp.set_read_timeout(Some(time));
         set(IO_TIMEOUT).map_err(io_trouble("setting up the connection"))?;
         frame
     }
 
     /// Whether the peer has said something, or is gone. Does not wait.
-    pub(crate) fn peer_spoke(&self) -> bool {
-        let mut byte = 0u8;
-        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-        // SAFETY: the descriptor is open; the kernel writes at most the one byte given.
-        unsafe { libc::recv(self.tcp.as_raw_fd(), (&raw mut byte).cast(), 1, flags) >= 0 }
+    pub(crate) fn peer_spoke(&mut self) -> bool {
+        self.wire.has_spoken()
     }
 
     /// When the connections fail: the Failed frame the peer may have sent before it closed them,
@@ -193,11 +174,11 @@ impl Stream {
     /// would throw away what was sent to it last.
     pub(crate) fn finish_sending(mut self, patience: Duration) {
         let end = Instant::now() + patience;
-        let _ = self.tcp.shutdown(Shutdown::Write);
+        let _ = self.wire.tcp.shutdown(Shutdown::Write);
         let mut sink = vec![0; 64 << 10];
         while let Some(left) = end.checked_duration_since(Instant::now()).filter(|t| !t.is_zero()) {
-            let waiting = self.tcp.set_read_timeout(Some(left)).is_ok();
-            if !waiting || !matches!(self.tcp.read(&mut sink), Ok(1..)) {
+            let waiting = self.wire.tcp.set_read_timeout(Some(left)).is_ok();
+            if !waiting || !matches!(self.wire.read(&mut sink), Ok(1..)) {
                 return;
             }
         }
@@ -215,12 +196,13 @@ impl Handle {
         let _ = self.0.shutdown(Shutdown::Both);
     }
 
+    /// How long a write may find no room before it is trouble.
+    pub(crate) fn write_patience(&self, patience: Duration) -> Result<(), Trouble> {
+        self.0.set_write_timeout(Some(patience)).map_err(io_trouble("setting up the connection"))
+    }
+
     /// Ends whatever waits to hear from the peer; it can still be told something.
     pub(crate) fn stop_reading(&self) {
         let _ = self.0.shutdown(Shutdown::Read);
     }
-}
-
-fn closed(what: &'static str) -> Trouble {
-    Trouble::Io { what, error: io::ErrorKind::UnexpectedEof.into() }
 }

@@ -16,6 +16,7 @@ use super::framing::{Frame, HASHES_MAX, STATE_CHUNK_BYTES};
 use super::round::Round;
 use super::sender::{Meters, Sender};
 use super::source::{Source, guest_ended};
+use super::stream::IO_TIMEOUT;
 use super::verify::hash_page;
 use crate::codec::Malformed;
 
@@ -25,6 +26,10 @@ const READY_TIMEOUT_BASE: Duration = Duration::from_secs(30);
 const READY_RATE_MIN: BytesPerSec = BytesPerSec(100 << 20);
 /// Up to here the last pass goes over one connection: waking others takes longer.
 const ALONE_BYTES_MAX: Bytes = Bytes(4 << 20);
+
+/// While the guest is paused, a link that takes nothing at all for so long, or for twice the
+/// downtime limit, is given up: the guest runs on.
+const STALL_MAX: Duration = Duration::from_millis(500);
 
 /// What is left to send when the last pages have gone.
 pub(super) struct Save {
@@ -58,8 +63,9 @@ impl<'a> Source<'a> {
         let state_save = saving.elapsed();
         let mut dirty = log.collect()?;
         dirty.add(&rest);
-        self.progress(meters, dirty.bytes(), |rounds| *rounds += 1);
+        self.progress(meters, dirty.bytes(), |progress| progress.rounds += 1);
         meters.limit(None);
+        crew.write_patience(STALL_MAX.max(self.order.limits.downtime * 2))?;
         let alone = dirty.bytes() <= ALONE_BYTES_MAX;
         let number = self.control.status().progress.rounds;
         let round = Round::new(number, &self.machine.memory, dirty, None);
@@ -85,6 +91,8 @@ impl<'a> Source<'a> {
     ) -> Result<(), Trouble> {
         let began = Instant::now();
         if self.order.verify {
+            // The destination compares as it takes them.
+            crew.write_patience(IO_TIMEOUT)?;
             self.send_hashes(&mut crew.main)?;
         }
         for chunk in save.state.chunks(STATE_CHUNK_BYTES) {

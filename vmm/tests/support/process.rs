@@ -191,15 +191,25 @@ impl Vmm {
     }
 
     pub async fn listen_at(&mut self, spec: v1::VmSpec, at: &str) -> Result<String, Refusal> {
+        Ok(self.listen_with(spec, at, false).await?.address)
+    }
+
+    pub async fn listen_with(
+        &mut self,
+        spec: v1::VmSpec,
+        at: &str,
+        tls: bool,
+    ) -> Result<v1::ReceiveMigrationResponse, Refusal> {
         let request = v1::ReceiveMigrationRequest {
             migration: MIGRATION.to_owned(),
             listen: at.to_owned(),
             token: TOKEN.to_vec(),
             spec: Some(spec),
             source_epoch: 1,
+            tls,
         };
         let answer = self.client.receive_migration(request).await.map_err(refusal)?;
-        Ok(answer.into_inner().address)
+        Ok(answer.into_inner())
     }
 
     pub async fn send(
@@ -218,6 +228,7 @@ impl Vmm {
             streams: 0,
             downtime_limit_max_ms: 0,
             never_throttle: false,
+            public_key: vec![],
         };
         change(&mut request);
         self.client.send_migration(request).await.map(|_| ()).map_err(refusal)

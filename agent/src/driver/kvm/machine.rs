@@ -22,7 +22,7 @@ use super::client::{Client, call};
 use super::confine::{Cgroup, check_snapshot_path};
 use super::process::{Process, last_words};
 use crate::config::VmmConfig;
-use crate::driver::{Incoming, Machine, MachineView, Outgoing, ProcessId, Save};
+use crate::driver::{Incoming, Machine, MachineView, Outgoing, ProcessId, Received, Save};
 use crate::vm::dir::VmDir;
 
 /// For calls that only look or only tell.
@@ -228,7 +228,7 @@ impl Machine for KvmMachine {
         saved
     }
 
-    async fn receive(&self, incoming: &Incoming) -> Result<String, Refusal> {
+    async fn receive(&self, incoming: &Incoming) -> Result<Received, Refusal> {
         let mut client = self.shared.client.clone();
         let request = v1::ReceiveMigrationRequest {
             migration: incoming.migration.to_string(),
@@ -236,10 +236,20 @@ impl Machine for KvmMachine {
             token: incoming.token.to_vec(),
             spec: Some((&incoming.spec).into()),
             source_epoch: incoming.source_epoch.0,
+            tls: incoming.tls,
         };
         let answer = call(BUILD_TIMEOUT, client.receive_migration(request)).await?;
         self.settle().await;
-        Ok(answer.address)
+        let v1::ReceiveMigrationResponse { address, public_key } = answer;
+        // Never in the clear because a program is too old to know better.
+        if incoming.tls && public_key.is_empty() {
+            return Err(Refusal::new(
+                RefusalCode::Unsupported,
+                "the VMM on this host does not encrypt migrations",
+                "bring the host to this release, or set migration.tls = false in the controller's configuration",
+            ));
+        }
+        Ok(Received { address, public_key })
     }
 
     async fn send(&self, outgoing: &Outgoing) -> Result<(), Refusal> {
@@ -252,9 +262,10 @@ impl Machine for KvmMachine {
             verify: outgoing.policy.verify,
             rounds_max: 0,
             bandwidth_bytes_per_sec: outgoing.bandwidth.get(),
-            streams: 0,
+            streams: outgoing.streams,
             downtime_limit_max_ms: 0,
-            never_throttle: false,
+            never_throttle: outgoing.never_throttle,
+            public_key: outgoing.public_key.clone(),
         };
         let sent = call(BUILD_TIMEOUT, client.send_migration(request)).await;
         self.settle().await;

@@ -18,7 +18,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use self::machine::{Cell, SavedMigration};
-use super::{Driver, Incoming, Machine, MachineView, Outgoing, ProcessId, Save, SnapshotHead};
+use super::{
+    Driver, Incoming, Machine, MachineView, Outgoing, ProcessId, Received, Save, SnapshotHead,
+};
 use crate::vm::dir::VmDir;
 
 mod machine;
@@ -122,7 +124,7 @@ impl Machine for SimMachine {
         Err(no_snapshots())
     }
 
-    async fn receive(&self, incoming: &Incoming) -> Result<String, Refusal> {
+    async fn receive(&self, incoming: &Incoming) -> Result<Received, Refusal> {
         let address = SocketAddr::new(incoming.listen, 0);
         let listener = TcpListener::bind(address).await;
         let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
@@ -156,7 +158,8 @@ impl Machine for SimMachine {
         tokio::spawn(async move {
             token.run_until_cancelled_owned(destination.run()).await;
         });
-        Ok(address.to_string())
+        // There is nothing to hide.
+        Ok(Received { address: address.to_string(), public_key: vec![] })
     }
 
     async fn send(&self, outgoing: &Outgoing) -> Result<(), Refusal> {

@@ -6,6 +6,7 @@
 //! | `net` | the same to a network device's three queues |
 //! | `transport` | any sequence of register accesses, pauses and moves ([`transport`]) |
 //! | `state` | saved states of a machine, its devices, a transport, of any content |
+//! | `migration` | greetings, proposals and frames of any content to either end of a migration |
 //!
 //! A target is a function of some bytes that must return. `make fuzz` runs
 //! [`engine::campaign`] on each with the coverage of this crate as its guide
@@ -24,14 +25,17 @@ use std::time::Duration;
 use super::DevicesState;
 use super::virtio::state::TransportState;
 use crate::codec::{Decoder, Encoder};
+use crate::migration::framing::{Frame, HEADER_BYTES, HELLO_BYTES, Hello, Join};
+use crate::migration::negotiation::Proposal;
 use crate::state::MachineState;
 use engine::{Bound, Target};
 
-const TARGETS: [Target; 4] = [
+const TARGETS: [Target; 5] = [
     Target { name: "block", run: block::fuzz_block },
     Target { name: "net", run: super::net::fuzz_net },
     Target { name: "transport", run: transport::fuzz_transport },
     Target { name: "state", run: fuzz_state },
+    Target { name: "migration", run: fuzz_migration },
 ];
 /// What an ordinary test spends on one target beside the corpus, in inputs.
 const AROUND_CORPUS: u64 = 1000;
@@ -61,6 +65,43 @@ fn fuzz_state(data: &[u8]) {
                 state.encode(&mut again);
                 let bytes = again.finish();
                 assert_eq!(DevicesState::decode(&mut Decoder::new(&bytes), 2), Ok(state));
+            }
+        }
+    }
+}
+
+/// The first byte says what the rest is: a frame of that kind, or what comes before frames.
+fn fuzz_migration(data: &[u8]) {
+    let (first, rest) = data.split_first().unwrap_or((&0, &[]));
+    match *first {
+        254 => {
+            if let Ok(hello) = Hello::decode(rest) {
+                assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+            }
+        }
+        253 => {
+            let join = <&[u8; HELLO_BYTES]>::try_from(rest).ok().map(Join::decode);
+            if let Some(Ok(join)) = join {
+                assert_eq!(join.encode(), rest);
+            }
+        }
+        version @ 251..=252 => {
+            let version = u16::from(version) - 250;
+            if let Ok(proposal) = Proposal::decode(rest, version) {
+                let again = Proposal::decode(&proposal.encode(version), version);
+                assert_eq!(again, Ok(proposal));
+            }
+        }
+        kind => {
+            if let Ok(frame) = Frame::decode(kind.into(), rest) {
+                let (header, body) = (frame.encode(), rest.len());
+                let header = header.first_chunk::<HEADER_BYTES>().unwrap();
+                let (kind, _) = Frame::decode_header(header).unwrap();
+                assert_eq!(
+                    Frame::decode(kind, &frame.encode()[HEADER_BYTES..]),
+                    Ok(frame),
+                    "{body}"
+                );
             }
         }
     }
@@ -99,6 +140,11 @@ fn transports_survive_the_corpus() {
 #[test]
 fn saved_states_survive_the_corpus() {
     check("state");
+}
+
+#[test]
+fn both_ends_of_a_migration_survive_the_corpus() {
+    check("migration");
 }
 
 /// What `make fuzz` runs.

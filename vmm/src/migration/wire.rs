@@ -1,0 +1,177 @@
+//! The bytes of one connection: plain, or TLS in between. Blocking.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use rustls::{ClientConfig, Connection};
+
+use super::tls;
+
+/// The most that a reader waits for before it is woken.
+const LOW_WATER_MAX: usize = 256 << 10;
+
+/// One end of a connection.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    pub(super) tcp: TcpStream,
+    /// Bytes that must have come before a reader is woken.
+    low_water: usize,
+    tls: Option<Box<Connection>>,
+}
+
+impl Wire {
+    /// A connection that is not encrypted, or whose handshake has been made.
+    pub(crate) fn new(tcp: TcpStream, tls: Option<Connection>) -> Self {
+        Self { tcp, low_water: 1, tls: tls.map(Box::new) }
+    }
+
+    /// A source's connection, encrypted when there is a configuration for it.
+    pub(crate) fn of_source(
+        mut tcp: TcpStream,
+        tls: Option<&Arc<ClientConfig>>,
+    ) -> io::Result<Self> {
+        let tls = tls.map(|config| tls::connect(Arc::clone(config), &mut tcp)).transpose()?;
+        Ok(Self::new(tcp, tls))
+    }
+
+    /// From now on a reader is woken when so much has come (`SO_RCVLOWAT`), which must be on its
+    /// way: on a slow link a wake-up for every packet costs more than copying it.
+    fn wake_at(&mut self, bytes: usize) {
+        if self.low_water == bytes {
+            return;
+        }
+        let value = libc::c_int::try_from(bytes).unwrap_or(1);
+        // SAFETY: the descriptor is open; the kernel reads one int.
+        let set = unsafe {
+            libc::setsockopt(
+                self.tcp.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVLOWAT,
+                (&raw const value).cast(),
+                libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0),
+            )
+        };
+        if set == 0 {
+            self.low_water = bytes;
+        }
+    }
+
+    /// Whether something has come that was not read, or the peer is gone. Does not wait.
+    pub(crate) fn has_spoken(&mut self) -> bool {
+        let held = self.tls.as_mut().and_then(|tls| tls.process_new_packets().ok());
+        if held.is_some_and(|held| held.plaintext_bytes_to_read() > 0) {
+            return true;
+        }
+        let mut byte = 0u8;
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        // SAFETY: the descriptor is open; the kernel writes at most the one byte given.
+        unsafe { libc::recv(self.tcp.as_raw_fd(), (&raw mut byte).cast(), 1, flags) >= 0 }
+    }
+
+    /// Writes all of the slices.
+    pub(crate) fn write_all_vectored(&mut self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let Some(tls) = &mut self.tls else {
+            while !slices.is_empty() {
+                match self.tcp.write_vectored(slices) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(count) => IoSlice::advance_slices(&mut slices, count),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            return Ok(());
+        };
+        for mut rest in slices.iter().map(|slice| &**slice) {
+            while !rest.is_empty() {
+                // It takes in as much as its buffer has room for.
+                let taken = tls.writer().write(rest)?;
+                rest = &rest[taken..];
+                if taken == 0 || !rest.is_empty() {
+                    write_out(tls, &mut self.tcp)?;
+                }
+            }
+        }
+        write_out(tls, &mut self.tcp)
+    }
+
+    /// Fills all of the slices.
+    pub(crate) fn read_exact_vectored(
+        &mut self,
+        mut slices: &mut [IoSliceMut<'_>],
+    ) -> io::Result<()> {
+        if self.tls.is_some() {
+            return slices.iter_mut().try_for_each(|slice| self.read_exact(slice));
+        }
+        let mut rest: usize = slices.iter().map(|slice| slice.len()).sum();
+        while !slices.is_empty() {
+            self.wake_at(rest.min(LOW_WATER_MAX));
+            match self.tcp.read_vectored(slices) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    IoSliceMut::advance_slices(&mut slices, count);
+                    rest -= count;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Read for Wire {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.wake_at(1);
+        match &mut self.tls {
+            Some(tls) => Decrypted { tls, from: &mut self.tcp }.read(into),
+            None => self.tcp.read(into),
+        }
+    }
+}
+
+/// What comes out of a connection's encryption.
+pub(super) struct Decrypted<'a, R> {
+    pub(super) tls: &'a mut Connection,
+    pub(super) from: &'a mut R,
+}
+
+impl<R: Read> Read for Decrypted<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.tls.reader().read(into) {
+                // Nothing decrypted is left.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => return other,
+            }
+            if self.tls.read_tls(self.from)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.tls.process_new_packets().map_err(io::Error::other)?;
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all_vectored(&mut [IoSlice::new(bytes)])?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write_out(tls: &mut Connection, tcp: &mut TcpStream) -> io::Result<()> {
+    while tls.wants_write() {
+        match tls.write_tls(tcp) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

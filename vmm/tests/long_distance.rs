@@ -1,0 +1,115 @@
+//! A migration over a link that takes long: what it waits for, and how often.
+
+// Helpers of tests may unwrap like tests.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/process.rs"]
+mod process;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use ballast_proto::v1::{MigrationState, MigrationVerdict};
+use process::{Lab, busy, have_kvm};
+
+/// One way.
+const DELAY: Duration = Duration::from_millis(75);
+const STREAMS: u32 = 4;
+const CHUNK_BYTES: usize = 64 << 10;
+/// What may be under way in one direction of one connection: 64 MiB.
+const CHUNKS_MAX: usize = 1024;
+/// On the wire: a header, and the longest answer that is not a Failed.
+const WELCOME_BYTES: u64 = 8 + 2;
+const ACCEPT_BYTES: u64 = 8 + 2 + 32;
+const ROUND_DONE_BYTES: u64 = 8 + 4;
+const READY_BYTES: u64 = 8 + 8;
+
+/// A link: connections to its address come out at `to`, everything late.
+struct Link {
+    address: SocketAddr,
+    /// What went back to the source, for each connection.
+    back: &'static Mutex<Vec<u64>>,
+}
+
+impl Link {
+    fn to(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let back: &'static Mutex<Vec<u64>> = Box::leak(Box::default());
+        // Its threads end with the connections, the first one with the test.
+        std::thread::spawn(move || {
+            for (place, source) in listener.incoming().enumerate() {
+                let (source, destination) = (source.unwrap(), TcpStream::connect(to).unwrap());
+                source.set_nodelay(true).unwrap();
+                destination.set_nodelay(true).unwrap();
+                back.lock().unwrap().push(0);
+                let ends = (source.try_clone().unwrap(), destination.try_clone().unwrap());
+                carry(source, destination, |_| {});
+                carry(ends.1, ends.0, move |bytes| back.lock().unwrap()[place] += bytes);
+            }
+        });
+        Self { address, back }
+    }
+}
+
+/// Carries one direction, late.
+fn carry(mut from: TcpStream, to: TcpStream, mut count: impl FnMut(u64) + Send + 'static) {
+    let (late, due) = sync_channel(CHUNKS_MAX);
+    std::thread::spawn(move || deliver(&due, to));
+    let mut take = move |late: SyncSender<(Instant, Vec<u8>)>| {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        while let Ok(bytes @ 1..) = from.read(&mut chunk) {
+            count(bytes as u64);
+            if late.send((Instant::now() + DELAY, chunk[..bytes].to_vec())).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::spawn(move || take(late));
+}
+
+fn deliver(due: &Receiver<(Instant, Vec<u8>)>, mut to: TcpStream) {
+    while let Ok((at, bytes)) = due.recv() {
+        std::thread::sleep(at.saturating_duration_since(Instant::now()));
+        if to.write_all(&bytes).is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+#[tokio::test]
+async fn a_round_trip_is_spent_on_a_round_and_none_on_a_page() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let (mut source, mut destination) = (lab.vmm("a").await, lab.vmm("b").await);
+    let spec = lab.spec(64, &busy());
+    source.boot(spec.clone()).await.unwrap();
+    source.beats(10).await;
+    let link = Link::to(destination.listen(spec).await.unwrap().parse().unwrap());
+    source.send(&link.address.to_string(), |send| send.streams = STREAMS).await.unwrap();
+    destination.watch_state(MigrationState::Ready).await;
+    let sent = source.watch_state(MigrationState::Ready).await.progress.unwrap();
+    source.read_console().await;
+    std::mem::swap(&mut source.console, &mut destination.console);
+    destination.resolve(MigrationVerdict::Commit, 2).await.unwrap();
+    let report = destination.beats(10).await;
+    assert_eq!((report.heartbeats_lost, report.memory_errors), (0, 0));
+
+    let back = link.back.lock().unwrap().clone();
+    assert_eq!(back.len(), STREAMS as usize);
+    assert!(back[1..].iter().all(|&bytes| bytes == 0), "{back:?}");
+    // The last pass is counted as a round; its end is told only when all connections took part.
+    let rounds = u64::from(sent.rounds);
+    let all = |dones: u64| WELCOME_BYTES + ACCEPT_BYTES + dones * ROUND_DONE_BYTES + READY_BYTES;
+    assert!([all(rounds - 1), all(rounds)].contains(&back[0]), "{back:?} after {rounds} rounds");
+    let downtime = sent.downtime.unwrap();
+    // One round trip lies between the last page and READY.
+    assert!(Duration::from_micros(downtime.send_micros) >= 2 * DELAY, "{downtime:?}");
+    eprintln!("{rounds} rounds, {downtime:?}, guest stall {:?}", report.stall_max);
+}
