@@ -27,7 +27,7 @@ const ACCEPT_BYTES: u64 = 8 + 2 + 32;
 const ROUND_DONE_BYTES: u64 = 8 + 4;
 const READY_BYTES: u64 = 8 + 8;
 
-/// A link: connections to its address come out at `to`, everything late.
+/// A link: connections to its address come out elsewhere, everything late or slowly.
 struct Link {
     address: SocketAddr,
     /// What went back to the source, for each connection.
@@ -35,7 +35,8 @@ struct Link {
 }
 
 impl Link {
-    fn to(to: SocketAddr) -> Self {
+    /// Delivers after `delay`, and no more than this many bytes a second for each connection.
+    fn to(to: SocketAddr, delay: Duration, rate: u32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let back: &'static Mutex<Vec<u64>> = Box::leak(Box::default());
@@ -47,8 +48,9 @@ impl Link {
                 destination.set_nodelay(true).unwrap();
                 back.lock().unwrap().push(0);
                 let ends = (source.try_clone().unwrap(), destination.try_clone().unwrap());
-                carry(source, destination, |_| {});
-                carry(ends.1, ends.0, move |bytes| back.lock().unwrap()[place] += bytes);
+                carry(source, destination, (delay, rate), |_| {});
+                let count = move |bytes| back.lock().unwrap()[place] += bytes;
+                carry(ends.1, ends.0, (delay, rate), count);
             }
         });
         Self { address, back }
@@ -56,14 +58,19 @@ impl Link {
 }
 
 /// Carries one direction, late.
-fn carry(mut from: TcpStream, to: TcpStream, mut count: impl FnMut(u64) + Send + 'static) {
+fn carry(
+    mut from: TcpStream,
+    to: TcpStream,
+    (delay, rate): (Duration, u32),
+    mut count: impl FnMut(u64) + Send + 'static,
+) {
     let (late, due) = sync_channel(CHUNKS_MAX);
-    std::thread::spawn(move || deliver(&due, to));
+    std::thread::spawn(move || deliver(&due, to, rate));
     let mut take = move |late: SyncSender<(Instant, Vec<u8>)>| {
         let mut chunk = vec![0; CHUNK_BYTES];
         while let Ok(bytes @ 1..) = from.read(&mut chunk) {
             count(bytes as u64);
-            if late.send((Instant::now() + DELAY, chunk[..bytes].to_vec())).is_err() {
+            if late.send((Instant::now() + delay, chunk[..bytes].to_vec())).is_err() {
                 return;
             }
         }
@@ -71,9 +78,11 @@ fn carry(mut from: TcpStream, to: TcpStream, mut count: impl FnMut(u64) + Send +
     std::thread::spawn(move || take(late));
 }
 
-fn deliver(due: &Receiver<(Instant, Vec<u8>)>, mut to: TcpStream) {
+fn deliver(due: &Receiver<(Instant, Vec<u8>)>, mut to: TcpStream, rate: u32) {
+    let mut free = Instant::now();
     while let Ok((at, bytes)) = due.recv() {
-        std::thread::sleep(at.saturating_duration_since(Instant::now()));
+        free = free.max(at) + Duration::from_secs(bytes.len() as u64) / rate;
+        std::thread::sleep(free.saturating_duration_since(Instant::now()));
         if to.write_all(&bytes).is_err() {
             return;
         }
@@ -91,7 +100,8 @@ async fn a_round_trip_is_spent_on_a_round_and_none_on_a_page() {
     let spec = lab.spec(64, &busy());
     source.boot(spec.clone()).await.unwrap();
     source.beats(10).await;
-    let link = Link::to(destination.listen(spec).await.unwrap().parse().unwrap());
+    let listening = destination.listen(spec).await.unwrap().parse().unwrap();
+    let link = Link::to(listening, DELAY, u32::MAX);
     source.send(&link.address.to_string(), |send| send.streams = STREAMS).await.unwrap();
     destination.watch_state(MigrationState::Ready).await;
     let sent = source.watch_state(MigrationState::Ready).await.progress.unwrap();

@@ -35,6 +35,8 @@ const BUSY: Case = Case { filled_mib: 760, working_set_mib: 200, ..IDLE };
 
 /// All of them.
 pub(crate) const CASES: &[Case] = &[
+    // So small that hundreds can be moved: for the spread of the switchover.
+    Case { name: "idle-64m", mib: 64, filled_mib: 30, ..IDLE },
     IDLE,
     // The guest leaves memory above 3 GiB alone: a quarter of this one is zero.
     Case { name: "idle-4g", mib: 4096, filled_mib: 2900, ..IDLE },

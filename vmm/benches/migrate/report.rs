@@ -31,9 +31,23 @@ fn spread(mut values: Vec<f64>) -> Option<[f64; 3]> {
     Some([*values.first()?, values[values.len() / 2], *values.last()?])
 }
 
+/// The 50th and the 99th percentile, of enough values for the latter.
+fn percentiles(mut values: Vec<f64>) -> Option<[f64; 2]> {
+    const ENOUGH: usize = 100;
+    values.sort_by(f64::total_cmp);
+    let at = |percent: usize| values[(values.len() * percent).div_ceil(100) - 1];
+    (values.len() >= ENOUGH).then(|| [at(50), at(99)])
+}
+
 /// The table, on standard error.
 pub(crate) fn table(rows: &[Row]) {
     eprintln!("median (least–most); times in ms, CPU in s/GB; pairs: ours/QEMU that ended\n");
+    for row in rows {
+        let gaps = row.ours.iter().filter(|one| one.ended).map(|one| one.gap_ms).collect();
+        if let Some([p50, p99]) = percentiles(gaps) {
+            eprintln!("{}: guest gap of ours p50 {p50:.0}, p99 {p99:.0}\n", row.case.name);
+        }
+    }
     eprintln!(
         "| case | total ours | total QEMU | ratio | guest gap ours | guest gap QEMU | CPU ours | \
          CPU QEMU | of the probe | pairs |"

@@ -152,6 +152,7 @@ fn fill_memory(
             machine,
             control,
             filling: &filling,
+            takes_ahead: false,
             state: Vec::new(),
             comparison: Comparison::default(),
         };
@@ -169,6 +170,8 @@ struct Arrival<'a> {
     machine: &'a Machine,
     control: &'a Control,
     filling: &'a Filling<'a>,
+    /// The source has said where memory is: it does so once.
+    takes_ahead: bool,
     state: Vec<u8>,
     comparison: Comparison,
 }
@@ -190,7 +193,9 @@ impl<'a> Arrival<'a> {
         self.join(scope, stream, terms, joined)?;
         loop {
             match stream.receive()? {
-                Frame::Present(blocks) => filling.take_ahead(scope, blocks),
+                Frame::Present(blocks) if !std::mem::replace(&mut self.takes_ahead, true) => {
+                    filling.take_ahead(scope, blocks);
+                }
                 Frame::Round { number } => {
                     filling.await_all(number)?;
                     filling.progress(Some(number));

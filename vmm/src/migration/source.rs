@@ -268,9 +268,7 @@ impl<'a> Source<'a> {
             let round = Round::new(number, memory, dirty, Some(log));
             crew.send(round, |round| self.report(meters, round))?;
             end_round(crew, number)?;
-            let slept = began.elapsed().saturating_sub(meters.busy());
-            let time = began.elapsed().saturating_sub(slept);
-            self.rate.learn(Bytes(meters.bytes().get() - before.get()), time);
+            self.rate.learn(Bytes(meters.bytes().get() - before.get()), meters.busy());
             if let Some(why) = self.machine.vcpus.ended() {
                 return Err(guest_ended(&why).into());
             }
