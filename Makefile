@@ -5,6 +5,7 @@
 #   make lab     a Debian guest on an emulated KVM host: boot, network, disk, snapshot, restore
 #   make lint    formatting and clippy, warnings denied
 #   make protocol   every state of two migrations and any fault: minutes
+#   make soak-migrate   SOAK_COUNT=1000 migrations with random faults, by SOAK_SEED
 #   make bench   the benchmarks, with medians and spread
 #   make bench-placement DATA=…   the planner on public problems, one line of JSON a run
 #   make bench-migrate   live migration next to QEMU's, PAIRS=9 of each case (needs root)
@@ -20,7 +21,7 @@ BARE_METAL := tests/guest/bare
 PAIRS ?= 9
 BENCH_ARGS ?=
 
-.PHONY: demo test lab test-lab lint bench bench-migrate bench-placement bench-vmm fuzz protocol bootstrap-build bootstrap-lab bootstrap-test
+.PHONY: soak-migrate demo test lab test-lab lint bench bench-migrate bench-placement bench-vmm fuzz protocol bootstrap-build bootstrap-lab bootstrap-test
 
 demo: bootstrap-build
 	$(CARGO) run --quiet --release -p ballast-cli -- demo $(DEMO_ARGS)
@@ -68,6 +69,13 @@ fuzz: bootstrap-build
 	fuzzer=$$($(CARGO) rustc --package ballast-vmm --lib --profile test --message-format json-render-diagnostics \
 		-- $(FUZZ_FLAGS) | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1) && \
 	FUZZ_MINUTES=$(FUZZ_MINUTES) "$$fuzzer" --ignored --nocapture fuzz::campaign
+
+SOAK_COUNT ?= 1000
+SOAK_SEED ?= 1
+
+soak-migrate: bootstrap-test
+	SOAK_COUNT=$(SOAK_COUNT) SOAK_SEED=$(SOAK_SEED) $(CARGO) test -p ballast-tests --test e2e -- \
+		--ignored --exact --nocapture faults::soak_of_random_faults
 
 bench-placement: bootstrap-build
 	@test -n "$(DATA)" || { echo 'say DATA=a folder with btrplace/ and vmr/' >&2; exit 2; }

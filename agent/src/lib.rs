@@ -90,6 +90,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let remedy = "see ballast-agent --help";
     program::run("ballast-agent", remedy, args, |args: Args| {
         ballast_service::logging::init(args.daemon.log_format);
+        ballast_service::holdpoint::arm();
         run(&args.daemon)
     })
 }

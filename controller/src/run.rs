@@ -56,6 +56,7 @@ struct Args {
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     program::run(PROGRAM, "see ballast-controller --help", args, |args: Args| {
         logging::init(args.daemon.log_format);
+        ballast_service::holdpoint::arm();
         start(&args.daemon)
     })
 }

@@ -7,6 +7,7 @@ mod audit;
 mod bad_input;
 mod crash;
 mod demo;
+mod faults;
 mod snapshot;
 
 /// The program under test.

@@ -19,6 +19,17 @@ pub struct Guest {
 impl Guest {
     /// Creates one on `host` and waits for its first heartbeats.
     pub async fn create(test: &TestCluster, vm: &str, host: &str, params: &Params) -> Self {
+        Self::create_with(test, vm, host, params, Vec::new()).await
+    }
+
+    /// The same with disks.
+    pub async fn create_with(
+        test: &TestCluster,
+        vm: &str,
+        host: &str,
+        params: &Params,
+        disks: Vec<v1::Disk>,
+    ) -> Self {
         let spec = v1::VmSpec {
             id: vm.to_owned(),
             vcpus: 1,
@@ -27,6 +38,7 @@ impl Guest {
             cmdline: params.to_cmdline(),
             automation: v1::Automation::Full.into(),
             migration: Some(v1::MigrationPolicy { downtime_limit_ms: 300, verify: true }),
+            disks,
             ..v1::VmSpec::default()
         };
         let actor = TestCluster::actor("a test needs it");
@@ -50,8 +62,13 @@ impl Guest {
         report
     }
 
+    /// What it has said so far.
+    pub fn report(&self) -> &ConsoleReport {
+        self.console.report()
+    }
+
     /// Reads what is new on its console; nothing while the VM cannot be reached.
-    async fn read(&mut self, test: &TestCluster) -> Option<ConsoleReport> {
+    pub async fn read(&mut self, test: &TestCluster) -> Option<ConsoleReport> {
         loop {
             let offset = self.console.next_offset();
             let request = v1::ReadConsoleRequest { vm: self.vm.clone(), offset, wait_ms: 0 };

@@ -8,7 +8,9 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a panic is a failed test")]
 
 mod guests;
+pub mod hold;
 mod logs;
+pub mod matrix;
 mod program;
 
 use std::path::PathBuf;
@@ -65,6 +67,11 @@ pub struct TestCluster {
 impl TestCluster {
     /// Three hosts of one core and 2 GiB, run by `program`, with real VMs.
     pub async fn start(program: &str, store: StoreKind) -> Self {
+        Self::start_with(program, store, Vec::new()).await
+    }
+
+    /// The same with environment variables for all its processes.
+    pub async fn start_with(program: &str, store: StoreKind, env: Vec<(String, String)>) -> Self {
         let options = ClusterOptions {
             program: PathBuf::from(program),
             hosts: 3,
@@ -73,6 +80,7 @@ impl TestCluster {
             store,
             controller_config: "[balance]\nautomation = 'manual'".parse().unwrap(),
             log_level: "info".to_owned(),
+            env,
         };
         let cluster = Cluster::start(options).await.unwrap_or_else(|refusal| panic!("{refusal}"));
         let client = cluster.client().await.unwrap();

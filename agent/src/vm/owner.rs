@@ -21,6 +21,7 @@ use ballast_model::{Epoch, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
 use ballast_proto::v1::{
     MigrationRole, MigrationState, MigrationStatus, MigrationVerdict, VmState,
 };
+use ballast_service::holdpoint::hold;
 use rand::RngCore;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -350,6 +351,7 @@ impl Owner {
                 let machine = machine?;
                 // The epoch is on disk before the guest runs under it.
                 self.change_record(|record| record.epoch = *epoch)?;
+                hold("agent.granted", &self.vm);
                 machine.resolve(migration, verdict, *epoch).await?;
                 self.settled()?;
                 info!(vm = %self.vm, %migration, %epoch, "the VM runs here now");

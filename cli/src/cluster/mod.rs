@@ -59,6 +59,8 @@ pub struct ClusterOptions {
     pub controller_config: toml::Table,
     /// The `RUST_LOG` of the daemons; their logs are in `log/`.
     pub log_level: String,
+    /// Further environment variables of the daemons and their VMs.
+    pub env: Vec<(String, String)>,
 }
 
 /// A running cluster.
@@ -113,6 +115,7 @@ impl Cluster {
             "controller",
             &config,
             &options.log_level,
+            &options.env,
         );
         controller.spawn()?;
         let mut agents = Vec::new();
@@ -126,8 +129,8 @@ impl Cluster {
                 controller: &url,
             };
             let config = config::agent(dir.path(), &places, options.driver, options.capacity)?;
-            let mut agent =
-                Process::new(dir.path(), "ballast-agent", &name, &config, &options.log_level);
+            let (level, env) = (&options.log_level, &options.env);
+            let mut agent = Process::new(dir.path(), "ballast-agent", &name, &config, level, env);
             agent.spawn()?;
             agents.push(agent);
         }

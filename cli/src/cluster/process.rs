@@ -23,6 +23,7 @@ pub(super) struct Process {
     config: PathBuf,
     log: PathBuf,
     log_level: String,
+    env: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -34,6 +35,7 @@ impl Process {
         name: &str,
         config: &Path,
         log_level: &str,
+        env: &[(String, String)],
     ) -> Self {
         Self {
             name: name.to_owned(),
@@ -41,6 +43,7 @@ impl Process {
             config: config.to_owned(),
             log: dir.join("log").join(format!("{name}.log")),
             log_level: log_level.to_owned(),
+            env: env.to_owned(),
             child: None,
         }
     }
@@ -62,6 +65,7 @@ impl Process {
                 .arg("--config")
                 .arg(&self.config)
                 .env("RUST_LOG", &self.log_level)
+                .envs(self.env.iter().map(|(name, value)| (name, value)))
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
                 .stderr(log)

@@ -121,6 +121,7 @@ fn options(args: &DemoArgs, driver: DriverKind, load: &Load) -> Result<ClusterOp
         store: store(args.store),
         controller_config: quick_controller(),
         log_level: "info".to_owned(),
+        env: Vec::new(),
     })
 }
 

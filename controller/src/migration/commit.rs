@@ -9,6 +9,7 @@ use ballast_model::{
     Epoch, HostId, MigrationId, MigrationPhase, Owner, ReasonTrail, Refusal, RefusalCode, VmId,
 };
 use ballast_proto::v1::MigrationVerdict;
+use ballast_service::holdpoint::hold;
 
 use super::judge::{self, Commit};
 use crate::controller::Controller;
@@ -79,7 +80,9 @@ impl Controller {
             .and(unchanged(owner_key.clone(), vm.owner.revision))
             .put(key, json(&committed))
             .put(owner_key, json(owner));
+        hold("controller.commit", &migration.vm);
         self.repository.transact(transaction).await?;
+        hold("controller.granted", &migration.vm);
         tracing::info!(
             migration = %migration.id, vm = %migration.vm, host = %owner.host, epoch = %owner.epoch,
             "committed: the destination owns the VM"

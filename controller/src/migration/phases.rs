@@ -12,6 +12,7 @@ use ballast_model::{
     BytesPerSec, Epoch, MigrationId, MigrationOutcome, MigrationPhase, Refusal, RefusalCode, VmId,
 };
 use ballast_proto::v1::{self, MigrationVerdict};
+use ballast_service::holdpoint::hold;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
@@ -182,6 +183,7 @@ impl Controller {
                 return Err(not_yet(&migration.vm, migration.to.as_str()));
             }
         }
+        hold("controller.cleanup", &migration.vm);
         look(&*destination, migration.id, driver).await;
         look(&*source, migration.id, driver).await;
         let verdict = MigrationVerdict::Superseded;

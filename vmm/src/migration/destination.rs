@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use ballast_model::{Bytes, Epoch, Refusal, RefusalCode};
 use ballast_proto::v1::MigrationState as State;
+use ballast_service::holdpoint::hold;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Trouble;
@@ -62,6 +63,7 @@ pub(crate) fn receive(
 ) -> Ending {
     let cancelled =
         || Refusal::new(RefusalCode::Cancelled, "the migration was cancelled", "try again");
+    let vm = incoming.hello.vm.clone();
     let (state, ready) = match fill(machine, incoming, control) {
         Ok(filled) => filled,
         Err(_) if control.verdict().is_some() => return Ending::Discarded(cancelled()),
@@ -71,14 +73,17 @@ pub(crate) fn receive(
         return Ending::Discarded(cancelled());
     };
     let committed = Instant::now();
+    hold("destination.granted", &vm);
     // Whatever keeps the guest from its disks, it has not run here yet and is given back.
     if let Err(refusal) = machine.devices.acquire_disks() {
         return Ending::Discarded(refusal);
     }
+    hold("destination.marked", &vm);
     // With the mark in place the VM would be given back to its source although it ran here.
     if let Err(refusal) = unrun.clear() {
         return Ending::Discarded(refusal);
     }
+    hold("destination.unmarked", &vm);
     // There is no way back now: a guest with a wrong clock is better than none.
     if let Err(refusal) = state.start_time(machine) {
         tracing::error!(%refusal, "the guest's clock could not be set; it runs nevertheless");
@@ -117,6 +122,7 @@ fn fill(
                 status.progress.downtime.load = load;
                 status.progress.bytes_remaining = Bytes::ZERO;
             });
+            hold("destination.ready", &hello.vm);
             if let Err(trouble) = stream.send(&Frame::Ready { load }) {
                 tracing::warn!(%trouble, "READY may not have reached the source");
             }

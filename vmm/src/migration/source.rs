@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use ballast_model::migration::Progress;
 use ballast_model::{Bytes, BytesPerSec, Refusal, RefusalCode};
 use ballast_proto::v1::MigrationState as State;
+use ballast_service::holdpoint::hold;
 use tokio::sync::oneshot;
 
 use super::Trouble;
@@ -185,6 +186,7 @@ impl<'a> Source<'a> {
     /// The phases, one after the other.
     fn phases(&mut self) -> Result<(), Trouble> {
         let (stream, terms) = self.negotiate()?;
+        hold("source.negotiated", &self.order.hello.vm);
         let meters = Meters::new(self.order.bandwidth);
         let log = DirtyLog::start(self.machine)?;
         let peer = self.order.peer.clone();
@@ -229,6 +231,7 @@ impl<'a> Source<'a> {
     }
 
     fn connect(&self) -> Result<(Stream, Terms), Trouble> {
+        hold("source.connect", &self.order.hello.vm);
         let mut stream = connect(&self.order.peer, self.control)?;
         let streams = self.order.streams.unwrap_or_else(|| {
             link::streams(stream.round_trip(), link::cpus(), self.order.bandwidth)
@@ -267,6 +270,7 @@ impl<'a> Source<'a> {
             meters.limit(self.order.bandwidth);
             let round = Round::new(number, memory, dirty, Some(log));
             crew.send(round, |round| self.report(meters, round))?;
+            hold("source.round", &self.order.hello.vm);
             end_round(crew, number)?;
             self.rate.learn(Bytes(meters.bytes().get() - before.get()), meters.busy());
             if let Some(why) = self.machine.vcpus.ended() {

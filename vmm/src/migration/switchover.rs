@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ballast_model::{Bytes, BytesPerSec};
 use ballast_proto::v1::MigrationState as State;
+use ballast_service::holdpoint::hold;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Trouble;
@@ -55,6 +56,7 @@ impl<'a> Source<'a> {
     {
         let paused = Instant::now();
         self.machine.pause()?;
+        hold("source.pause", &self.order.hello.vm);
         if let Some(why) = self.machine.vcpus.ended() {
             return Err(guest_ended(&why).into());
         }
@@ -74,6 +76,7 @@ impl<'a> Source<'a> {
         } else {
             crew.send(round, |_| {})?;
         }
+        hold("source.last_pass", &self.order.hello.vm);
         let last_pass = paused.elapsed().saturating_sub(state_save);
         self.control.update(|status| {
             let downtime = &mut status.progress.downtime;
@@ -101,11 +104,13 @@ impl<'a> Source<'a> {
         if self.control.verdict().is_some() {
             return Err(Trouble::Interrupted);
         }
+        hold("source.state", &self.order.hello.vm);
         // From here on the destination may be told to take them.
         self.machine.devices.release_disks()?;
         self.sealed = true;
         let (state_bytes, state_hash) = (save.state.len() as u64, xxh3_64(&save.state));
         crew.main.send(&Frame::End { state_bytes, state_hash })?;
+        hold("source.sealed", &self.order.hello.vm);
         let load = self.await_ready(crew, save.marked)?;
         let elapsed = self.began.elapsed();
         self.control.update(|status| {

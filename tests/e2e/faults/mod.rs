@@ -1,0 +1,115 @@
+//! Every fault at every point of a migration, and many at random ones.
+//!
+//! The cells and what must come of them are in `harness/matrix.rs`. Each cell is
+//! one migration of a guest that checks its memory and numbers its heartbeats
+//! and the records on its disk: what it finds is evidence of its own.
+
+mod bench;
+
+use std::time::Duration;
+
+use ballast_cli::cluster::StoreKind;
+use ballast_tests::kvm_or_skip;
+use ballast_tests::matrix::{Fault, Who, cells};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+
+use bench::{Bench, Summary};
+
+/// Runs all cells with one of these faults, on one cluster.
+async fn check_cells(name: &str, chosen: impl Fn(Fault) -> bool) {
+    if !kvm_or_skip(name) {
+        return;
+    }
+    let mut bench = Bench::start(StoreKind::Embedded).await;
+    for (point, fault, expected) in cells().filter(|(_, fault, _)| chosen(*fault)) {
+        bench.run(point, fault, expected).await;
+    }
+    let summary = bench.end().await;
+    summary.check();
+    eprintln!("{name}: {}", summary.to_json());
+}
+
+#[tokio::test]
+async fn a_vmm_is_killed_at_every_point() {
+    let vmm = |who| matches!(who, Who::SourceVmm | Who::DestinationVmm);
+    check_cells("killed VMMs", |fault| matches!(fault, Fault::Kill(who) if vmm(who))).await;
+}
+
+#[tokio::test]
+async fn an_agent_is_killed_at_every_point() {
+    let agent = |who| matches!(who, Who::SourceAgent | Who::DestinationAgent);
+    check_cells("killed agents", |fault| matches!(fault, Fault::Kill(who) if agent(who))).await;
+}
+
+#[tokio::test]
+async fn the_controller_is_killed_at_every_point() {
+    check_cells("a killed controller", |fault| fault == Fault::Kill(Who::Controller)).await;
+}
+
+#[tokio::test]
+async fn a_process_stands_still_at_every_point() {
+    check_cells("frozen processes", |fault| matches!(fault, Fault::Freeze(_))).await;
+}
+
+#[tokio::test]
+async fn the_link_fails_at_every_point() {
+    check_cells("links", |fault| matches!(fault, Fault::Cut | Fault::Stall)).await;
+}
+
+/// Random cells, the same for the same seed.
+async fn soak(count: usize, seed: u64) -> Summary {
+    let mut random = StdRng::seed_from_u64(seed);
+    let all: Vec<_> = cells().collect();
+    let mut bench = Bench::start(StoreKind::Embedded).await;
+    for _ in 0..count {
+        let (point, fault, expected) = *all.choose(&mut random).expect("there are cells");
+        bench.run(point, fault, expected).await;
+    }
+    bench.end().await
+}
+
+fn number(variable: &str, otherwise: u64) -> u64 {
+    let told = std::env::var(variable).ok();
+    told.map_or(otherwise, |text| text.parse().expect("a number"))
+}
+
+/// `make soak-migrate`: SOAK_COUNT migrations by SOAK_SEED.
+#[tokio::test]
+#[ignore = "takes half an hour: make soak-migrate"]
+async fn soak_of_random_faults() {
+    let (count, seed) = (number("SOAK_COUNT", 1000), number("SOAK_SEED", 1));
+    let summary = soak(usize::try_from(count).expect("a count"), seed).await;
+    println!("{}", summary.to_json());
+    summary.check();
+}
+
+/// There and back a hundred times: nothing is left of any of it.
+#[tokio::test]
+async fn a_hundred_migrations_leave_nothing_behind() {
+    if !kvm_or_skip("a hundred migrations") {
+        return;
+    }
+    let mut bench = Bench::start(StoreKind::Embedded).await;
+    // What is made once is made by the first few.
+    for _ in 0..6 {
+        bench.migrate().await;
+    }
+    let before = bench.footprint();
+    for _ in 0..100 {
+        bench.migrate().await;
+    }
+    let after = bench.footprint();
+    eprintln!("before: {before:?}\nafter:  {after:?}");
+    assert_eq!(after.processes, before.processes);
+    assert_eq!(after.locks, before.locks);
+    assert_eq!(after.links, before.links, "taps");
+    // A connection may be open just now; a leak is one a migration.
+    assert!(after.files <= before.files + 10, "{before:?} {after:?}");
+    assert!(after.resident_kib <= before.resident_kib + (32 << 10), "{before:?} {after:?}");
+    bench.end().await.check();
+}
+
+/// How long a process stands still, and a link takes nothing: longer than a switchover.
+const MOMENT: Duration = Duration::from_millis(400);

@@ -1,0 +1,179 @@
+//! What may go wrong where in a migration, and what must come of it.
+//!
+//! [`expected`] is the whole of it: for every [`Point`] and every [`Fault`] who
+//! runs the VM afterwards. `docs/testing.md` says how a cell is executed.
+
+/// Where a process is held; the names of `ballast_service::holdpoint::hold`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Point {
+    /// The source's VMM is about to connect.
+    Connect,
+    /// Both sides have agreed.
+    Negotiated,
+    /// The pages of a round are sent.
+    Round,
+    /// The guest is paused.
+    Pause,
+    /// The last pages are sent.
+    LastPass,
+    /// The state is sent; the source is not sealed.
+    State,
+    /// The source has sent End.
+    Sealed,
+    /// The destination is READY and has not said so to the source.
+    Ready,
+    /// The controller was asked and has not written.
+    CommitAsked,
+    /// The controller has written and not answered.
+    Granted,
+    /// The destination's agent has the epoch on disk.
+    AgentGranted,
+    /// The destination's VMM was told to run.
+    VmmGranted,
+    /// The disks are taken; the mark of a VM that never ran is there.
+    Marked,
+    /// The mark is gone; no instruction has run.
+    Unmarked,
+    /// The VM was seen running; the source is not told yet.
+    CleanUp,
+}
+
+/// Who is held at a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// The VM's process on the source.
+    SourceVmm,
+    /// The VM's process on the destination.
+    DestinationVmm,
+    /// The source's agent.
+    SourceAgent,
+    /// The destination's agent.
+    DestinationAgent,
+    /// The controller.
+    Controller,
+}
+
+/// What happens there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// SIGKILL; agents and controllers are started again.
+    Kill(Who),
+    /// SIGSTOP, and SIGCONT a moment later.
+    Freeze(Who),
+    /// The connections between the VMMs break.
+    Cut,
+    /// Nothing arrives on them for a moment.
+    Stall,
+}
+
+/// Who runs the VM afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// The source; the migration failed.
+    Source,
+    /// The destination; the migration completed.
+    Destination,
+    /// Source or destination, as the record says: two things race by design.
+    Either,
+    /// Nobody: the guest died with its process, as it would without a migration.
+    Lost,
+    /// Nobody, or the destination when its commit was faster.
+    LostOrDestination,
+}
+
+impl Point {
+    /// All of them, in the order of a migration.
+    pub const ALL: [Self; 15] = [
+        Self::Connect,
+        Self::Negotiated,
+        Self::Round,
+        Self::Pause,
+        Self::LastPass,
+        Self::State,
+        Self::Sealed,
+        Self::Ready,
+        Self::CommitAsked,
+        Self::Granted,
+        Self::AgentGranted,
+        Self::VmmGranted,
+        Self::Marked,
+        Self::Unmarked,
+        Self::CleanUp,
+    ];
+
+    /// Its name in the programs, and who comes to it.
+    pub const fn name(self) -> (&'static str, Who) {
+        match self {
+            Self::Connect => ("source.connect", Who::SourceVmm),
+            Self::Negotiated => ("source.negotiated", Who::SourceVmm),
+            Self::Round => ("source.round", Who::SourceVmm),
+            Self::Pause => ("source.pause", Who::SourceVmm),
+            Self::LastPass => ("source.last_pass", Who::SourceVmm),
+            Self::State => ("source.state", Who::SourceVmm),
+            Self::Sealed => ("source.sealed", Who::SourceVmm),
+            Self::Ready => ("destination.ready", Who::DestinationVmm),
+            Self::CommitAsked => ("controller.commit", Who::Controller),
+            Self::Granted => ("controller.granted", Who::Controller),
+            Self::AgentGranted => ("agent.granted", Who::DestinationAgent),
+            Self::VmmGranted => ("destination.granted", Who::DestinationVmm),
+            Self::Marked => ("destination.marked", Who::DestinationVmm),
+            Self::Unmarked => ("destination.unmarked", Who::DestinationVmm),
+            Self::CleanUp => ("controller.cleanup", Who::Controller),
+        }
+    }
+
+    /// The destination cannot be READY: the source goes on by itself on any trouble.
+    pub fn is_unsealed(self) -> bool {
+        self < Self::Sealed
+    }
+
+    /// The destination owns the VM.
+    pub fn is_committed(self) -> bool {
+        self >= Self::Granted
+    }
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::Kill(Who::SourceVmm),
+        Self::Kill(Who::DestinationVmm),
+        Self::Kill(Who::SourceAgent),
+        Self::Kill(Who::DestinationAgent),
+        Self::Kill(Who::Controller),
+        Self::Freeze(Who::SourceVmm),
+        Self::Freeze(Who::DestinationVmm),
+        Self::Freeze(Who::SourceAgent),
+        Self::Freeze(Who::DestinationAgent),
+        Self::Freeze(Who::Controller),
+        Self::Cut,
+        Self::Stall,
+    ];
+}
+
+/// What must come of `fault` at `point`; nothing where there is nothing to hurt.
+pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
+    let linked = point > Point::Connect && point <= Point::Ready;
+    Some(match fault {
+        Fault::Kill(Who::SourceVmm) if point.is_unsealed() => Expected::Lost,
+        Fault::Kill(Who::SourceVmm) if !point.is_committed() => Expected::LostOrDestination,
+        // Before the mark is removed nothing has run there, afterwards something may have.
+        Fault::Kill(Who::DestinationVmm) if point < Point::Unmarked => Expected::Source,
+        Fault::Kill(Who::DestinationVmm) => Expected::Lost,
+        Fault::Cut | Fault::Stall if !linked => return None,
+        Fault::Cut if point.is_unsealed() => Expected::Source,
+        // The last pass gives a destination that takes nothing half a second: the guest stands still.
+        Fault::Freeze(Who::DestinationVmm) | Fault::Stall
+            if (Point::Pause..Point::Sealed).contains(&point) =>
+        {
+            Expected::Either
+        }
+        Fault::Kill(_) | Fault::Freeze(_) | Fault::Cut | Fault::Stall => Expected::Destination,
+    })
+}
+
+/// All cells with something to hurt.
+pub fn cells() -> impl Iterator<Item = (Point, Fault, Expected)> {
+    let pairs = Point::ALL.into_iter().flat_map(|point| Fault::ALL.map(|fault| (point, fault)));
+    pairs.filter_map(|(point, fault)| Some((point, fault, expected(point, fault)?)))
+}
