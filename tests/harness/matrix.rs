@@ -160,6 +160,10 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
         // Before the mark is removed nothing has run there, afterwards something may have.
         Fault::Kill(Who::DestinationVmm) if point < Point::Unmarked => Expected::Source,
         Fault::Kill(Who::DestinationVmm) => Expected::Lost,
+        // Until the two have agreed, who comes new finds no migration on the source and calls it off.
+        Fault::Kill(Who::SourceAgent | Who::Controller) if point == Point::Connect => {
+            Expected::Either
+        }
         Fault::Cut | Fault::Stall if !linked => return None,
         Fault::Cut if point.is_unsealed() => Expected::Source,
         // The last pass gives a destination that takes nothing half a second: the guest stands still.
