@@ -106,6 +106,7 @@ async fn fifty_random_faults() {
 
 /// There and back a hundred times: nothing is left of any of it.
 #[tokio::test]
+#[ignore = "takes two minutes"]
 async fn a_hundred_migrations_leave_nothing_behind() {
     if !kvm_or_skip("a hundred migrations") {
         return;
