@@ -12,7 +12,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ballast_model::{Refusal, RefusalCode, VmId};
@@ -24,6 +24,8 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 const SOCKET_PATH_REST: usize = "/vms/".len() + "/vmm.sock".len();
 /// The part with the migrations that were called off.
 const ABORTED: &str = "aborted";
+/// The mode of a directory that others may go through, but not look into.
+const THROUGH: u32 = 0o711;
 /// Names up to this long always fit, whatever the state directory.
 const NAME_BYTES_SURE: usize = 32;
 /// The longest state directory, in bytes.
@@ -48,9 +50,14 @@ impl StateDir {
     /// `Conflict` when another agent has it; `HostFailure` when it cannot be made.
     pub fn open(root: &Path) -> Result<Self, Refusal> {
         let open = || -> io::Result<fs::File> {
-            for part in ["vms", ABORTED] {
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(root.join(part))?;
-            }
+            let make = |dir: &Path, mode: u32| {
+                fs::DirBuilder::new().recursive(true).mode(mode).create(dir)
+            };
+            // A VMM that is another user finds its own directory, and sees no other.
+            make(root, THROUGH)?;
+            make(&root.join("vms"), THROUGH)?;
+            fs::set_permissions(root.join("vms"), fs::Permissions::from_mode(THROUGH))?;
+            make(&root.join(ABORTED), 0o700)?;
             let mut options = fs::OpenOptions::new();
             options.write(true).create(true).truncate(false).mode(0o600);
             options.open(root.join("agent.lock"))
@@ -222,6 +229,22 @@ mod tests {
         assert!(refusal.reason.contains("in use by another agent"), "{refusal}");
         drop(first);
         StateDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn others_get_to_their_own_directory_and_no_further() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("state");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let state = StateDir::open(&root).unwrap();
+        let vm = state.vm(&"web-1".parse().unwrap());
+        vm.create().unwrap();
+        assert_eq!((mode(&root), mode(&root.join("vms")), mode(vm.path())), (0o711, 0o711, 0o700));
+        // Also where an earlier release made it.
+        drop(state);
+        fs::set_permissions(root.join("vms"), fs::Permissions::from_mode(0o700)).unwrap();
+        StateDir::open(&root).unwrap();
+        assert_eq!(mode(&root.join("vms")), 0o711);
     }
 
     #[test]

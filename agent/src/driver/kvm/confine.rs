@@ -6,8 +6,9 @@
 //! before it builds a machine.
 
 use std::ffi::OsString;
+use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 
 use ballast_model::{Bytes, Refusal, RefusalCode, VmId, VmSpec};
@@ -55,6 +56,17 @@ pub(super) fn hand_over(config: &VmmConfig, dir: &VmDir) -> io::Result<()> {
     let Some(user) = config.user else { return Ok(()) };
     chown(dir.path(), Some(user.uid), Some(user.gid))?;
     chown(dir.log(), Some(user.uid), Some(user.gid))
+}
+
+/// Makes a directory for snapshots where there is none, the VMMs' own.
+pub(super) fn make_snapshot_dir(config: &VmmConfig, dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    // What is above it is not the VMMs' alone.
+    std::fs::create_dir_all(dir.parent().unwrap_or(dir))?;
+    DirBuilder::new().mode(0o700).create(dir)?;
+    config.user.map_or(Ok(()), |user| chown(dir, Some(user.uid), Some(user.gid)))
 }
 
 /// Whether a VMM in its jail may write there.
@@ -170,6 +182,24 @@ mod tests {
                         --allow-read /s/file --allow-write /d/rw --allow-read /d/ro \
                         --allow-write /var/lib/ballast/snapshots --user 998:990";
         assert_eq!(args.join(" "), expected);
+    }
+
+    #[test]
+    fn a_directory_for_snapshots_is_the_vmms_and_nobody_elses() {
+        use std::os::unix::fs::MetadataExt;
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("ballast/snapshots");
+        let config = VmmConfig { user: Some("990:991".parse().unwrap()), ..VmmConfig::default() };
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: only root can give a directory away");
+            return;
+        }
+        make_snapshot_dir(&config, &dir).unwrap();
+        make_snapshot_dir(&config, &dir).unwrap();
+        let made = std::fs::metadata(&dir).unwrap();
+        assert_eq!((made.uid(), made.gid(), made.mode() & 0o777), (990, 991, 0o700));
+        let above = std::fs::metadata(root.path().join("ballast")).unwrap();
+        assert_eq!((above.uid(), above.mode() & 0o011), (0, 0o011));
     }
 
     #[test]

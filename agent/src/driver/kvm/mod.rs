@@ -7,7 +7,6 @@
 
 use std::ffi::OsStr;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -59,7 +58,7 @@ impl KvmDriver {
         let cpu_model = ask_cpu_model(&vmm).await?;
         for dir in &config.snapshot_dirs {
             // A VMM may write to what is there when it starts. It may not be ours to make.
-            if let Err(error) = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+            if let Err(error) = confine::make_snapshot_dir(&config, dir) {
                 warn!(dir = %dir.display(), %error, "snapshots cannot be written there");
             }
         }
