@@ -33,6 +33,14 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// What a host says when something does not start, with its log.
     pub fn start(lab: &'a Lab) -> Result<Self, Refusal> {
+        Self::start_with(lab, "")
+    }
+
+    /// As [`start`](Self::start), with further lines for the table `[vmm]` of the agents' configuration.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(lab: &'a Lab, vmm: &str) -> Result<Self, Refusal> {
         let first = lab.host(0);
         let endpoint = format!("{}:{CONTROLLER_PORT}", address(first));
         write_config(first, "controller", &controller_config(&endpoint))?;
@@ -40,8 +48,7 @@ impl<'a> Cluster<'a> {
             .spawn("controller", "ballast-controller --config /etc/ballast/controller.toml")?;
         let mut agents = Vec::new();
         for host in lab.hosts() {
-            write_config(host, "agent", &agent_config(host, &endpoint))?;
-            host.sh("mkdir -p /var/lib/ballast/snapshots")?;
+            write_config(host, "agent", &agent_config(host, &endpoint, vmm))?;
             agents.push(host.spawn("agent", "ballast-agent --config /etc/ballast/agent.toml")?);
         }
         let cluster = Self { lab, controller, agents };
@@ -112,7 +119,7 @@ http_listen = "127.0.0.1:7071"
 leader_lease_ms = {LEADER_LEASE_MS}
 [store]
 kind = "embedded"
-path = "/var/lib/ballast/controller.redb"
+path = "/var/lib/controller.redb"
 [telemetry]
 stale_after_ms = {STALE_AFTER_MS}
 window_ms = {STALE_AFTER_MS}
@@ -121,7 +128,7 @@ automation = "manual""#
     )
 }
 
-fn agent_config(host: &Host, controller: &str) -> String {
+fn agent_config(host: &Host, controller: &str, vmm: &str) -> String {
     let (name, address) = (host.name(), address(host));
     format!(
         r#"host = "{name}"
@@ -133,6 +140,7 @@ driver = "kvm"
 migration_address = "{address}"
 link = "1Gbit/s"
 [vmm]
-binary = "/bin/ballast-vmm""#
+binary = "/bin/ballast-vmm"
+{vmm}"#
     )
 }

@@ -3,7 +3,8 @@
 //! The kernel has the drivers of virtio as modules, so they are in the RAM
 //! disk. The guest has a shell on its serial port, prompt `guest# `, and one on
 //! TCP port 2323; a counter in `/run/count`; its network address from the word
-//! `guest.address=ADDRESS/PREFIX` of the kernel's command line.
+//! `guest.address=ADDRESS/PREFIX` of the kernel's command line. With the word
+//! `guest.end=COMMAND` it does nothing but that, `reboot` or `poweroff`.
 
 use std::fs::File;
 use std::io::{self, BufWriter};
@@ -62,9 +63,8 @@ impl LinuxGuest {
         format!("console=ttyS0 quiet panic=-1 guest.address={address}")
     }
 
-    /// What `ballast vm create` is told to boot it in a host.
-    pub fn create_args(address: &str) -> String {
-        let cmdline = Self::cmdline(address);
+    /// What `ballast vm create` is told to boot it in a host, with this command line.
+    pub fn create_args(cmdline: &str) -> String {
         format!("--kernel {KERNEL} --initrd {INITRD} --cmdline '{cmdline}'")
     }
 }

@@ -23,6 +23,8 @@ pub struct LinuxVm<'a> {
     cluster: &'a Cluster<'a>,
     name: &'static str,
     address: String,
+    /// Further words of the kernel's command line.
+    cmdline: &'static str,
 }
 
 /// What `ballast vm show` says of a VM.
@@ -41,7 +43,13 @@ pub struct Shown {
 impl<'a> LinuxVm<'a> {
     /// A VM, to be created, that has the address of the hosts' network ending in `number`.
     pub fn new(cluster: &'a Cluster<'a>, name: &'static str, number: u8) -> Self {
-        Self { cluster, name, address: crate::lab::guest_address(number) }
+        Self { cluster, name, address: crate::lab::guest_address(number), cmdline: "" }
+    }
+
+    /// The same with further words of the kernel's command line.
+    #[must_use]
+    pub fn cmdline(self, cmdline: &'static str) -> Self {
+        Self { cmdline, ..self }
     }
 
     /// Its name.
@@ -56,7 +64,8 @@ impl<'a> LinuxVm<'a> {
 
     /// The words of `ballast` that create it with `hardware`, further words.
     pub fn create_words(&self, hardware: &str) -> String {
-        let boot = LinuxGuest::create_args(&format!("{}/24", self.address));
+        let cmdline = LinuxGuest::cmdline(&format!("{}/24", self.address));
+        let boot = LinuxGuest::create_args(format!("{cmdline} {}", self.cmdline).trim_end());
         format!("vm create {} {boot} {hardware}", self.name)
     }
 
