@@ -66,8 +66,12 @@ const COOLING: f64 = 0.004;
 /// Share of the budget used to descend, and to find out how many moves the budget is.
 const DESCENT: f64 = 0.01;
 
-/// When a walk that is still unlawful goes back to the best lawful assignment.
-const LAWFUL_FROM: f64 = 0.85;
+/// When a walk that keeping to the letter has not made lawful is relaxed again, the price of use
+/// above capacity rising fast; after that it goes back to the best lawful assignment.
+const HURRY_WITHIN: std::ops::Range<f64> = 0.85..0.95;
+
+/// By how much that price rises from one look at the budget to the next.
+const HURRY: f64 = 1.01;
 
 /// Anneals until the budget is used up. Returns the best seen and the moves weighed.
 pub(super) fn anneal<const L: usize>(
@@ -131,6 +135,7 @@ impl<const L: usize> Walk<'_, L> {
         let schedule = Schedule::for_length(expected / self.movable.len() as f64, L == 1);
         let unit = self.penalty_unit();
         let mut was_relaxed = false;
+        let mut urgency = 1.0;
         loop {
             let progress = meter.progress(self.evaluations);
             if progress >= 1.0 {
@@ -139,12 +144,15 @@ impl<const L: usize> Walk<'_, L> {
             let between = |(first, last): (f64, f64)| first * (last / first).powf(progress);
             let share = between(schedule.temperature);
             self.temperature = scale.map(|scale| scale * share);
-            let relaxed = progress < schedule.relaxed_until;
-            self.penalty = if relaxed { unit * between(schedule.penalty) } else { 0.0 };
+            let unlawful = self.state.score().hard > self.keeper.score().hard;
+            let hurries = was_relaxed && unlawful && HURRY_WITHIN.contains(&progress);
+            let relaxed = progress < schedule.relaxed_until || hurries;
+            urgency *= if hurries { HURRY } else { 1.0 };
+            self.penalty = if relaxed { unit * between(schedule.penalty) * urgency } else { 0.0 };
             was_relaxed |= relaxed;
-            if was_relaxed && progress >= LAWFUL_FROM {
+            if was_relaxed && progress >= HURRY_WITHIN.end {
                 was_relaxed = false;
-                if self.state.score().hard > self.keeper.score().hard {
+                if unlawful {
                     self.keeper.restore(&mut self.state);
                 }
             }
