@@ -50,11 +50,15 @@ pub fn plan(snapshot: &ClusterSnapshot, options: &PlanOptions) -> Result<Plannin
             break;
         }
         last = next.moves;
-        let direct = direct(&problem, &moves, &last);
-        match direct.filter(|direct| is_legal(&problem, direct, options)) {
-            Some(direct) => (moves, after) = (direct.moves, direct.after),
-            None => append(&mut moves, &mut after, &last, next.after),
+        let so_far = Candidate { moves: moves.clone(), after: after.clone() };
+        let joined = direct(&problem, &moves, &last)
+            .filter(|direct| is_legal(&problem, direct, options))
+            .unwrap_or_else(|| append(so_far, &last, next.after));
+        // What cannot be joined is left to the next plan.
+        if !is_legal(&problem, &joined, options) {
+            break;
         }
+        (moves, after) = (joined.moves, joined.after);
     }
     let written = write_down(&problem, &moves, after, options);
     check::check(&problem, &written.plan, options)?;
@@ -114,18 +118,15 @@ fn direct(problem: &Problem<'_>, moves: &[Move], further: &[Move]) -> Option<Can
 }
 
 /// The second leg begins when the first has ended.
-fn append(
-    moves: &mut Vec<Move>,
-    after: &mut Vec<Vec<usize>>,
-    further: &[Move],
-    further_after: Vec<Vec<usize>>,
-) {
-    let first = moves.len();
+fn append(first: Candidate, further: &[Move], further_after: Vec<Vec<usize>>) -> Candidate {
+    let Candidate { mut moves, mut after } = first;
+    let ended = moves.len();
     moves.extend_from_slice(further);
     after.extend(further_after.into_iter().map(|waits| {
-        let within = waits.into_iter().map(|n| first + n);
-        (0..first).chain(within).collect()
+        let within = waits.into_iter().map(|n| ended + n);
+        (0..ended).chain(within).collect()
     }));
+    Candidate { moves, after }
 }
 
 /// A plan, the verdicts on the VMs it moves, and the state it leads to.
