@@ -17,6 +17,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::flush::Flushes;
 use super::request::ID_BYTES;
 use crate::memory::GuestRam;
 
@@ -40,6 +41,7 @@ pub(crate) struct Disk {
     file: File,
     sectors: u64,
     readonly: bool,
+    flushes: Flushes,
     failures: AtomicU32,
 }
 
@@ -79,6 +81,7 @@ impl Disk {
             file,
             sectors: bytes / SECTOR_BYTES,
             readonly: spec.readonly,
+            flushes: Flushes::default(),
             failures: AtomicU32::new(0),
         })
     }
@@ -134,9 +137,16 @@ impl Disk {
         })
     }
 
-    /// Returns when everything written before is on the disk for good.
+    /// Returns when everything written before is on the disk for good. Once it has failed it always does.
     pub(super) fn flush(&self) -> io::Result<()> {
-        if self.readonly { Ok(()) } else { self.file.sync_data() }
+        if self.readonly { Ok(()) } else { self.flushes.flush(|| self.file.sync_data()) }
+    }
+
+    /// As if the host had failed to write something back.
+    #[cfg(test)]
+    pub(super) fn fail_flush(&self) {
+        let failed = self.flushes.flush(|| Err(io::Error::from_raw_os_error(libc::EIO)));
+        assert!(failed.is_err());
     }
 
     /// The guest no longer needs what is there. A disk that cannot forget keeps it.

@@ -5,12 +5,14 @@
 //! | [`request`] | what a driver asks, checked; its answer |
 //! | [`worker`] | the threads that serve the queue |
 //! | [`disk`] | the open file |
+//! | [`flush`] | what its flushes may say |
 //! | [`lock`] | who may use it |
 //!
 //! One queue. The disk has a volatile write cache (the host's): a driver that
 //! does not negotiate FLUSH has every write on the disk before its answer.
 
 mod disk;
+mod flush;
 mod lock;
 mod request;
 mod worker;

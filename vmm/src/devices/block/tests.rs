@@ -29,6 +29,7 @@ struct Guest {
     _dir: TempDir,
     path: PathBuf,
     memory: GuestRam,
+    disk: Arc<Block>,
     transport: Transport,
     ring: Ring,
 }
@@ -50,10 +51,10 @@ fn guest_with(change: impl FnOnce(&mut DiskSpec), without: u64) -> Guest {
     change(&mut spec);
     let memory = memory(0x100000);
     let disk = Arc::new(Block::open(&vm(), 0, &spec).unwrap());
-    let transport = Transport::new(disk, slot(0), memory.clone()).unwrap();
+    let transport = Transport::new(Arc::clone(&disk) as _, slot(0), memory.clone()).unwrap();
     let ring = Ring::new(&memory, RING, 64);
     drive(&transport, without, &[&ring]);
-    Guest { _dir: dir, path, memory, transport, ring }
+    Guest { _dir: dir, path, memory, disk, transport, ring }
 }
 
 fn guest() -> Guest {
@@ -141,6 +142,24 @@ fn what_is_written_is_on_the_disk() {
     assert_eq!(guest.request(1, 126, &[(DATA, 512), (DATA + 512, 512)]), (0, 1));
     assert_eq!((guest.on_disk(125), guest.on_disk(126), guest.on_disk(127)), (125, 0xaa, 0xaa));
     assert_eq!(guest.request(4, 0, &[]), (0, 1), "flushed");
+}
+
+#[test]
+fn a_flush_that_failed_is_not_forgotten() {
+    for (without, write_status) in [(0, 0), (1 << 9, 1)] {
+        let mut guest = guest_with(|_| {}, without);
+        guest.disk.acquire().unwrap();
+        assert_eq!(guest.request(4, 0, &[]), (0, 1));
+        guest.disk.disk.fail_flush();
+        assert_eq!(guest.request(4, 0, &[]), (1, 1));
+        assert_eq!(guest.request(4, 0, &[]), (1, 1), "the host would say that all is well");
+        // Reads go on; a write is refused where its success would mean that it is on the disk.
+        assert_eq!(guest.request(0, 7, &[(DATA, 512)]), (0, 513));
+        assert_eq!(guest.request(1, 7, &[(DATA, 512)]), (write_status, 1));
+        let refusal = guest.disk.release().unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::HostFailure, "{refusal}");
+        assert_eq!(guest.status() & 0x40, 0, "the device works");
+    }
 }
 
 #[test]
