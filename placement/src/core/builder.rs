@@ -478,6 +478,7 @@ impl Assembly {
             items: b.items.len(),
             first_row: first_rows(&b.items),
             need: b.items.iter().flat_map(|item| item.shapes.iter().flatten().copied()).collect(),
+            home_claim: self.home_claims(),
             home: b.items.iter().map(|item| item.home.unwrap_or(Place::NOWHERE)).collect(),
             pinned: b.items.iter().map(|item| item.pinned && item.home.is_some()).collect(),
             move_cost,
@@ -538,12 +539,24 @@ impl Assembly {
         Ok((levels, used.len().max(1)))
     }
 
+    fn home_claims(&self) -> Vec<i64> {
+        let b = &self.builder;
+        if !b.resources.iter().any(|spec| spec.transient) {
+            return Vec::new();
+        }
+        let row = |item: &ItemSpec| -> Vec<i64> {
+            let need = &item.shapes[item.home.map_or(0, |home| usize::from(home.shape))];
+            let claims = need.iter().zip(&b.resources);
+            claims.map(|(need, spec)| if spec.transient { 0 } else { *need }).collect()
+        };
+        b.items.iter().flat_map(row).collect()
+    }
+
     fn overload_weights(&self) -> Vec<f64> {
         let b = &self.builder;
         let weight = |(r, spec): (usize, &ResourceSpec)| {
             let sum: f64 = b.hosts.iter().map(|host| host.capacity[r] as f64).sum();
-            // What is held at home for long can never be made up for by later moves.
-            if spec.hard && !spec.transient { b.hosts.len() as f64 / sum.max(1.0) } else { 0.0 }
+            if spec.hard { b.hosts.len() as f64 / sum.max(1.0) } else { 0.0 }
         };
         b.resources.iter().enumerate().map(weight).collect()
     }

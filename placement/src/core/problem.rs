@@ -189,7 +189,7 @@ pub struct Problem {
     pub(crate) resources: Vec<ResourceSpec>,
     pub(crate) has_transient: bool,
     /// What use above capacity costs a relaxed walk, per unit: the inverse of the mean capacity. 0 where
-    /// capacity is not hard, or cannot be relaxed.
+    /// capacity is not hard.
     pub(crate) overload_weight: Vec<f64>,
     /// Weighted with the term's weight already, like all that follow.
     pub(crate) safety_weight: Vec<i64>,
@@ -219,6 +219,9 @@ pub struct Problem {
     pub(crate) first_row: Vec<u32>,
     /// Rows × resources.
     pub(crate) need: Vec<i64>,
+    /// What each item takes from the room of its home when it comes back: nothing of what it held there
+    /// all the time. Items × resources, or empty without transient resources.
+    pub(crate) home_claim: Vec<i64>,
     pub(crate) home: Vec<Place>,
     pub(crate) pinned: Vec<bool>,
     pub(crate) move_cost: Vec<i64>,
@@ -329,6 +332,16 @@ impl Problem {
         let r = self.resources.len();
         let row = self.first_row[item.ix()] as usize + usize::from(shape);
         &self.need[row * r..][..r]
+    }
+
+    /// What an item takes from the room of a place: its need, without what it holds there anyway.
+    #[inline]
+    pub(crate) fn claim(&self, item: Item, place: Place) -> &[i64] {
+        if self.has_transient && self.home[item.ix()] == place {
+            let r = self.resources.len();
+            return &self.home_claim[item.ix() * r..][..r];
+        }
+        self.need(item, place.shape)
     }
 
     /// How many shapes an item has, at least one.

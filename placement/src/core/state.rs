@@ -49,6 +49,10 @@ pub struct State<'p, const L: usize = LEVELS_MAX> {
     host_score: Vec<Score<L>>,
     /// What is used above capacity, see [`excess`](Self::excess).
     host_excess: Vec<f64>,
+    /// What use above capacity counts in a relaxed walk, per resource.
+    overload_weight: Vec<f64>,
+    /// Resources whose capacity a relaxed walk keeps.
+    kept: Vec<u32>,
     tallies: TallyCounts,
     group_moved: Vec<u32>,
     /// How many move groups have so many moved items.
@@ -100,6 +104,8 @@ impl<'p, const L: usize> State<'p, L> {
             slot: vec![NONE; problem.items],
             host_score: vec![Score::ZERO; problem.hosts],
             host_excess: vec![0.0; problem.hosts],
+            overload_weight: problem.overload_weight.clone(),
+            kept: Vec::new(),
             tallies: TallyCounts::new(problem),
             group_moved: vec![0; problem.move_groups],
             group_histogram,
@@ -213,8 +219,8 @@ impl<'p, const L: usize> State<'p, L> {
         self.weigh::<false>(item, to)
     }
 
-    /// As [`delta`](Self::delta) for moves between hosts, but capacities of resources that are not transient may be
-    /// exceeded. The second number is by how much more that happens, relative to the mean capacity of
+    /// As [`delta`](Self::delta) for moves between hosts, but capacities may be exceeded, except those
+    /// [`keep_transient`](Self::keep_transient) speaks of. The second number is by how much more that happens, relative to the mean capacity of
     /// a host; the hard part of the first then leaves capacities out.
     #[inline]
     pub(super) fn relaxed_delta(&self, item: Item, to: Place) -> Option<(Score<L>, f64)> {
@@ -223,18 +229,32 @@ impl<'p, const L: usize> State<'p, L> {
             return None;
         }
         let delta = self.weigh::<true>(item, to)?;
-        let (left, need) = (self.problem.need(item, from.shape), self.problem.need(item, to.shape));
+        let (left, need) = (self.problem.claim(item, from), self.problem.claim(item, to));
         let arrival = self.excess(to.host.ix(), |r, room| room - need[r]);
         let departure = self.excess(from.host.ix(), |r, room| room + left[r]);
         let before = self.host_excess[to.host.ix()] + self.host_excess[from.host.ix()];
         Some((delta, arrival + departure - before))
     }
 
+    /// Makes relaxed walks keep the capacities of transient resources: what is held at home all the
+    /// time leaves arrivals so little that some problems are better walked without passing it.
+    pub(super) fn keep_transient(&mut self) {
+        for (r, spec) in self.problem.resources.iter().enumerate() {
+            if spec.transient && spec.hard {
+                self.overload_weight[r] = 0.0;
+                self.kept.push(r as u32);
+            }
+        }
+        for host in 0..self.problem.hosts {
+            self.host_excess[host] = self.excess(host, |_, room| room);
+        }
+    }
+
     /// What is used above capacity on a host, its room seen through `room`, relative to the mean
-    /// capacity of a host. Transient resources are left out.
+    /// capacity of a host.
     #[inline(always)]
     fn excess(&self, host: usize, room: impl Fn(usize, i64) -> i64) -> f64 {
-        let weights = &self.problem.overload_weight;
+        let weights = &self.overload_weight;
         let rooms = &self.room[host * weights.len()..][..weights.len()];
         let mut sum = 0.0;
         for (r, weight) in weights.iter().enumerate() {
@@ -338,10 +358,10 @@ impl<'p, const L: usize> State<'p, L> {
     ) -> Option<(Score<L>, f64)> {
         let (from_a, from_b) = (self.places[a.ix()], self.places[b.ix()]);
         let delta = self.weigh_swap::<true>(a, to_a, b, to_b)?;
-        let need = |item, place: Place| self.problem.need(item, place.shape);
-        let (come, go) = (need(a, to_a), need(b, from_b));
+        let claim = |item, place| self.problem.claim(item, place);
+        let (come, go) = (claim(a, to_a), claim(b, from_b));
         let at_b = self.excess(to_a.host.ix(), |r, room| room + go[r] - come[r]);
-        let (come, go) = (need(b, to_b), need(a, from_a));
+        let (come, go) = (claim(b, to_b), claim(a, from_a));
         let at_a = self.excess(to_b.host.ix(), |r, room| room + go[r] - come[r]);
         let before = self.host_excess[to_a.host.ix()] + self.host_excess[to_b.host.ix()];
         Some((delta, at_a + at_b - before))
@@ -389,49 +409,25 @@ impl<'p, const L: usize> State<'p, L> {
         open && problem.allowed(item, to.host)
     }
 
-    /// Whether the item still holds this transient resource at the place when it is away.
-    #[inline]
-    fn stays_held(&self, item: Item, place: Place, r: usize) -> bool {
-        self.problem.has_transient
-            && self.problem.resources[r].transient
-            && self.problem.home[item.ix()] == place
-    }
-
     #[inline]
     fn fits<const RELAXED: bool>(&self, item: Item, to: Place) -> bool {
-        if RELAXED {
-            return self.fits_transient(item, to);
-        }
         let from = self.places[item.ix()];
-        if from.host == to.host
-            || (self.problem.has_transient && self.problem.home[item.ix()] == to)
-        {
+        if from.host == to.host {
             return (0..self.problem.resources.len()).all(|r| self.missing(item, from, to, r) <= 0);
         }
-        let need = self.problem.need(item, to.shape);
-        let room = &self.room(to.host)[..need.len()];
-        need.iter().zip(room).all(|(need, room)| *need <= (*room).max(0))
-    }
-
-    fn fits_transient(&self, item: Item, to: Place) -> bool {
-        let problem = self.problem;
-        let from = self.places[item.ix()];
-        !problem.has_transient
-            || (0..problem.resources.len())
-                .all(|r| !problem.resources[r].transient || self.missing(item, from, to, r) <= 0)
+        let claim = self.problem.claim(item, to);
+        let room = &self.room(to.host)[..claim.len()];
+        if RELAXED {
+            return self.kept.iter().all(|r| claim[*r as usize] <= room[*r as usize].max(0));
+        }
+        claim.iter().zip(room).all(|(claim, room)| *claim <= (*room).max(0))
     }
 
     /// How much of a resource is missing for an item to go to a place, leaving where it is.
     fn missing(&self, item: Item, from: Place, to: Place, r: usize) -> i64 {
         let room = self.room(to.host)[r];
-        let mut after = room;
-        if from.host == to.host && !self.stays_held(item, from, r) {
-            after += self.problem.need(item, from.shape)[r];
-        }
-        if !self.stays_held(item, to, r) {
-            after -= self.problem.need(item, to.shape)[r];
-        }
-        room.min(0) - after
+        let freed = if from.host == to.host { self.problem.claim(item, from)[r] } else { 0 };
+        room.min(0) - (room + freed - self.problem.claim(item, to)[r])
     }
 
     /// What the load of the target host changes when the item arrives (or changes its shape).
@@ -442,8 +438,8 @@ impl<'p, const L: usize> State<'p, L> {
         if from.host == to.host {
             let left = self.problem.need(item, from.shape);
             let mut delta = self.load_score(host, |r, used| used + need[r] - left[r]);
-            delta.hard =
-                self.overload_after(host, |r, room| room - self.missing_less(item, from, to, r));
+            let (come, go) = (self.problem.claim(item, to), self.problem.claim(item, from));
+            delta.hard = self.overload_after(host, |r, room| room + go[r] - come[r]);
             return delta - self.host_score[host];
         }
         let mut delta = self.load_score(host, |r, used| used + need[r]);
@@ -453,15 +449,6 @@ impl<'p, const L: usize> State<'p, L> {
         let before = self.host_score[host];
         delta.hard = before.hard; // what fits makes no host more overloaded
         delta - before
-    }
-
-    /// What a change of shape takes from the room of its host.
-    fn missing_less(&self, item: Item, from: Place, to: Place, r: usize) -> i64 {
-        let taken =
-            if self.stays_held(item, to, r) { 0 } else { self.problem.need(item, to.shape)[r] };
-        let freed =
-            if self.stays_held(item, from, r) { 0 } else { self.problem.need(item, from.shape)[r] };
-        taken - freed
     }
 
     /// What the load of the source host changes when the item leaves.
@@ -475,9 +462,8 @@ impl<'p, const L: usize> State<'p, L> {
         }
         let before = self.host_score[host];
         if !RELAXED && before.hard != 0 {
-            delta.hard = self.overload_after(host, |r, room| {
-                if self.stays_held(item, from, r) { room } else { room + need[r] }
-            });
+            let freed = self.problem.claim(item, from);
+            delta.hard = self.overload_after(host, |r, room| room + freed[r]);
         }
         if RELAXED {
             delta.hard = before.hard;
@@ -499,32 +485,20 @@ impl<'p, const L: usize> State<'p, L> {
         let need = problem.need(coming, to.shape);
         let freed = &problem.need(going, place.shape)[..need.len()];
         let room = &self.room(to.host)[..need.len()];
-        if problem.has_transient {
-            for (r, room) in room.iter().enumerate() {
-                if RELAXED && !problem.resources[r].transient {
-                    continue;
-                }
-                let plus = if self.stays_held(going, place, r) { 0 } else { freed[r] };
-                let minus = if self.stays_held(coming, to, r) { 0 } else { need[r] };
-                if room + plus - minus < (*room).min(0) {
-                    return None;
-                }
-            }
+        let (come, go) = (problem.claim(coming, to), problem.claim(going, place));
+        let fits = |r: usize| room[r] + go[r] - come[r] >= room[r].min(0);
+        let fit = if RELAXED {
+            self.kept.iter().all(|r| fits(*r as usize))
         } else {
-            let fits =
-                |((room, need), freed): ((&i64, &i64), &i64)| room + freed - need >= (*room).min(0);
-            if !room.iter().zip(need).zip(freed).all(fits) {
-                return None;
-            }
+            (0..room.len()).all(fits)
+        };
+        if !fit {
+            return None;
         }
         let before = self.host_score[host];
         let mut delta = self.load_score(host, |r, used| used + need[r] - freed[r]);
         if !RELAXED && before.hard != 0 {
-            delta.hard = self.overload_after(host, |r, room| {
-                let plus = if self.stays_held(going, place, r) { 0 } else { freed[r] };
-                let minus = if self.stays_held(coming, to, r) { 0 } else { need[r] };
-                room + plus - minus
-            });
+            delta.hard = self.overload_after(host, |r, room| room + go[r] - come[r]);
         } else {
             delta.hard = before.hard;
         }
@@ -1012,11 +986,10 @@ impl<'p, const L: usize> State<'p, L> {
     fn add_load(&mut self, item: Item, place: Place, sign: i64) {
         let problem = self.problem;
         let base = place.host.ix() * problem.resources.len();
-        for (r, need) in problem.need(item, place.shape).iter().enumerate() {
-            self.usage[base + r] += sign * need;
-            if !self.stays_held(item, place, r) {
-                self.room[base + r] -= sign * need;
-            }
+        let (need, claim) = (problem.need(item, place.shape), problem.claim(item, place));
+        for r in 0..need.len() {
+            self.usage[base + r] += sign * need[r];
+            self.room[base + r] -= sign * claim[r];
         }
     }
 

@@ -4,9 +4,9 @@
 //! an objective of several levels, the first level in which a move makes a
 //! difference decides, with a temperature of its own; a hard violation is never added.
 //!
-//! With one level, the first part of the walk may exceed the capacities of
-//! resources that are not transient, at a price that rises; the last part repairs what is left
-//! and is lawful throughout. Only lawful assignments are kept as the best.
+//! With one level, the first part of the walk may exceed capacities, at a price
+//! that rises; the last part repairs what is left and is lawful throughout.
+//! Every other walk of a portfolio keeps the capacities of transient resources. Only lawful assignments are kept as the best.
 
 use crate::core::assignment::Assignment;
 use crate::core::ids::{Host, Item, Place};

@@ -197,7 +197,10 @@ fn portfolio<const L: usize>(
     let results: Vec<(Score<L>, Assignment, u64)> = std::thread::scope(|scope| {
         let workers: Vec<_> = (1..threads)
             .map(|n| {
-                let state = state.clone();
+                let mut state = state.clone();
+                if n % 2 == 1 {
+                    state.keep_transient();
+                }
                 let seed = options.seed.wrapping_add(n as u64 * 0x1000_0001);
                 scope.spawn(move || anneal::anneal(state, seed, &meter))
             })
