@@ -15,7 +15,9 @@ const VCPU: &str = "(vcpu";
 async fn start(lab: &Lab, name: &str, at: &ballast_guest::net::Namespace) -> Vmm {
     let socket = lab.path(name);
     let mut command = command(&socket);
-    let child = at.within(|| command.env("RUST_LOG", "warn").spawn()).unwrap().unwrap();
+    // RUST_LOG=ballast_vmm::migration=debug tells of every round.
+    let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned());
+    let child = at.within(|| command.env("RUST_LOG", log).spawn()).unwrap().unwrap();
     Vmm::adopt(child, &socket).await
 }
 

@@ -282,7 +282,7 @@ impl<'a> Source<'a> {
             let done = RoundDone { number, time, remaining, rate: self.rate };
             let decision = convergence.decide(&done);
             self.tell(meters, &done, decision);
-            tracing::debug!(number, %remaining, ?time, ?decision, "round done");
+            trace_round(meters, &done, before, decision);
             match decision {
                 Decision::Continue => {}
                 Decision::Throttle(percent) => {
@@ -360,6 +360,19 @@ fn does_not_converge(
         ),
         "raise the downtime limit or the bandwidth, or try again when the VM writes less",
     )
+}
+
+/// What an operator needs to see why a migration takes long: `RUST_LOG=ballast_vmm::migration=debug`.
+fn trace_round(meters: &Meters, done: &RoundDone, before: Bytes, decision: Decision) {
+    let RoundDone { number, time, remaining, rate } = *done;
+    let sent = Bytes(meters.bytes().get() - before.get());
+    let (rate, estimate) = (rate.get().unwrap_or_default(), Convergence::estimate(done));
+    let written = BytesPerSec::from_amount(remaining, time);
+    let zero_pages = meters.zeroes();
+    tracing::debug!(
+        number, %sent, ?time, busy = ?meters.busy(), %rate, zero_pages, %remaining, %written,
+        ?estimate, ?decision, "round done"
+    );
 }
 
 /// The destination has everything of the round in memory: only then is its time known.

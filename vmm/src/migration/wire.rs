@@ -11,6 +11,8 @@ use super::tls;
 
 /// The most that a reader waits for before it is woken.
 const LOW_WATER_MAX: usize = 256 << 10;
+/// The most pieces of memory filled by one call (`UIO_MAXIOV`).
+const PIECES_MAX: usize = 1024;
 
 /// One end of a connection.
 #[derive(Debug)]
@@ -56,6 +58,38 @@ impl Wire {
         if set == 0 {
             self.low_water = bytes;
         }
+    }
+
+    /// Waits until `bytes` have come, or as many as there is room for, or the peer is gone.
+    ///
+    /// Polling, and not in a read: a blocked read counts what it has taken already towards the
+    /// mark, the kernel that wakes it does not, and the last bytes of a round would lie there.
+    fn wait_for(&mut self, bytes: usize) -> io::Result<()> {
+        self.wake_at(bytes);
+        let patience = self
+            .tcp
+            .read_timeout()?
+            .map_or(-1, |time| libc::c_int::try_from(time.as_millis()).unwrap_or(libc::c_int::MAX));
+        let mut fd = libc::pollfd { fd: self.tcp.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: the descriptor is open; the kernel writes to the one entry given.
+        match unsafe { libc::poll(&raw mut fd, 1, patience) } {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            1.. => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Fills as much of the slices as has come already. Does not wait.
+    fn take_what_came(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        // SAFETY: all of its fields are integers and pointers, which may be null.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        // An IoSliceMut has the layout of an iovec.
+        message.msg_iov = slices.as_mut_ptr().cast();
+        message.msg_iovlen = slices.len().min(PIECES_MAX);
+        // SAFETY: the descriptor is open; the kernel writes to memory that `slices` borrows.
+        let count =
+            unsafe { libc::recvmsg(self.tcp.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
     /// Whether something has come that was not read, or the peer is gone. Does not wait.
@@ -106,15 +140,21 @@ impl Wire {
         }
         let mut rest: usize = slices.iter().map(|slice| slice.len()).sum();
         while !slices.is_empty() {
-            self.wake_at(rest.min(LOW_WATER_MAX));
-            match self.tcp.read_vectored(slices) {
+            let outcome = match self.take_what_came(slices) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => {
                     IoSliceMut::advance_slices(&mut slices, count);
                     rest -= count;
+                    Ok(())
                 }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait_for(rest.min(LOW_WATER_MAX))
+                }
+                Err(error) => Err(error),
+            };
+            match outcome {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                other => other?,
             }
         }
         Ok(())
@@ -174,4 +214,63 @@ fn write_out(tls: &mut Connection, tcp: &mut TcpStream) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn pair() -> (Wire, Wire) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let from = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (Wire::new(from, None), Wire::new(listener.accept().unwrap().0, None))
+    }
+
+    /// Bytes that have come and nobody has read.
+    fn unread(tcp: &TcpStream) -> libc::c_int {
+        let mut count = 0;
+        // SAFETY: the descriptor is open; the kernel writes one int.
+        assert_eq!(unsafe { libc::ioctl(tcp.as_raw_fd(), libc::FIONREAD, &raw mut count) }, 0);
+        count
+    }
+
+    /// What comes in two parts, each less than a reader is woken for, is read when all is there.
+    #[test]
+    fn the_last_bytes_of_a_round_wake_their_reader() {
+        const ALL: usize = LOW_WATER_MAX + 1000;
+        const FIRST: usize = ALL / 2;
+        let (mut to, mut from) = pair();
+        let watched = from.tcp.try_clone().unwrap();
+        let (done, read) = mpsc::channel();
+        std::thread::spawn(move || {
+            let (mut one, mut two) = (vec![0; 1000], vec![0; ALL - 1000]);
+            let mut slices = [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
+            from.read_exact_vectored(&mut slices).unwrap();
+            one.extend(two);
+            done.send(one).unwrap();
+        });
+        let bytes: Vec<u8> = (0..251).cycle().take(ALL).collect();
+        to.write_all(&bytes[..FIRST]).unwrap();
+        while unread(&watched) > 0 {
+            std::thread::yield_now();
+        }
+        to.write_all(&bytes[FIRST..]).unwrap();
+        let all = read.recv_timeout(Duration::from_secs(60)).expect("its reader sleeps on");
+        assert_eq!(all, bytes);
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_or_silent_keeps_no_reader() {
+        let (to, mut from) = pair();
+        let mut piece = [0; 100];
+        from.tcp.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+        let mut read = || from.read_exact_vectored(&mut [IoSliceMut::new(&mut piece)]);
+        assert_eq!(read().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(to);
+        assert_eq!(read().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
 }
