@@ -242,9 +242,17 @@ mod tests {
     #[test]
     fn the_last_bytes_of_a_round_wake_their_reader() {
         const ALL: usize = LOW_WATER_MAX + 1000;
-        const FIRST: usize = ALL / 2;
+        const FIRST: usize = 50_000;
         let (mut to, mut from) = pair();
         let watched = from.tcp.try_clone().unwrap();
+        let await_unread = |bytes: usize| {
+            while unread(&watched) != libc::c_int::try_from(bytes).unwrap() {
+                std::thread::yield_now();
+            }
+        };
+        let bytes: Vec<u8> = (0..251).cycle().take(ALL).collect();
+        to.write_all(&bytes[..FIRST]).unwrap();
+        await_unread(FIRST);
         let (done, read) = mpsc::channel();
         std::thread::spawn(move || {
             let (mut one, mut two) = (vec![0; 1000], vec![0; ALL - 1000]);
@@ -253,11 +261,7 @@ mod tests {
             one.extend(two);
             done.send(one).unwrap();
         });
-        let bytes: Vec<u8> = (0..251).cycle().take(ALL).collect();
-        to.write_all(&bytes[..FIRST]).unwrap();
-        while unread(&watched) > 0 {
-            std::thread::yield_now();
-        }
+        await_unread(0);
         to.write_all(&bytes[FIRST..]).unwrap();
         let all = read.recv_timeout(Duration::from_secs(60)).expect("its reader sleeps on");
         assert_eq!(all, bytes);
