@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use ballast_guest::Params;
 use ballast_proto::v1::{MigrationState, MigrationVerdict};
 use process::{Lab, busy, have_kvm};
 
@@ -122,4 +123,30 @@ async fn a_round_trip_is_spent_on_a_round_and_none_on_a_page() {
     // One round trip lies between the last page and READY.
     assert!(Duration::from_micros(downtime.send_micros) >= 2 * DELAY, "{downtime:?}");
     eprintln!("{rounds} rounds, {downtime:?}, guest stall {:?}", report.stall_max);
+}
+
+/// It would write more than seven times what the link carries.
+#[tokio::test]
+async fn a_guest_that_writes_faster_than_the_link_is_slowed_down_until_it_moves() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let (mut source, mut destination) = (lab.vmm("a").await, lab.vmm("b").await);
+    let params = Params { working_set_mib: 8, dirty_mib_per_sec: 60, duty_percent: 50, ..busy() };
+    let spec = lab.spec(32, &params);
+    source.boot(spec.clone()).await.unwrap();
+    source.beats(10).await;
+    let listening = destination.listen(spec).await.unwrap().parse().unwrap();
+    let link = Link::to(listening, Duration::ZERO, 8 << 20);
+    source.send(&link.address.to_string(), |send| send.downtime_limit_ms = 500).await.unwrap();
+    destination.watch_state(MigrationState::Ready).await;
+    let sent = source.watch_state(MigrationState::Ready).await.progress.unwrap();
+    assert!((30..100).contains(&sent.throttle_percent), "{sent:?}");
+    source.read_console().await;
+    std::mem::swap(&mut source.console, &mut destination.console);
+    destination.resolve(MigrationVerdict::Commit, 2).await.unwrap();
+    let report = destination.beats(10).await;
+    assert_eq!((report.heartbeats_lost, report.memory_errors), (0, 0));
+    eprintln!("{sent:?}");
 }
