@@ -221,15 +221,20 @@ fn changed_code_is_found() {
 }
 
 #[test]
-fn further_vcpus_wait_for_a_start_up_ipi() {
+fn further_vcpus_start_with_the_first_where_the_image_has_room_for_them() {
     let Some(machine) = machine("") else { return };
     let image = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(image.path(), IMAGE).unwrap();
     let state = boot::load(machine.memory(), &order(image.path(), "", 2_600_000)).unwrap();
-    let second = machine.add_vcpu(1).unwrap();
-    state.apply(&second, 1).unwrap();
-    let waiting = second.get_mp_state().unwrap().mp_state;
-    assert_eq!(waiting, kvm_bindings::KVM_MP_STATE_UNINITIALIZED);
+    for (index, expected) in [
+        (1, kvm_bindings::KVM_MP_STATE_RUNNABLE),
+        (31, kvm_bindings::KVM_MP_STATE_RUNNABLE),
+        (32, kvm_bindings::KVM_MP_STATE_UNINITIALIZED),
+    ] {
+        let vcpu = machine.add_vcpu(index.into()).unwrap();
+        state.apply(&vcpu, index).unwrap();
+        assert_eq!(vcpu.get_mp_state().unwrap().mp_state, expected, "vCPU {index}");
+    }
 }
 
 #[test]

@@ -49,8 +49,8 @@ fn changed(at: usize, bytes: &[u8]) -> Vec<u8> {
 #[test]
 fn the_probe_guest_is_loaded() {
     let state = load(IMAGE, 16, "duty=5").unwrap();
-    assert!((0x10_0000..0x20_0000).contains(&state.regs().rip));
-    let sregs = state.sregs(Default::default());
+    assert!((0x10_0000..0x20_0000).contains(&state.regs(0).rip));
+    let sregs = state.sregs(0, Default::default());
     assert_eq!((sregs.cs.dpl, sregs.ss.dpl), (3, 3));
     assert!(sregs.cr3.is_multiple_of(4096));
 }
@@ -115,7 +115,7 @@ fn a_kernel_that_does_not_say_how_to_enter_it_is_unsupported() {
     nameless[xen] = b'Z';
     check_refused(&nameless, RefusalCode::Unsupported, "no ELF note of owner Xen");
     check_refused(&nameless, RefusalCode::Unsupported, "CONFIG_PVH");
-    let later = changed(note + 8, &2u64.to_le_bytes());
+    let later = changed(note + 8, &3u64.to_le_bytes());
     check_refused(&later, RefusalCode::Unsupported, "note this version cannot read");
     let short = changed(note - 8, &8u32.to_le_bytes());
     assert!(load(&short, 16, "").is_err());
@@ -154,8 +154,8 @@ fn bzimage(sectors: u8, kernel: usize, init: u32) -> Vec<u8> {
 fn a_bzimage_is_entered_in_64_bit_mode() {
     let image = bzimage(4, 4096, 2 << 20);
     let state = load(&image, 16, "console=ttyS0").unwrap();
-    assert_eq!((state.regs().rip, state.regs().rsi), (0x10_0200, 0x8000));
-    let sregs = state.sregs(Default::default());
+    assert_eq!((state.regs(0).rip, state.regs(0).rsi), (0x10_0200, 0x8000));
+    let sregs = state.sregs(0, Default::default());
     assert_eq!((sregs.cs.l, sregs.cs.dpl, sregs.cs.selector), (1, 0, 0x10));
 }
 

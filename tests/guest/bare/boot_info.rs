@@ -7,6 +7,8 @@ const MAGIC: u32 = 0x336e_c578;
 const CMDLINE_MAX: usize = 4096;
 const MAP_ENTRIES_MAX: u32 = 128;
 const RAM: u32 = 1;
+/// Where memory goes on behind the hole for devices.
+const HIGH_START: u64 = 4 << 30;
 
 /// What of it the guest needs, copied out of memory that is not its own.
 pub struct BootInfo {
@@ -14,6 +16,8 @@ pub struct BootInfo {
     cmdline_len: usize,
     /// The end of the memory region that holds this program, as an address.
     pub memory_end: u64,
+    /// The end of the region that begins behind the hole for devices; 0 when there is none.
+    pub high_end: u64,
 }
 
 impl BootInfo {
@@ -27,7 +31,8 @@ pub fn read(start_info: u64) -> Result<BootInfo, &'static str> {
     if get::<u32>(start_info) != MAGIC || get::<u32>(start_info + 4) < 1 {
         return Err("no boot information with a memory map");
     }
-    let mut info = BootInfo { cmdline: [0; CMDLINE_MAX], cmdline_len: 0, memory_end: 0 };
+    let mut info =
+        BootInfo { cmdline: [0; CMDLINE_MAX], cmdline_len: 0, memory_end: 0, high_end: 0 };
     let cmdline = get::<u64>(start_info + 24);
     if cmdline != 0 {
         for (at, byte) in info.cmdline.iter_mut().enumerate() {
@@ -43,8 +48,14 @@ pub fn read(start_info: u64) -> Result<BootInfo, &'static str> {
     let here = ptr::from_ref(&MAGIC).addr() as u64;
     for entry in (0..entries).map(|entry| map + 24 * u64::from(entry)) {
         let (start, size) = (get::<u64>(entry), get::<u64>(entry + 8));
-        if get::<u32>(entry + 16) == RAM && start <= here && here - start < size {
+        if get::<u32>(entry + 16) != RAM {
+            continue;
+        }
+        if start <= here && here - start < size {
             info.memory_end = start.saturating_add(size);
+        }
+        if start == HIGH_START {
+            info.high_end = start.saturating_add(size);
         }
     }
     if info.memory_end == 0 { Err("memory map without this program") } else { Ok(info) }

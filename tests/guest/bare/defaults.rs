@@ -30,6 +30,8 @@ pub const VIRTIO_STRIDE: u64 = 0x1000;
 pub const HEARTBEAT_MS_MAX: u32 = 60_000;
 /// The longest period of load.
 pub const PERIOD_MS_MAX: u32 = 1_000;
+/// MiB above 4 GiB: what the page tables map.
+pub const HIGH_MIB_MAX: u32 = 1 << 10;
 /// Of sizes and rates in MiB. No machine has more, and it keeps sums far from overflow.
 pub const MIB_MAX: u32 = 1 << 20;
 /// Of a name.

@@ -6,7 +6,8 @@
 # `sti`, `hlt` and `iretq`, nothing else.
 #
 # Two ways in, one program:
-#   ring3_entry  64-bit, ring 3, all registers loaded by the VMM ("Ballast" note)
+#   ring3_entry  64-bit, ring 3, all registers loaded by the VMM ("Ballast" note);
+#                all vCPUs come this way, each with its number in rsi
 #   pvh_entry    32-bit, ring 0, paging off (Xen PVH note, e.g. qemu -kernel)
 # Both have the physical address of a `hvm_start_info`: in rdi and in ebx.
 
@@ -16,6 +17,13 @@
     .set RING3_CODE, 0x23
     .set TSS_SELECTOR, 0x28
     .set TIMER_VECTOR, 0x20
+
+    .set VCPUS_MAX, 32                  # as in others.rs
+    .set IO_BITMAP, 104
+    .set TSS_BYTES, IO_BITMAP + 0x3f8 / 8 + 2
+    .set TSS_STRIDE, 256
+    .set RING0_STACK_BYTES, 512         # two frames are all that is ever there
+    .set OTHER_STACK_BYTES, 4096
 
     .section .stub, "ax", @progbits
     .globl stub_base
@@ -30,25 +38,29 @@ gdt:
     .quad 0x00cf93000000ffff            # 0x10 ring 0 data
     .quad 0x00cff3000000ffff            # 0x18 ring 3 data
     .quad 0x00affb000000ffff            # 0x20 ring 3 code, 64-bit
-    .short tss_end - tss - 1            # 0x28 TSS, two slots
+    .short TSS_BYTES - 1                # 0x28 TSS of vCPU 0, two slots
     .short tss - stub_base
     .byte 0x10, 0x89, 0, 0
     .quad 0
 gdt_end:
 
-    # Ring 3 reaches COM1 through the I/O bitmap, not through IOPL: some hosts
-    # drop IOPL at the first iretq.
-    .balign 16
+    # One for each vCPU. Ring 3 reaches COM1 through the I/O bitmap, not through
+    # IOPL: some hosts drop IOPL at the first iretq.
+    .set n, 0
+    .rept VCPUS_MAX
+    .balign TSS_STRIDE
+    .if n == 0
 tss:
+    .endif
     .long 0
-    .quad ring0_stack_top
+    .quad ring0_stacks + (n + 1) * RING0_STACK_BYTES
     .fill 90, 1, 0
-    .short io_bitmap - tss
-io_bitmap:
+    .short IO_BITMAP
     .fill 0x3f8 / 8, 1, 0xff
     .byte 0                             # ports 0x3f8 to 0x3ff
     .byte 0xff
-tss_end:
+    .set n, n + 1
+    .endr
 
     # Interrupt gates to ring 0; the offset is 0x100000 + (handler - stub_base).
     .macro gate handler
@@ -109,7 +121,7 @@ pvh_entry:
 long_mode:
     movl $RING0_DATA, %eax
     movl %eax, %ss
-    movq $ring0_stack_top, %rsp
+    movq $(ring0_stacks + RING0_STACK_BYTES), %rsp
     movl $RING3_DATA, %eax
     movl %eax, %ds
     movl %eax, %es
@@ -117,6 +129,7 @@ long_mode:
     movl $TSS_SELECTOR, %eax
     ltr %ax
     movl %ebx, %edi
+    xorl %esi, %esi
     pushq $RING3_DATA
     pushq $0
     pushq $2                            # flags: interrupts off
@@ -127,9 +140,17 @@ long_mode:
 # ---- ring 3 -----------------------------------------------------------------
 
 ring3_entry:
-    movq $ring3_stack_top, %rsp
     xorl %ebp, %ebp
+    testl %esi, %esi
+    jnz other_vcpu
+    movq $ring3_stack_top, %rsp
     call guest_main
+    ud2
+other_vcpu:
+    movl %esi, %edi
+    imull $OTHER_STACK_BYTES, %esi
+    leaq other_stacks(%rsi), %rsp       # its end: vCPU 0 has none of them
+    call guest_other
     ud2
 
 # hypercall(operation: edi, argument: esi): the one `ud2` that is a request.
@@ -142,7 +163,7 @@ hypercall_instruction:
 
 # Where any other exception ends: in ring 3, on a fresh stack.
 exception_in_ring3:
-    movq $ring3_stack_top, %rsp
+    movq $fault_stack_top, %rsp
     call guest_exception
     ud2
 
@@ -223,7 +244,7 @@ exception_common:
     .globl stub_end
 stub_end:
 
-# ---- page tables: the first 4 GiB, one to one, 2 MiB pages, open to ring 3 --
+# ---- page tables: the first 5 GiB, one to one, 2 MiB pages, open to ring 3 --
 
     .section .pagetables, "aw", @progbits
 page_tables:
@@ -234,24 +255,33 @@ page_directories_pointer:
     .quad page_directories + 0x1027
     .quad page_directories + 0x2027
     .quad page_directories + 0x3027
-    .fill 508, 8, 0
+    .quad page_directories + 0x4027
+    .fill 507, 8, 0
 page_directories:
     .set n, 0
     .rept 1536
     .quad n * 0x200000 + 0xe7           # present, writable, user, accessed, dirty, large
     .set n, n + 1
     .endr
-    .rept 512                           # the last GiB has devices: not cached, either
+    .rept 512                           # the fourth GiB has devices: not cached, either
     .quad n * 0x200000 + 0xff
+    .set n, n + 1
+    .endr
+    .rept 512
+    .quad n * 0x200000 + 0xe7
     .set n, n + 1
     .endr
 
     .section .bss.stacks, "aw", @nobits
     .balign 4096
-    .skip 4096
-ring0_stack_top:
+ring0_stacks:
+    .skip VCPUS_MAX * RING0_STACK_BYTES
+    .skip 8192
+fault_stack_top:
     .skip 65536
 ring3_stack_top:
+other_stacks:
+    .skip (VCPUS_MAX - 1) * OTHER_STACK_BYTES
 
 # ---- notes ------------------------------------------------------------------
 
@@ -260,11 +290,12 @@ ring3_stack_top:
     .long 4, 8, 18                      # XEN_ELFNOTE_PHYS32_ENTRY
     .asciz "Xen"
     .quad pvh_entry
-    .long 8, 72, 1                      # ring-3 boot contract, see docs/probe-guest.md
+    .long 8, 88, 1                      # ring-3 boot contract, see docs/probe-guest.md
     .asciz "Ballast"
-    .quad 1                             # version
+    .quad 2                             # version
     .quad ring3_entry
     .quad page_tables
     .quad gdt, gdt_end - gdt - 1
     .quad idt, idt_end - idt - 1
-    .quad tss, tss_end - tss - 1
+    .quad tss, TSS_BYTES - 1
+    .quad TSS_STRIDE, VCPUS_MAX

@@ -18,10 +18,11 @@
 //! | `log` | an append-only log on the disk, made of `record`s |
 //! | `devices` | the network and the log as one, and what they have to say |
 //! | `bench` | measures the devices instead of all that |
+//! | `others` | what vCPUs other than the first do |
 //! | `work` | heartbeats, load and sleep |
 //! | `rt` | memory routines and the panic handler |
 //!
-//! One thread, no interrupts but the timer that ends a sleep.
+//! The first vCPU does everything but `others`. No interrupts but the timer that ends a sleep.
 
 #![no_std]
 #![no_main]
@@ -37,6 +38,7 @@ mod layout;
 mod log;
 mod memory;
 mod net;
+mod others;
 mod params;
 mod pattern;
 mod record;
@@ -78,11 +80,16 @@ extern "C" fn guest_main(start_info: u64) -> ! {
     let Some(mut clock) = Clock::start(params.tsc_khz) else {
         fatal(format_args!("TSC frequency unknown or not plausible: give tsc_khz="))
     };
-    let layout = Layout::new(params.working_set_mib, params.static_mib, params.zero_mib);
+    let layout =
+        Layout::new(params.working_set_mib, params.static_mib, params.zero_mib, params.high_mib);
     let room = info.memory_end.min(MEMORY_END_MAX);
     if layout.end() > room {
         let (needs, has) = (layout.end().div_ceil(1 << 20), room >> 20);
         fatal(format_args!("memory parameters need {needs} MiB, the VM has {has} MiB"));
+    }
+    if params.high_mib > 0 && layout.high.end > info.high_end {
+        let (needs, has) = (params.high_mib, info.high_end.saturating_sub(layout.high.start) >> 20);
+        fatal(format_args!("high_mib needs {needs} MiB at 4 GiB, the VM has {has} MiB there"));
     }
     greet(&params, &mut clock);
     if let Some(task) = params.bench {
@@ -100,11 +107,12 @@ fn greet(params: &Params<'_>, clock: &mut Clock) {
     // A line takes what fits and never fails.
     let _ = write!(
         line,
-        "B 1 {} hb={} duty={} ws={} static={} zero={} dirty={} check={} khz={}",
+        "B 1 {} hb={} duty={} ws={} high={} static={} zero={} dirty={} check={} khz={}",
         params.name,
         params.heartbeat_ms,
         params.duty_percent,
         params.working_set_mib,
+        params.high_mib,
         params.static_mib,
         params.zero_mib,
         params.dirty_mib_per_sec,

@@ -1,6 +1,6 @@
 //! The pages the guest owns, and the check that they hold what it wrote.
 //!
-//! Three kinds (see `layout`): working-set pages are rewritten in turn, each
+//! Three kinds (see `layout`): working-set pages, the high ones among them, are rewritten in turn, each
 //! with the next generation, and are checked right before that, so that no
 //! write can be lost unseen; static pages and zero pages change never. A walk
 //! over all of them, and over the program's own code, goes on all the time; one
@@ -27,10 +27,13 @@ pub struct Memory {
     seed: u64,
     /// Where each kind begins.
     generations: u64,
-    written: u64,
+    working_set: u64,
+    high: u64,
+    unchanging: u64,
     zero: u64,
-    /// How many pages there are of each kind.
+    /// How many pages there are of each kind. They are numbered in this order.
     working_set_pages: u32,
+    high_pages: u32,
     static_pages: u32,
     zero_pages: u32,
 
@@ -48,9 +51,12 @@ impl Memory {
         Self {
             seed,
             generations: layout.generations.start,
-            written: layout.working_set.start,
+            working_set: layout.working_set.start,
+            high: layout.high.start,
+            unchanging: layout.unchanging.start,
             zero: layout.zero.start,
             working_set_pages: pages(&layout.working_set),
+            high_pages: pages(&layout.high),
             static_pages: pages(&layout.unchanging),
             zero_pages: pages(&layout.zero),
             filled: 0,
@@ -69,7 +75,7 @@ impl Memory {
             return false;
         }
         if page < self.written_pages() {
-            if page < self.working_set_pages {
+            if page < self.rewritten_pages() {
                 *self.generation(page) = 0;
             }
             Content { page, generation: 0 }.fill(page_at(self.address(page)), self.seed);
@@ -87,14 +93,14 @@ impl Memory {
     /// Checks the next page of the working set and writes its next generation.
     pub fn rewrite_next(&mut self, clock: &mut Clock) {
         let page = self.next_rewritten;
-        if page >= self.working_set_pages {
+        if page >= self.rewritten_pages() {
             return;
         }
         self.check(page, clock);
         let generation = self.generation(page);
         *generation = generation.wrapping_add(1);
         Content { page, generation: *generation }.fill(page_at(self.address(page)), self.seed);
-        self.next_rewritten = if page + 1 < self.working_set_pages { page + 1 } else { 0 };
+        self.next_rewritten = if page + 1 < self.rewritten_pages() { page + 1 } else { 0 };
     }
 
     /// Checks the next page of all.
@@ -123,7 +129,7 @@ impl Memory {
             }
             return;
         }
-        let generation = if page < self.working_set_pages { *self.generation(page) } else { 0 };
+        let generation = if page < self.rewritten_pages() { *self.generation(page) } else { 0 };
         let content = Content { page, generation };
         if content.is_in(memory, self.seed) {
             return;
@@ -153,8 +159,12 @@ impl Memory {
         }
     }
 
+    fn rewritten_pages(&self) -> u32 {
+        self.working_set_pages + self.high_pages
+    }
+
     fn written_pages(&self) -> u32 {
-        self.working_set_pages + self.static_pages
+        self.rewritten_pages() + self.static_pages
     }
 
     fn pages(&self) -> u32 {
@@ -162,16 +172,23 @@ impl Memory {
     }
 
     fn address(&self, page: u32) -> u64 {
-        if page < self.written_pages() {
-            self.written + u64::from(page) * PAGE_BYTES
-        } else {
-            self.zero + u64::from(page - self.written_pages()) * PAGE_BYTES
+        let mut number = page;
+        for (start, pages) in [
+            (self.working_set, self.working_set_pages),
+            (self.high, self.high_pages),
+            (self.unchanging, self.static_pages),
+        ] {
+            if number < pages {
+                return start + u64::from(number) * PAGE_BYTES;
+            }
+            number -= pages;
         }
+        self.zero + u64::from(number) * PAGE_BYTES
     }
 
     fn generation(&self, page: u32) -> &'static mut u32 {
         let address = self.generations + u64::from(page) * 4;
-        // SAFETY: the table has an entry for each page of the working set, lies in memory that
+        // SAFETY: the table has an entry for each page that is rewritten, lies in memory that
         // nothing else uses, and each caller lets go of the reference before the next call.
         unsafe { &mut *ptr::with_exposed_provenance_mut(address as usize) }
     }

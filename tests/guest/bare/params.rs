@@ -6,7 +6,7 @@ use core::fmt;
 use core::net::Ipv4Addr;
 
 use crate::defaults::{
-    self, HEARTBEAT_MS_MAX, LOG_RATE_MAX, MIB_MAX, NAME_BYTES_MAX, PERIOD_MS_MAX,
+    self, HEARTBEAT_MS_MAX, HIGH_MIB_MAX, LOG_RATE_MAX, MIB_MAX, NAME_BYTES_MAX, PERIOD_MS_MAX,
 };
 
 /// What the guest is to do. The defaults are those of an idle VM that checks itself.
@@ -26,6 +26,8 @@ pub struct Params<'a> {
     pub static_mib: u32,
     /// `zero_mib=`: memory to leave as zeroes, in MiB.
     pub zero_mib: u32,
+    /// `high_mib=`: memory at and above 4 GiB to rewrite, in MiB.
+    pub high_mib: u32,
     /// `dirty_mib_s=`: rate of rewriting, in MiB per second.
     pub dirty_mib_per_sec: u64,
     /// `check_mib_s=`: rate of checking besides rewriting, in MiB per second.
@@ -94,6 +96,7 @@ impl<'a> Params<'a> {
         working_set_mib: defaults::WORKING_SET_MIB,
         static_mib: defaults::STATIC_MIB,
         zero_mib: defaults::ZERO_MIB,
+        high_mib: 0,
         dirty_mib_per_sec: 0,
         check_mib_per_sec: defaults::CHECK_MIB_PER_SEC as u64,
         seed: 0,
@@ -163,6 +166,7 @@ impl<'a> Params<'a> {
             "ws_mib" => self.working_set_mib = mib()?,
             "static_mib" => self.static_mib = mib()?,
             "zero_mib" => self.zero_mib = mib()?,
+            "high_mib" => self.high_mib = within(0, HIGH_MIB_MAX).ok_or("use 0 to 1024")?,
             "dirty_mib_s" => self.dirty_mib_per_sec = mib()?.into(),
             "check_mib_s" => self.check_mib_per_sec = mib()?.into(),
             "seed" => self.seed = any()?,

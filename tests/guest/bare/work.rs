@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::console::Line;
 use crate::devices::Devices;
 use crate::memory::Memory;
+use crate::others::Others;
 use crate::params::Params;
 use crate::timeline::Nanos;
 
@@ -73,6 +74,7 @@ impl Worker {
 
 /// A number, a time and the verdict on memory, in regular intervals.
 struct Heartbeat {
+    others: Others,
     number: u64,
     interval: Nanos,
     due: Nanos,
@@ -80,11 +82,13 @@ struct Heartbeat {
 
 impl Heartbeat {
     fn new(params: &Params<'_>) -> Self {
-        Self { number: 0, interval: params.heartbeat_ms * NANOS_PER_MS, due: 0 }
+        let others = Others::start();
+        Self { others, number: 0, interval: params.heartbeat_ms * NANOS_PER_MS, due: 0 }
     }
 
     /// `H <number> <ms> p<passes> e<errors>`, and ` s<ms>` after a stall of at least 1 ms,
-    /// ` t<count>` once time went backwards, and what the devices add.
+    /// ` t<count>` once time went backwards, ` v<count>` when there are other vCPUs, and what the
+    /// devices add.
     /// Heartbeats that were missed are not made up for: the next one has the next number.
     fn beat_if_due(&mut self, now: Nanos, clock: &mut Clock, memory: &Memory, devices: &Devices) {
         if now < self.due {
@@ -92,14 +96,20 @@ impl Heartbeat {
         }
         let mut line = Line::new();
         let (number, ms) = (self.number, now / NANOS_PER_MS);
+        let others = self.others.look();
+        let (passes, errors) = (memory.passes, memory.errors + others.errors);
         // A line takes what fits and never fails.
-        let _ = write!(line, "H {number} {ms} p{} e{}", memory.passes, memory.errors);
+        let _ = write!(line, "H {number} {ms} p{passes} e{errors}");
         let stall_ms = clock.take_stall_max() / NANOS_PER_MS;
         if stall_ms > 0 {
             let _ = write!(line, " s{stall_ms}");
         }
-        if clock.reversals() > 0 {
-            let _ = write!(line, " t{}", clock.reversals());
+        let reversals = clock.reversals() + others.reversals;
+        if reversals > 0 {
+            let _ = write!(line, " t{reversals}");
+        }
+        if let Some(working) = others.working {
+            let _ = write!(line, " v{working}");
         }
         devices.add_to_heartbeat(&mut line);
         line.send(clock);
@@ -121,10 +131,10 @@ struct Period {
 impl Period {
     fn new(params: &Params<'_>) -> Self {
         // A guest without load wakes for its heartbeats only, and checks then.
-        let idle = params.duty_percent == 0
-            && (params.dirty_mib_per_sec == 0 || params.working_set_mib == 0);
+        let rewritten = params.working_set_mib > 0 || params.high_mib > 0;
+        let idle = params.duty_percent == 0 && (params.dirty_mib_per_sec == 0 || !rewritten);
         let length = if idle { params.heartbeat_ms } else { params.period_ms } * NANOS_PER_MS;
-        let rewrites = if params.working_set_mib == 0 { 0 } else { params.dirty_mib_per_sec };
+        let rewrites = if rewritten { params.dirty_mib_per_sec } else { 0 };
         Self {
             length,
             end: 0,

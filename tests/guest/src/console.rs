@@ -6,6 +6,7 @@
 //! B 1 <name> key=value …              it starts; 1 is the protocol's version
 //! H <number> <ms> p<passes> e<errors> heartbeat; ` s<ms>`: longest stall since the last one;
 //!                                     ` t<n>`: times its counter went backwards so far
+//!                                     ` v<n>`: other vCPUs that did something since the last one
 //!                                     ` n<n>`: requests it counted on the network
 //!                                     ` d<n>`: records of its log that are durable
 //!                                     ` f<n>`: faults of its devices
@@ -72,6 +73,8 @@ pub struct ConsoleReport {
     pub check_passes: u64,
     /// Pages that did not hold what the guest wrote.
     pub memory_errors: u64,
+    /// vCPUs beside the first that did something between its last two heartbeats.
+    pub other_vcpus: u64,
     /// Requests it counted on the network, at its last heartbeat.
     pub requests: u64,
     /// Records of its log that a flush has covered, at its last heartbeat.
@@ -104,6 +107,7 @@ struct Heartbeat {
     errors: u64,
     stall_ms: u64,
     reversals: u64,
+    other_vcpus: u64,
     requests: u64,
     durable: u64,
     faults: u64,
@@ -213,6 +217,7 @@ impl Console {
         report.time_reversals = self.steps_back + heartbeat.reversals;
         report.check_passes = heartbeat.passes;
         report.memory_errors = report.memory_errors.max(heartbeat.errors);
+        report.other_vcpus = heartbeat.other_vcpus;
         report.requests = heartbeat.requests;
         report.durable_records = report.durable_records.max(heartbeat.durable);
         report.device_faults = report.device_faults.max(heartbeat.faults);
@@ -237,6 +242,7 @@ impl Heartbeat {
             errors: fields.next()?.strip_prefix('e')?.parse().ok()?,
             stall_ms: 0,
             reversals: 0,
+            other_vcpus: 0,
             requests: 0,
             durable: 0,
             faults: 0,
@@ -245,6 +251,7 @@ impl Heartbeat {
             let known = match field.get(..1) {
                 Some("s") => &mut heartbeat.stall_ms,
                 Some("t") => &mut heartbeat.reversals,
+                Some("v") => &mut heartbeat.other_vcpus,
                 Some("n") => &mut heartbeat.requests,
                 Some("d") => &mut heartbeat.durable,
                 Some("f") => &mut heartbeat.faults,

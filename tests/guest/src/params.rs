@@ -25,6 +25,8 @@ pub struct Params {
     pub static_mib: u32,
     /// Memory to leave as zeroes, in MiB.
     pub zero_mib: u32,
+    /// Memory at and above 4 GiB to rewrite like the working set, in MiB, up to 1024.
+    pub high_mib: u32,
     /// Rate at which the working set is rewritten, in MiB per second.
     pub dirty_mib_per_sec: u32,
     /// Rate at which memory is checked in addition, in MiB per second.
@@ -67,6 +69,7 @@ impl Default for Params {
             working_set_mib: defaults::WORKING_SET_MIB,
             static_mib: defaults::STATIC_MIB,
             zero_mib: defaults::ZERO_MIB,
+            high_mib: 0,
             dirty_mib_per_sec: 0,
             check_mib_per_sec: defaults::CHECK_MIB_PER_SEC,
             seed: 0,
@@ -105,6 +108,7 @@ impl Params {
             ("ws_mib", self.working_set_mib, default.working_set_mib),
             ("static_mib", self.static_mib, default.static_mib),
             ("zero_mib", self.zero_mib, default.zero_mib),
+            ("high_mib", self.high_mib, default.high_mib),
             ("dirty_mib_s", self.dirty_mib_per_sec, default.dirty_mib_per_sec),
             ("check_mib_s", self.check_mib_per_sec, default.check_mib_per_sec),
             ("echo_port", self.echo_port.into(), default.echo_port.into()),
@@ -141,11 +145,14 @@ impl Params {
 
     /// Where in its memory the guest keeps what it checks.
     pub const fn layout(&self) -> Layout {
-        Layout::new(self.working_set_mib, self.static_mib, self.zero_mib)
+        Layout::new(self.working_set_mib, self.static_mib, self.zero_mib, self.high_mib)
     }
 
     /// The least memory the VM must have, in whole MiB.
     pub const fn memory_mib_min(&self) -> u64 {
-        self.layout().end().div_ceil(1 << 20)
+        let layout = self.layout();
+        // What is at and above 4 GiB begins behind 3 GiB of memory and the hole for devices.
+        let bytes = if self.high_mib > 0 { layout.high.end - (1 << 30) } else { layout.end() };
+        bytes.div_ceil(1 << 20)
     }
 }

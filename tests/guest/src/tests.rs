@@ -139,7 +139,7 @@ proptest! {
         name in proptest::option::of("[a-z][a-z0-9-]{0,20}"),
         heartbeat_ms in 1..=60_000u32,
         duty_percent in 0..=100u32,
-        sizes in prop::array::uniform3(0..1000u32),
+        sizes in prop::array::uniform4(0..1000u32),
         rates in prop::array::uniform2(0..1000u32),
         seed in any::<u64>(),
         tsc_khz in proptest::option::of(1..10_000_000u32),
@@ -149,11 +149,11 @@ proptest! {
         log_per_sec in 0..10_000u32,
         virtio_base in any::<u64>(),
     ) {
-        let [working_set_mib, static_mib, zero_mib] = sizes;
+        let [working_set_mib, static_mib, zero_mib, high_mib] = sizes;
         let [dirty_mib_per_sec, check_mib_per_sec] = rates;
         let params = Params {
             name: name.clone(), heartbeat_ms, duty_percent, working_set_mib, static_mib, zero_mib,
-            dirty_mib_per_sec, check_mib_per_sec, seed, tsc_khz, ip, gateway, echo_port,
+            high_mib, dirty_mib_per_sec, check_mib_per_sec, seed, tsc_khz, ip, gateway, echo_port,
             log_per_sec, virtio_base, ..Params::default()
         };
         let cmdline = params.to_cmdline();
@@ -162,7 +162,7 @@ proptest! {
             heartbeat_ms: heartbeat_ms.into(),
             period_ms: 20,
             duty_percent: duty_percent.into(),
-            working_set_mib, static_mib, zero_mib,
+            working_set_mib, static_mib, zero_mib, high_mib,
             dirty_mib_per_sec: dirty_mib_per_sec.into(),
             check_mib_per_sec: check_mib_per_sec.into(),
             seed,

@@ -37,7 +37,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use ballast_model::{Refusal, RefusalCode};
-use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, kvm_mp_state, kvm_regs, kvm_sregs};
+use kvm_bindings::{
+    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state, kvm_regs, kvm_sregs,
+};
 use kvm_ioctls::VcpuFd;
 
 use crate::memory::GuestRam;
@@ -81,7 +83,8 @@ pub struct MmioDevice {
 /// What [`load`] found out: how the vCPUs start.
 ///
 /// vCPU 0 starts at the image's entry. All others wait for a start-up IPI in
-/// KVM's interrupt controller, as on a real machine.
+/// KVM's interrupt controller, as on a real machine; those of a ring-3 guest,
+/// which cannot send one, start with vCPU 0.
 #[derive(Debug, Clone)]
 pub struct BootState {
     entry: Entry,
@@ -209,8 +212,8 @@ impl BootState {
     ///
     /// Call it once per vCPU, after the in-kernel interrupt controller and the
     /// guest's memory slots exist and after `KVM_SET_CPUID2` on this vCPU: KVM
-    /// checks CR4, EFER and the x2APIC bit against CPUID. On vCPU 0 it sets
-    /// special registers first and general registers last.
+    /// checks CR4, EFER and the x2APIC bit against CPUID. On a vCPU that starts
+    /// it sets special registers first and general registers after them.
     ///
     /// # Errors
     /// `HostFailure` when KVM refuses.
@@ -218,29 +221,36 @@ impl BootState {
         if !matches!(self.entry, Entry::Ring3(_)) {
             firmware::set_up(vcpu)?;
         }
-        if index > 0 {
+        let starts = match &self.entry {
+            Entry::Ring3(entry) => entry.takes(index),
+            Entry::LongMode(_) | Entry::Pvh(_) => index == 0,
+        };
+        if !starts {
             let waiting = kvm_mp_state { mp_state: KVM_MP_STATE_UNINITIALIZED };
             return vcpu.set_mp_state(waiting).map_err(|error| kvm("set the run state", error));
         }
         let reset = vcpu.get_sregs().map_err(|error| kvm("read special registers", error))?;
-        vcpu.set_sregs(&self.sregs(reset)).map_err(|error| kvm("set special registers", error))?;
-        vcpu.set_regs(&self.regs()).map_err(|error| kvm("set general registers", error))
+        vcpu.set_sregs(&self.sregs(index, reset))
+            .map_err(|error| kvm("set special registers", error))?;
+        vcpu.set_regs(&self.regs(index)).map_err(|error| kvm("set general registers", error))?;
+        let runs = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+        vcpu.set_mp_state(runs).map_err(|error| kvm("set the run state", error))
     }
 
-    /// The general registers vCPU 0 starts with.
-    pub fn regs(&self) -> kvm_regs {
+    /// The general registers a vCPU that starts starts with.
+    pub fn regs(&self, index: u32) -> kvm_regs {
         match &self.entry {
-            Entry::Ring3(entry) => entry.regs(self.info),
+            Entry::Ring3(entry) => entry.regs(index, self.info),
             Entry::LongMode(entry) => long_mode::regs(*entry, self.info),
             Entry::Pvh(entry) => pvh::regs(*entry, self.info),
         }
     }
 
-    /// The special registers vCPU 0 starts with; what the guest has no say in
+    /// The special registers such a vCPU starts with; what the guest has no say in
     /// (the APIC's base address) is taken over from `reset`.
-    pub fn sregs(&self, reset: kvm_sregs) -> kvm_sregs {
+    pub fn sregs(&self, index: u32, reset: kvm_sregs) -> kvm_sregs {
         match &self.entry {
-            Entry::Ring3(entry) => entry.sregs(reset),
+            Entry::Ring3(entry) => entry.sregs(index, reset),
             Entry::LongMode(_) => long_mode::sregs(reset),
             Entry::Pvh(_) => pvh::sregs(reset),
         }

@@ -14,7 +14,7 @@ use super::elf::Image;
 
 const OWNER: &[u8] = b"Ballast";
 const NOTE_TYPE: u32 = 1;
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// Selectors every image's GDT must have.
 const RING3_DATA: u16 = 0x1b;
@@ -38,7 +38,12 @@ pub(super) struct Entry {
     page_tables: u64,
     gdt: Table,
     idt: Table,
+    /// vCPU 0's.
     tss: Table,
+    /// From one vCPU's TSS to the next one's, in bytes.
+    tss_stride: u64,
+    /// How many vCPUs it can be entered on.
+    vcpus_max: u64,
 }
 
 /// A descriptor table or the TSS: where it is, and the offset of its last byte.
@@ -59,7 +64,7 @@ impl Entry {
                     "kernel {} has a ring-3 entry note this version cannot read",
                     path.display()
                 ),
-                "rebuild it against the boot contract in docs/probe-guest.md, version 1",
+                "rebuild it against the boot contract in docs/probe-guest.md, version 2",
             )
         })
     }
@@ -77,24 +82,32 @@ impl Entry {
         let instruction = next()?;
         let page_tables = next()?;
         let mut table = || Some(Table { base: next()?, limit: u16::try_from(next()?).ok()? });
-        let entry = Self { instruction, page_tables, gdt: table()?, idt: table()?, tss: table()? };
+        let (gdt, idt, tss) = (table()?, table()?, table()?);
+        let (tss_stride, vcpus_max) = (next()?, next()?);
+        let entry = Self { instruction, page_tables, gdt, idt, tss, tss_stride, vcpus_max };
         page_tables.is_multiple_of(4096).then_some(entry)
     }
 
-    pub(super) fn regs(&self, start_info: u64) -> kvm_regs {
+    /// Whether it can be entered on vCPU `index`; if not, that one waits for ever.
+    pub(super) fn takes(&self, index: u32) -> bool {
+        u64::from(index) < self.vcpus_max
+    }
+
+    pub(super) fn regs(&self, index: u32, start_info: u64) -> kvm_regs {
         kvm_regs {
             rip: self.instruction,
             rdi: start_info,
+            rsi: index.into(),
             rflags: RFLAGS_INTERRUPTS_OFF,
             ..Default::default()
         }
     }
 
-    pub(super) fn sregs(&self, reset: kvm_sregs) -> kvm_sregs {
+    pub(super) fn sregs(&self, index: u32, reset: kvm_sregs) -> kvm_sregs {
         let data = segment(RING3_DATA, SEGMENT_DATA_RW_ACCESSED);
         let code = kvm_segment { l: 1, db: 0, ..segment(RING3_CODE, SEGMENT_CODE_RX_ACCESSED) };
         let tr = kvm_segment {
-            base: self.tss.base,
+            base: self.tss.base.wrapping_add(self.tss_stride.wrapping_mul(index.into())),
             limit: u32::from(self.tss.limit),
             selector: TSS,
             type_: SEGMENT_TSS_BUSY,

@@ -83,7 +83,9 @@ impl Mini {
 
     /// A further vCPU, which nothing runs.
     pub(crate) fn add_vcpu(&self, index: u64) -> io::Result<VcpuFd> {
-        Ok(self.vm.create_vcpu(index)?)
+        let vcpu = self.vm.create_vcpu(index)?;
+        vcpu.set_cpuid2(&self.vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES)?)?;
+        Ok(vcpu)
     }
 
     pub(crate) fn memory(&self) -> &GuestRam {
