@@ -102,8 +102,24 @@ impl Machine {
     pub(crate) fn resume(&self) -> Result<(), Refusal> {
         self.devices.acquire_disks()?;
         self.devices.resume();
+        self.excuse_the_pause();
         self.vcpus.resume();
         Ok(())
+    }
+
+    /// Tells a guest that has a kvmclock that it stood still, so that its watchdogs forgive it
+    /// (api.rst 4.70, `KVM_KVMCLOCK_CTRL`). One without is told nothing.
+    fn excuse_the_pause(&self) {
+        if self.vcpus.is_running() {
+            return;
+        }
+        let told = self.vcpus.each(|_, vcpu| match vcpu.kvmclock_ctrl() {
+            Err(error) if error.errno() != libc::EINVAL => Err(error),
+            _ => Ok(()),
+        });
+        if let Err(error) = told {
+            tracing::warn!(%error, "the guest could not be told that it stood still");
+        }
     }
 
     /// Ends the guest for good. What its devices have begun is finished.

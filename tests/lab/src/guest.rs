@@ -20,7 +20,8 @@ use crate::modules;
 use crate::refuse;
 
 /// Modules of a guest: the bus and the devices that `ballast-vmm` has.
-const MODULES: [&str; 4] = ["virtio_mmio", "virtio_blk", "virtio_net", "virtio-rng"];
+const MODULES: [&str; 5] =
+    ["virtio_mmio", "virtio_blk", "virtio_net", "virtio-rng", "pvpanic-mmio"];
 const INIT: &[u8] = include_bytes!("../files/guest-init");
 /// Where hosts have the guest's files.
 const KERNEL: &str = "/vm/vmlinuz";

@@ -1,7 +1,7 @@
 //! The ACPI tables a Linux guest finds its hardware in.
 //!
 //! ```text
-//!   RSDP ──▶ XSDT ──▶ FADT ──▶ DSDT   COM1, virtio devices, _S5_
+//!   RSDP ──▶ XSDT ──▶ FADT ──▶ DSDT   COM1, pvpanic, virtio devices, _S5_
 //!                └──▶ MADT            local APIC per vCPU, IOAPIC
 //! ```
 //!
@@ -40,6 +40,8 @@ const COM1: (u16, u32) = (0x3f8, 4);
 /// IAPC_BOOT_ARCH (table 5.11): no VGA to probe, no CMOS clock. The bits for
 /// legacy devices and an 8042 stay clear: there are none.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
+/// The pvpanic device, as QEMU has it and Linux's `pvpanic-mmio` knows it.
+const PVPANIC_HID: &str = "QEMU0001";
 /// The virtio-mmio device of the specification's appendix and of Linux's `virtio_mmio`.
 const VIRTIO_MMIO_HID: &str = "LNRO0005";
 const ALIGN: usize = 64;
@@ -132,6 +134,7 @@ fn madt(vcpus: u32) -> Result<Sdt, Refusal> {
 fn dsdt(devices: &[MmioDevice]) -> Result<Sdt, Refusal> {
     let mut dsdt = sdt(*b"DSDT", DSDT_REVISION);
     dsdt.append_slice(&com1());
+    dsdt.append_slice(&pvpanic());
     for (number, device) in devices.iter().enumerate() {
         dsdt.append_slice(&virtio(number, *device)?);
     }
@@ -149,6 +152,15 @@ fn com1() -> Vec<u8> {
     let number = Name::new(Path::new("_UID"), &aml::ZERO);
     let resources = Name::new(Path::new("_CRS"), &resources);
     let device = Device::new(Path::new("COM1"), vec![&id, &number, &resources]);
+    bytes(&Scope::new(Path::new("_SB_"), vec![&device]))
+}
+
+fn pvpanic() -> Vec<u8> {
+    let port = IO::new(power::PANIC_PORT, power::PANIC_PORT, 1, 1);
+    let id = Name::new(Path::new("_HID"), &PVPANIC_HID);
+    let resources = ResourceTemplate::new(vec![&port]);
+    let resources = Name::new(Path::new("_CRS"), &resources);
+    let device = Device::new(Path::new("PEVT"), vec![&id, &resources]);
     bytes(&Scope::new(Path::new("_SB_"), vec![&device]))
 }
 
