@@ -35,7 +35,7 @@ lab: bootstrap-lab
 	$(CARGO) run --quiet -p ballast-lab -- show $(LAB_ARGS)
 
 test-lab: bootstrap-test
-	$(CARGO) nextest run -p ballast-lab --run-ignored all --no-capture
+	$(CARGO) nextest run -p ballast-lab --no-capture
 
 lint: bootstrap-test
 	$(CARGO) fmt --all --check

@@ -17,7 +17,6 @@ const MEMORY_MIB: u64 = 192;
 
 // One test: a lab takes longer to start than each of these takes.
 #[test]
-#[ignore = "takes up to five minutes on a busy machine; make test-lab runs it"]
 fn linux_guests_are_confined_and_end_with_a_reason() {
     let dir = tempfile::tempdir().unwrap();
     let guest = LinuxGuest::write(dir.path()).unwrap();
@@ -53,6 +52,7 @@ fn linux_guests_are_confined_and_end_with_a_reason() {
     check_baseline(&smp);
     check_confined(host, &smp);
     check_bad_input(&cluster, host);
+    check_panic(&smp);
 
     lab.shut_down().unwrap();
 }
@@ -97,6 +97,14 @@ fn check_confined(host: &Host, vm: &LinuxVm<'_>) {
     let used: u64 = file("memory.current").parse().unwrap();
     assert!((32 << 20..memory).contains(&used), "{used}");
     assert!(!file("cpu.stat").contains("usage_usec 0\n"));
+}
+
+/// A kernel that panics is a crash with that reason, whatever it would have done next.
+fn check_panic(vm: &LinuxVm<'_>) {
+    vm.leave("echo c >/proc/sysrq-trigger").unwrap();
+    let said = vm.ended().unwrap();
+    println!("{}: {said}", vm.name());
+    assert!(said.starts_with("crash: the guest's kernel panicked"), "{said}");
 }
 
 /// What cannot be is refused with its reason; nothing of it is left.
