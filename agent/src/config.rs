@@ -13,6 +13,7 @@ use ballast_proto::convert::vm::{LABEL_BYTES_MAX, LABELS_MAX};
 use serde::Deserialize;
 
 use crate::vm::dir::{STATE_DIR_BYTES_MAX, socket_fits};
+use crate::vm::disks::LocalDisks;
 
 /// What stands in the configuration file.
 #[derive(Debug, Clone, Deserialize)]
@@ -69,6 +70,9 @@ pub struct VmmConfig {
     pub cgroup: Option<PathBuf>,
     /// Where snapshots may be written to.
     pub snapshot_dirs: Vec<PathBuf>,
+    /// Where the paths of local disks begin on this host: such a disk's `/web-1.img` is that file
+    /// beneath it.
+    pub disk_root: PathBuf,
 }
 
 impl Default for VmmConfig {
@@ -80,6 +84,7 @@ impl Default for VmmConfig {
             cpus: Vec::new(),
             cgroup: None,
             snapshot_dirs: vec!["/var/lib/ballast/snapshots".into()],
+            disk_root: "/".into(),
         }
     }
 }
@@ -195,6 +200,13 @@ impl Config {
         self.load_scope.unwrap_or(if share { LoadScope::Share } else { LoadScope::Machine })
     }
 
+    /// The files of local disks; none where VMs have no files.
+    pub fn local_disks(&self) -> Option<LocalDisks> {
+        let VmmConfig { disk_root, user, .. } = &self.vmm;
+        (self.driver == DriverChoice::Kvm)
+            .then(|| LocalDisks { root: disk_root.clone(), user: *user })
+    }
+
     /// Checks what the types alone do not.
     ///
     /// # Errors
@@ -243,9 +255,12 @@ impl Config {
         }
         let relative = |path: &&PathBuf| !path.is_absolute();
         let paths = self.vmm.snapshot_dirs.iter().chain(&self.vmm.cgroup);
-        if let Some(path) = { paths }.find(relative) {
+        if let Some(path) = paths.chain([&self.vmm.disk_root]).find(relative) {
             return invalid(
-                format!("{} in vmm.snapshot_dirs or vmm.cgroup is relative", path.display()),
+                format!(
+                    "{} in vmm.snapshot_dirs, vmm.cgroup or vmm.disk_root is relative",
+                    path.display()
+                ),
                 "write it as an absolute path".into(),
             );
         }

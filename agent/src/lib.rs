@@ -151,6 +151,7 @@ impl Agent {
             migrations,
             migration_address: config.migration_address,
             link: config.link,
+            disks: config.local_disks(),
         });
         let host = Host::adopt(context, capacity).await?;
         readiness.met(READY_DRIVER);

@@ -3,8 +3,9 @@
 //! All of it is part of a VM's specification: written by its owner, the same on
 //! every host, checked here for everything that can be told without a host.
 
+use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,24 @@ pub struct DiskSpec {
 
 fn yes() -> bool {
     true
+}
+
+impl DiskSpec {
+    /// Where it is on a host whose local disks are beneath `root`: a shared one is where its path says.
+    pub fn place(&self, root: &Path) -> PathBuf {
+        if self.shared {
+            return self.path.clone();
+        }
+        root.join(self.path.strip_prefix("/").unwrap_or(&self.path))
+    }
+
+    /// Where a local one is while it arrives for `vm`, until the VM runs on that host: beside its
+    /// [`place`](Self::place). What is there under this name is the VM's disk, or was to become it.
+    pub fn arrival(&self, root: &Path, vm: &VmId) -> PathBuf {
+        let mut name = OsString::from(self.place(root));
+        name.push(format!(".{vm}.arriving"));
+        name.into()
+    }
 }
 
 /// One virtio network device.

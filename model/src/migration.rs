@@ -154,13 +154,20 @@ pub struct Progress {
     pub bytes_remaining: Bytes,
     /// Guest memory in all.
     pub bytes_total: Bytes,
+    /// What the disks that go along held at the beginning; zero when none does.
+    pub disk_bytes_total: Bytes,
+    /// Contents of disks sent so far, those written meanwhile counted again.
+    pub disk_bytes_sent: Bytes,
+    /// Contents of disks still to be sent.
+    pub disk_bytes_remaining: Bytes,
     /// Pages that held only zeroes and went as a mark.
     pub pages_zero: u64,
     /// Since the source began to send.
     pub elapsed: Duration,
     /// What goes over the link now; zero until known.
     pub rate: BytesPerSec,
-    /// What the guest wrote during the last round, pages written twice counted once.
+    /// What the guest wrote during the last round, to memory and to disks that go along, what was
+    /// written twice counted once.
     pub dirty_rate: BytesPerSec,
     /// What the switchover would take after the last round; zero until known.
     pub expected_downtime: Duration,
@@ -177,7 +184,7 @@ impl Progress {
     /// None when that is not known, or never at these rates.
     pub fn eta(&self) -> Option<Duration> {
         let gain = self.rate.get().checked_sub(self.dirty_rate.get()).filter(|gain| *gain > 0)?;
-        self.bytes_remaining.time_at(BytesPerSec(gain))
+        (self.bytes_remaining + self.disk_bytes_remaining).time_at(BytesPerSec(gain))
     }
 }
 

@@ -9,6 +9,7 @@
 //! (4.71) before any vCPU; memory slots before a vCPU runs; `KVM_SET_CPUID2`
 //! (4.20) before any register is set, because KVM checks them against it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,13 +64,14 @@ struct Parts {
 }
 
 impl Machine {
-    /// A machine about to run its kernel's first instruction, paused.
+    /// A machine about to run its kernel's first instruction, paused. Its local disks are beneath
+    /// `disk_root`.
     ///
     /// # Errors
     /// `NotFound` and others for the kernel (see [`boot::load`]),
     /// `CapacityExceeded` for memory, `HostFailure` and `Unsupported` for KVM.
-    pub(crate) fn boot(spec: &VmSpec, on_end: &OnEnd) -> Result<Self, Refusal> {
-        let parts = Parts::build(spec, Beginning::Boot)?;
+    pub(crate) fn boot(spec: &VmSpec, disk_root: &Path, on_end: &OnEnd) -> Result<Self, Refusal> {
+        let parts = Parts::build(spec, disk_root, Beginning::Boot)?;
         let devices: Vec<_> = parts.devices.slots().map(mmio_device).collect();
         let order = boot::Order {
             kernel: &spec.kernel,
@@ -86,12 +88,17 @@ impl Machine {
         parts.assemble(on_end)
     }
 
-    /// A machine without contents, paused.
+    /// A machine without contents, paused, for a state to be loaded into.
     ///
     /// # Errors
     /// `CapacityExceeded` for memory, `HostFailure` and `Unsupported` for KVM.
-    pub(crate) fn empty(spec: &VmSpec, on_end: &OnEnd) -> Result<Self, Refusal> {
-        Parts::build(spec, Beginning::Arrival)?.assemble(on_end)
+    pub(crate) fn empty(
+        spec: &VmSpec,
+        disk_root: &Path,
+        beginning: Beginning,
+        on_end: &OnEnd,
+    ) -> Result<Self, Refusal> {
+        Parts::build(spec, disk_root, beginning)?.assemble(on_end)
     }
 
     /// Lets the guest run, its devices first, and before them makes the disks this machine's.
@@ -158,7 +165,7 @@ impl Machine {
 }
 
 impl Parts {
-    fn build(spec: &VmSpec, beginning: Beginning) -> Result<Self, Refusal> {
+    fn build(spec: &VmSpec, disk_root: &Path, beginning: Beginning) -> Result<Self, Refusal> {
         let kvm = kvm::open()?;
         let cpu = cpu::baseline::apply(&CpuModel::of_host(kvm)?, spec.cpu)?;
         check_limits(kvm, spec)?;
@@ -190,7 +197,7 @@ impl Parts {
             msrs,
         };
         let vm = Arc::new(vm);
-        let devices = Arc::new(Devices::new(&vm, memory.mmap(), spec, beginning)?);
+        let devices = Arc::new(Devices::new(&vm, memory.mmap(), spec, disk_root, beginning)?);
         Ok(Self { fds, devices, vm, traits, memory })
     }
 

@@ -65,6 +65,9 @@ struct Args {
     /// Write the console's output to this file, too, and keep as much again in the same with .1
     #[arg(long, value_name = "FILE")]
     console_log: Option<PathBuf>,
+    /// Where the paths of disks begin that are not shared between hosts
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    disk_root: PathBuf,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -105,7 +108,7 @@ fn run(args: Args) -> Result<(), Refusal> {
     let own = socket.parent().filter(|dir| !dir.as_os_str().is_empty());
     jail::enter(&args.jail, own.unwrap_or(Path::new(".")))?;
     let runtime = program::runtime(program::Threads::One)?;
-    let outcome = runtime.block_on(serve(&socket, vm, log));
+    let outcome = runtime.block_on(serve(&socket, vm, args.disk_root, log));
     // Work that blocks (a migration's source that waits) ends with the process.
     runtime.shutdown_background();
     outcome
@@ -131,14 +134,20 @@ fn report_cpu(here: &HostCpu, source: Option<&Path>) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// And files that may not grow: whoever writes to them is told.
 fn ignore_hangups() {
-    for signal in [libc::SIGHUP, libc::SIGPIPE] {
+    for signal in [libc::SIGHUP, libc::SIGPIPE, libc::SIGXFSZ] {
         // SAFETY: no handler is installed, only the signal ignored.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
 
-async fn serve(socket: &Path, id: VmId, log: Option<LogFiles>) -> Result<(), Refusal> {
+async fn serve(
+    socket: &Path,
+    id: VmId,
+    disk_root: PathBuf,
+    log: Option<LogFiles>,
+) -> Result<(), Refusal> {
     let quit = signal::shutdown_token().map_err(|error| {
         Refusal::new(
             RefusalCode::HostFailure,
@@ -148,7 +157,7 @@ async fn serve(socket: &Path, id: VmId, log: Option<LogFiles>) -> Result<(), Ref
     })?;
     let listener = bind(socket)?;
     tracing::info!(vm = %id, socket = %socket.display(), "ready");
-    let vm = Vm::new(id, UnrunMark::beside(socket), quit.clone(), log);
+    let vm = Vm::new(id, UnrunMark::beside(socket), disk_root, quit.clone(), log);
     let vm = Arc::new(vm);
     let served = tonic::transport::Server::builder()
         .add_service(VmmServiceServer::new(Api::new(Arc::clone(&vm))))

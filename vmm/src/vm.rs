@@ -25,6 +25,7 @@ use ballast_proto::v1::{MigrationRole as Role, MigrationState as State, VmState}
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::devices::Beginning;
 use crate::devices::console::log::LogFiles;
 use crate::machine::Machine;
 use crate::migration::control::Control;
@@ -42,6 +43,8 @@ pub(crate) struct Vm {
     owned: Mutex<Owned>,
     sampler: Mutex<Sampler>,
     unrun: UnrunMark,
+    /// Where the paths of local disks begin on this host.
+    disk_root: PathBuf,
     /// Until there is a machine to write it.
     console_log: Mutex<Option<LogFiles>>,
     /// Cancelled when the process has nothing left to do.
@@ -144,6 +147,7 @@ impl Vm {
     pub(crate) fn new(
         id: VmId,
         unrun: UnrunMark,
+        disk_root: PathBuf,
         quit: CancellationToken,
         console_log: Option<LogFiles>,
     ) -> Self {
@@ -155,7 +159,8 @@ impl Vm {
             saving: false,
         };
         let console_log = Mutex::new(console_log);
-        Self { id, owned: Mutex::new(owned), sampler: Mutex::default(), unrun, console_log, quit }
+        let (owned, sampler) = (Mutex::new(owned), Mutex::default());
+        Self { id, owned, sampler, unrun, disk_root, console_log, quit }
     }
 
     pub(crate) fn id(&self) -> &VmId {
@@ -179,7 +184,7 @@ impl Vm {
     /// # Errors
     /// `WrongState` when there is a machine already, and those of [`Machine::boot`].
     pub(crate) fn boot(&self, spec: VmSpec, epoch: Epoch) -> Result<(), Refusal> {
-        let machine = self.build(&spec, |spec| Machine::boot(spec, &on_end()))?;
+        let machine = self.build(&spec, |spec| Machine::boot(spec, &self.disk_root, &on_end()))?;
         self.run(&machine)?;
         tracing::info!(%epoch, kernel = %spec.kernel.display(), "the guest runs");
         let mut owned = lock(&self.owned);
@@ -193,7 +198,8 @@ impl Vm {
     /// # Errors
     /// `WrongState` when there is a machine already, and those of [`snapshot::restore`].
     pub(crate) fn restore(&self, spec: VmSpec, epoch: Epoch, path: &Path) -> Result<(), Refusal> {
-        let machine = self.build(&spec, |spec| snapshot::restore(spec, path, &on_end()))?;
+        let machine =
+            self.build(&spec, |spec| snapshot::restore(spec, &self.disk_root, path, &on_end()))?;
         self.run(&machine)?;
         tracing::info!(%epoch, from = %path.display(), "the guest goes on");
         let mut owned = lock(&self.owned);
@@ -217,7 +223,7 @@ impl Vm {
             owned.saving = true;
             found
         };
-        let saved = snapshot::save(&machine, &spec, path, after);
+        let saved = snapshot::save(&machine, &spec, &self.disk_root, path, after);
         let mut owned = lock(&self.owned);
         owned.saving = false;
         if saved.is_ok() && after == After::Stop {
@@ -241,7 +247,7 @@ impl Vm {
     ) -> Result<Arc<Control>, Refusal> {
         let machine = self.build(&spec, |spec| {
             self.unrun.set()?;
-            Machine::empty(spec, &on_end())
+            Machine::empty(spec, &self.disk_root, Beginning::Arrival, &on_end())
         })?;
         let control = Control::new(migration, self.id.clone(), Role::Destination, State::Listening);
         let control = Arc::new(control);

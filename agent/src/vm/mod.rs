@@ -12,6 +12,7 @@
 //! | [`aborted`] | what was called off here, kept until the controller has heard of it |
 //! | [`record`] | what must be known after a restart |
 //! | [`dir`] | where it is kept on disk |
+//! | [`disks`] | the files of its local disks |
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use dir::StateDir;
 pub mod aborted;
 pub mod accept;
 pub mod dir;
+pub mod disks;
 pub mod owner;
 pub mod react;
 pub mod record;
@@ -49,6 +51,8 @@ pub struct Context {
     pub migration_address: std::net::IpAddr,
     /// The host's link.
     pub link: BytesPerSec,
+    /// The files of local disks; none where VMs have no files.
+    pub disks: Option<disks::LocalDisks>,
 }
 
 /// Where a destination listens, and what it wants to be shown.

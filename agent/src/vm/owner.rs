@@ -168,6 +168,9 @@ impl Owner {
             }
         }
         info!(vm = %self.vm, state = ?seen.state, "adopted");
+        if self.phase == Phase::Running {
+            self.keep_disks();
+        }
         self.publish();
         self.machine_changed().await;
         Ok(())
@@ -363,6 +366,8 @@ impl Owner {
                 }
                 self.publish();
                 self.end_migration(MigrationState::Finished, None);
+                self.end_machine().await?;
+                self.remove_disks().await;
                 self.discard().await?;
                 info!(vm = %self.vm, %migration, "the VM runs elsewhere now");
             }
@@ -546,6 +551,9 @@ impl Owner {
         self.dir.create()?;
         record.store(&self.dir)?;
         self.record = Some(record.clone());
+        if let (Some(_), Some(disks)) = (&record.incoming, &self.context.disks) {
+            disks.expect(&record.spec)?;
+        }
         let machine = self.context.driver.spawn(&record.spec, restore_from, &self.dir).await?;
         self.take(machine.clone());
         record.process = machine.process();
@@ -565,19 +573,42 @@ impl Owner {
     fn settled(&mut self) -> Result<(), Refusal> {
         self.phase = Phase::Running;
         self.publish();
+        self.keep_disks();
         self.change_record(|record| record.incoming = None)
     }
 
     fn stopped(&mut self, detail: &str) {
         self.drop_question();
         self.phase = Phase::Stopped;
+        // It was here: what came with it is its own, whatever ended it.
+        self.keep_disks();
         let stored = self.change_record(|record| {
             record.ended.get_or_insert_with(|| detail.to_owned());
+            record.incoming = None;
         });
         if let Err(refusal) = stored {
             error!(vm = %self.vm, %refusal, "cannot record that the VM has stopped");
         }
         self.publish();
+    }
+
+    /// Gives the disks that came with the VM their names. It runs without, too.
+    fn keep_disks(&self) {
+        let (Some(record), Some(disks)) = (&self.record, &self.context.disks) else { return };
+        if let Err(refusal) = disks.keep(&record.spec) {
+            error!(vm = %self.vm, %refusal, "a disk that came with the VM has not got its name");
+        }
+    }
+
+    /// Removes the disks of a VM that runs elsewhere, with its own. Freeing a large file takes
+    /// its time.
+    async fn remove_disks(&self) {
+        let (Some(record), Some(disks)) = (&self.record, &self.context.disks) else { return };
+        let (spec, disks) = (record.spec.clone(), disks.clone());
+        let removed = tokio::task::spawn_blocking(move || disks.remove(&spec)).await;
+        if let Ok(Err(refusal)) = removed {
+            error!(vm = %self.vm, %refusal, "a disk stays behind; the VM cannot come back before it is removed");
+        }
     }
 
     fn change_record(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), Refusal> {
@@ -602,14 +633,27 @@ impl Owner {
         }
     }
 
-    /// Ends the machine and removes what is kept of the VM.
-    async fn discard(&mut self) -> Result<(), Refusal> {
-        self.drop_question();
+    async fn end_machine(&mut self) -> Result<(), Refusal> {
         if let Some(machine) = &self.machine {
             machine.shutdown().await?;
         }
         self.machine_view = self.no_machine.subscribe();
         self.machine = None;
+        Ok(())
+    }
+
+    /// Ends the machine and removes what is kept of the VM; of one that was to come here its
+    /// disks, too.
+    async fn discard(&mut self) -> Result<(), Refusal> {
+        self.drop_question();
+        let may_have_run = self.proof().may_have_run();
+        self.end_machine().await?;
+        if let (Some(record), Some(disks)) = (&self.record, &self.context.disks)
+            && record.incoming.is_some()
+        {
+            // In doubt what has arrived may be the only copy.
+            if may_have_run { self.keep_disks() } else { disks.forget(&record.spec)? }
+        }
         self.dir.remove()?;
         self.record = None;
         self.phase = Phase::Empty;

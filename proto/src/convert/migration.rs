@@ -50,6 +50,9 @@ impl From<Progress> for v1::MigrationProgress {
             bytes_sent: progress.bytes_sent.get(),
             bytes_remaining: progress.bytes_remaining.get(),
             bytes_total: progress.bytes_total.get(),
+            disk_bytes_total: progress.disk_bytes_total.get(),
+            disk_bytes_sent: progress.disk_bytes_sent.get(),
+            disk_bytes_remaining: progress.disk_bytes_remaining.get(),
             pages_zero: progress.pages_zero,
             elapsed_micros: micros(progress.elapsed),
             rate_bytes_per_sec: progress.rate.get(),
@@ -70,6 +73,9 @@ impl From<v1::MigrationProgress> for Progress {
             bytes_sent: Bytes(message.bytes_sent),
             bytes_remaining: Bytes(message.bytes_remaining),
             bytes_total: Bytes(message.bytes_total),
+            disk_bytes_total: Bytes(message.disk_bytes_total),
+            disk_bytes_sent: Bytes(message.disk_bytes_sent),
+            disk_bytes_remaining: Bytes(message.disk_bytes_remaining),
             pages_zero: message.pages_zero,
             elapsed: Duration::from_micros(message.elapsed_micros),
             rate: BytesPerSec(message.rate_bytes_per_sec),
@@ -119,15 +125,20 @@ mod tests {
         fn any_progress()(
             rounds: u32, sent: u64, remaining: u64, total: u64, pages_zero: u64,
             (rate, dirty_rate, throttle_percent, streams) in any::<(u64, u64, u8, u32)>(),
+            disks in any::<[u64; 3]>(),
             times in prop::array::uniform8(0u64..1 << 50),
         ) -> Progress {
             let [expected_downtime, elapsed, last_pass, state_save, send, load, commit, resume] =
                 times.map(Duration::from_micros);
+            let [disk_bytes_total, disk_bytes_sent, disk_bytes_remaining] = disks.map(Bytes);
             Progress {
                 rounds,
                 bytes_sent: Bytes(sent),
                 bytes_remaining: Bytes(remaining),
                 bytes_total: Bytes(total),
+                disk_bytes_total,
+                disk_bytes_sent,
+                disk_bytes_remaining,
                 pages_zero,
                 elapsed,
                 rate: BytesPerSec(rate),

@@ -13,7 +13,7 @@
 //! stopped after the vCPUs ([`Devices::pause`]) and go on before them
 //! ([`Devices::resume`]).
 
-mod block;
+pub(crate) mod block;
 pub(crate) mod console;
 mod net;
 pub(crate) mod rate_limit;
@@ -24,6 +24,7 @@ mod steward;
 pub(crate) mod virtio;
 mod wait;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use ballast_model::{Refusal, RefusalCode, VmSpec};
@@ -31,7 +32,7 @@ use kvm_ioctls::VmFd;
 
 use crate::codec::{Decoder, Encoder, Malformed};
 use crate::memory::GuestRam;
-use block::Block;
+use block::{Block, Disk, Origin};
 use console::port::VirtioConsole;
 use console::{Output, Source};
 use net::Net;
@@ -69,8 +70,10 @@ pub(crate) struct DevicesState {
 pub(crate) enum Beginning {
     /// At its kernel's entry: everything it needs must be free now.
     Boot,
-    /// By loading a state: who saved it may still have what only one can have,
-    /// and gives it up before the state is loaded.
+    /// By loading a state that was saved here or elsewhere: who saved it may still have what only
+    /// one can have, and gives it up before the state is loaded.
+    Restore,
+    /// The same, with a state that a migration brings: local disks come with it.
     Arrival,
 }
 
@@ -94,7 +97,7 @@ fn virtio_devices(
 }
 
 impl Devices {
-    /// All devices of a VM, in reset.
+    /// All devices of a VM, in reset. Its local disks are beneath `disk_root`.
     ///
     /// # Errors
     /// Those of the devices, naming what they lack; `HostFailure` for KVM.
@@ -102,11 +105,18 @@ impl Devices {
         vm: &Arc<VmFd>,
         memory: &GuestRam,
         spec: &VmSpec,
+        disk_root: &Path,
         beginning: Beginning,
     ) -> Result<Self, Refusal> {
         let disks = spec.disks.iter().enumerate();
+        let origin = match beginning {
+            Beginning::Arrival => Origin::Arriving(&spec.id),
+            Beginning::Boot | Beginning::Restore => Origin::Here,
+        };
         let disks = disks
-            .map(|(number, disk)| Block::open(&spec.id, number, disk).map(Arc::new))
+            .map(|(number, disk)| {
+                Block::open(&spec.id, number, disk, disk_root, origin).map(Arc::new)
+            })
             .collect::<Result<Vec<_>, _>>()?;
         if beginning == Beginning::Boot {
             disks.iter().try_for_each(|disk| disk.acquire())?;
@@ -147,6 +157,12 @@ impl Devices {
     /// is better off with one device less than not at all.
     pub(crate) fn resume(&self) {
         self.virtio.iter().for_each(|transport| transport.resume());
+    }
+
+    /// The disks that go along when the VM moves, with their numbers.
+    pub(crate) fn local_disks(&self) -> impl Iterator<Item = (u16, &Arc<Disk>)> {
+        let numbered = (0..).zip(self.disks.iter().map(|block| block.disk()));
+        numbered.filter(|(_, disk)| disk.is_local())
     }
 
     /// Makes the disks this machine's, before it runs. Idempotent.

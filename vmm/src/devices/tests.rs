@@ -19,7 +19,7 @@ const HEADER: u64 = 0x10000;
 const DATA: u64 = 0x20000;
 
 fn have_kvm() -> bool {
-    let have = std::path::Path::new("/dev/kvm").exists();
+    let have = Path::new("/dev/kvm").exists();
     if !have {
         eprintln!("SKIPPED: this machine has no /dev/kvm, so no VM was started");
     }
@@ -27,7 +27,7 @@ fn have_kvm() -> bool {
 }
 
 /// A VM with a disk whose sectors hold their number.
-fn spec(dir: &std::path::Path) -> VmSpec {
+fn spec(dir: &Path) -> VmSpec {
     let path = dir.join("disk");
     let sectors: Vec<u8> = (0..64u8).flat_map(|sector| [sector; 512]).collect();
     std::fs::write(&path, sectors).unwrap();
@@ -39,7 +39,7 @@ fn spec(dir: &std::path::Path) -> VmSpec {
 
 fn machine(spec: &VmSpec) -> Machine {
     let quiet: OnEnd = Arc::new(|_: &_| {});
-    Machine::empty(spec, &quiet).unwrap()
+    Machine::empty(spec, Path::new("/"), Beginning::Arrival, &quiet).unwrap()
 }
 
 fn disk(machine: &Machine) -> &Transport {

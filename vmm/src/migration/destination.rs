@@ -19,6 +19,8 @@ use super::filling::Filling;
 use super::framing::{Frame, Hello, TOKEN_BYTES};
 use super::lobby::Joined;
 use super::negotiation::{Terms, answer};
+use super::storage::compare::DiskComparison;
+use super::storage::landing::Landing;
 use super::stream::Stream;
 use super::verify::Comparison;
 use super::wire::Wire;
@@ -152,7 +154,8 @@ fn fill_memory(
         status.state = State::Transferring;
         status.progress.bytes_total = total;
     });
-    let filling = Filling::new(&machine.memory, control);
+    let landing = Landing::new(&machine.devices);
+    let filling = Filling::new(&machine.memory, control, &landing);
     std::thread::scope(|scope| {
         let mut arrival = Arrival {
             machine,
@@ -161,6 +164,7 @@ fn fill_memory(
             takes_ahead: false,
             state: Vec::new(),
             comparison: Comparison::default(),
+            disk_comparison: DiskComparison::default(),
         };
         let outcome = arrival.phases(scope, stream, terms, joined);
         // What another connection failed of is why this one was stopped.
@@ -180,6 +184,7 @@ struct Arrival<'a> {
     takes_ahead: bool,
     state: Vec<u8>,
     comparison: Comparison,
+    disk_comparison: DiskComparison,
 }
 
 impl<'a> Arrival<'a> {
@@ -204,11 +209,15 @@ impl<'a> Arrival<'a> {
                 }
                 Frame::Round { number } => {
                     filling.await_all(number)?;
+                    filling.landing.sync()?;
                     filling.progress(Some(number));
                     stream.send(&Frame::RoundDone { number })?;
                 }
                 Frame::Hashes { first, hashes } if terms.verify => {
                     self.comparison.compare(&self.machine.memory, first, &hashes)?;
+                }
+                Frame::DiskHashes { disk, first, hashes } if terms.verify => {
+                    self.disk_comparison.compare(filling.landing, disk, first, &hashes)?;
                 }
                 Frame::State(chunk) => self.take_state(&chunk)?,
                 Frame::End { state_bytes, state_hash } => {
@@ -277,7 +286,10 @@ impl<'a> Arrival<'a> {
         }
         if terms.verify {
             self.comparison.finish(self.machine.memory.layout().pages())?;
+            self.disk_comparison.finish(self.filling.landing)?;
         }
+        // What the last pass brought: after READY the source's disks may be gone.
+        self.filling.landing.sync()?;
         let state = MachineState::decode(&self.state)?;
         self.machine.load(&state).map_err(|refusal| {
             Refusal::new(

@@ -1,4 +1,4 @@
-//! What arrives, into guest memory: from any number of connections at a time.
+//! What arrives, into guest memory and onto disks: from any number of connections at a time.
 //!
 //! ```text
 //!   first connection ──▶ main: pages, rounds, hashes, state, End
@@ -21,6 +21,7 @@ use super::Trouble;
 use super::control::Control;
 use super::framing::Frame;
 use super::sender::add_to_runs;
+use super::storage::landing::Landing;
 use super::stream::{Handle, Stream};
 use crate::codec::Malformed;
 use crate::memory::Memory;
@@ -35,6 +36,7 @@ const LAG_MAX: Duration = Duration::from_secs(30);
 pub(crate) struct Filling<'a> {
     memory: &'a Memory,
     control: &'a Control,
+    pub(super) landing: &'a Landing,
     /// Pages that are no longer as fresh memory is.
     written: AtomicPageSet,
     zeroes: AtomicU64,
@@ -62,11 +64,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<'a> Filling<'a> {
-    pub(crate) fn new(memory: &'a Memory, control: &'a Control) -> Self {
+    pub(crate) fn new(memory: &'a Memory, control: &'a Control, landing: &'a Landing) -> Self {
         let now = Instant::now();
         Self {
             memory,
             control,
+            landing,
             written: AtomicPageSet::empty(memory.layout().pages()),
             zeroes: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -169,6 +172,14 @@ impl<'a> Filling<'a> {
             }
             Frame::Runs(runs) => self.take_runs(stream, &runs)?,
             Frame::Zero(runs) => self.take_zeroes(&runs)?,
+            Frame::DiskData { disk, offset, bytes } => {
+                self.landing.take_data(stream, disk, offset, bytes)?;
+                self.bytes.fetch_add(bytes.into(), Ordering::Relaxed);
+                self.report();
+            }
+            Frame::DiskZero { disk, offset, bytes } => {
+                self.landing.take_zeroes(disk, offset, bytes)?;
+            }
             _ => return Err(Malformed("the order of frames").into()),
         }
         if self.control.verdict().is_some() {
@@ -224,6 +235,7 @@ impl<'a> Filling<'a> {
             let progress = &mut status.progress;
             progress.rounds = round.unwrap_or(progress.rounds);
             progress.bytes_sent = Bytes(self.bytes());
+            progress.disk_bytes_sent = self.landing.received();
             progress.pages_zero = self.zeroes.load(Ordering::Relaxed);
             progress.elapsed = elapsed;
         });
@@ -232,15 +244,15 @@ impl<'a> Filling<'a> {
 
 /// A set of pages that several threads change.
 #[derive(Debug)]
-struct AtomicPageSet(Vec<AtomicU64>);
+pub(super) struct AtomicPageSet(Vec<AtomicU64>);
 
 impl AtomicPageSet {
-    fn empty(pages: u64) -> Self {
+    pub(super) fn empty(pages: u64) -> Self {
         Self((0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
     }
 
     /// Adds `count` pages from `first` on. Those that do not exist have been refused before.
-    fn insert(&self, first: u64, count: u64) {
+    pub(super) fn insert(&self, first: u64, count: u64) {
         let mut page = first;
         while page < first + count {
             let end = (first + count).min((page / 64 + 1) * 64);
@@ -252,8 +264,14 @@ impl AtomicPageSet {
         }
     }
 
+    /// Whether it is in it.
+    pub(super) fn contains(&self, page: u64) -> bool {
+        let word = usize::try_from(page / 64).ok().and_then(|at| self.0.get(at));
+        word.is_some_and(|word| word.load(Ordering::Relaxed) & 1 << (page % 64) != 0)
+    }
+
     /// Takes a page out; whether it was there.
-    fn remove(&self, page: u64) -> bool {
+    pub(super) fn remove(&self, page: u64) -> bool {
         let bit = 1 << (page % 64);
         let word = usize::try_from(page / 64).ok().and_then(|at| self.0.get(at));
         word.is_some_and(|word| {

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use ballast_model::{MigrationId, Refusal, RefusalCode, VmId};
 
+use super::storage::{self, DATA_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::codec::{Decoder, Encoder, Malformed};
 
 /// The versions this build speaks, lowest and highest.
 ///
 /// Version 1 has one connection and names pages one by one. Version 2 has as many as both want,
-/// names runs of pages, and says beforehand where memory is.
+/// names runs of pages, says beforehand where memory is, and takes disks along (see `storage`).
 pub(crate) const VERSIONS: (u16, u16) = (1, 2);
 /// The longest body, in bytes.
 pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
@@ -162,6 +163,12 @@ pub(crate) enum Frame {
     RoundDone { number: u32 },
     /// Hashes of all pages from `first` on; see `verify`.
     Hashes { first: u64, hashes: Vec<u64> },
+    /// A piece of a disk, in whole grains; its contents follow the frame.
+    DiskData { disk: u16, offset: u64, bytes: u32 },
+    /// A piece of a disk, in whole grains, that is zero.
+    DiskZero { disk: u16, offset: u64, bytes: u32 },
+    /// Hashes of all grains of a disk from `first` on; see `storage::compare`.
+    DiskHashes { disk: u16, first: u64, hashes: Vec<u64> },
     /// A piece of the machine's state.
     State(Vec<u8>),
     /// Source: that was all. `state_hash` is the xxh3 of the whole state.
@@ -189,6 +196,9 @@ mod kind {
     pub(super) const ACCEPT_STREAMS: u16 = 13;
     pub(super) const PRESENT: u16 = 14;
     pub(super) const RUNS: u16 = 15;
+    pub(super) const DISK_DATA: u16 = 16;
+    pub(super) const DISK_ZERO: u16 = 17;
+    pub(super) const DISK_HASHES: u16 = 18;
 }
 
 impl Frame {
@@ -245,6 +255,19 @@ impl Frame {
                 to.u64(*first);
                 hashes.iter().for_each(|&hash| _ = to.u64(hash));
                 kind::HASHES
+            }
+            Self::DiskData { disk, offset, bytes } => {
+                to.u16(*disk).u64(*offset).u32(*bytes);
+                kind::DISK_DATA
+            }
+            Self::DiskZero { disk, offset, bytes } => {
+                to.u16(*disk).u64(*offset).u32(*bytes);
+                kind::DISK_ZERO
+            }
+            Self::DiskHashes { disk, first, hashes } => {
+                to.u16(*disk).u64(*first);
+                hashes.iter().for_each(|&hash| _ = to.u64(hash));
+                kind::DISK_HASHES
             }
             Self::State(bytes) => {
                 to.raw(bytes);
@@ -305,6 +328,19 @@ impl Frame {
                 let first = from.u64(WHAT)?;
                 Self::Hashes { first, hashes: words(&mut from, body.len() - 8, HASHES_MAX)? }
             }
+            kind::DISK_DATA => {
+                let (disk, offset) = (from.u16(WHAT)?, from.u64(WHAT)?);
+                Self::DiskData { disk, offset, bytes: at_most(from.u32(WHAT)?, DATA_BYTES_MAX)? }
+            }
+            kind::DISK_ZERO => {
+                let (disk, offset) = (from.u16(WHAT)?, from.u64(WHAT)?);
+                Self::DiskZero { disk, offset, bytes: at_most(from.u32(WHAT)?, ZERO_BYTES_MAX)? }
+            }
+            kind::DISK_HASHES => {
+                let (disk, first) = (from.u16(WHAT)?, from.u64(WHAT)?);
+                let hashes = words(&mut from, body.len() - 10, storage::HASHES_MAX)?;
+                Self::DiskHashes { disk, first, hashes }
+            }
             kind::STATE if body.len() <= STATE_CHUNK_BYTES => {
                 Self::State(from.raw(body.len(), WHAT)?.to_vec())
             }
@@ -322,6 +358,10 @@ impl Frame {
         from.finish(WHAT)?;
         Ok(frame)
     }
+}
+
+fn at_most(bytes: u32, max: u32) -> Result<u32, Malformed> {
+    if bytes <= max { Ok(bytes) } else { Err(Malformed("the length of a piece of a disk")) }
 }
 
 /// `bytes` bytes as numbers, at most `max` of them.
@@ -367,6 +407,14 @@ mod tests {
             any::<u32>().prop_map(|number| Frame::Round { number }),
             any::<u32>().prop_map(|number| Frame::RoundDone { number }),
             (any::<u64>(), words(300)).prop_map(|(first, hashes)| Frame::Hashes { first, hashes }),
+            any::<(u16, u64)>()
+                .prop_flat_map(|(disk, offset)| (Just((disk, offset)), 0..=DATA_BYTES_MAX))
+                .prop_map(|((disk, offset), bytes)| Frame::DiskData { disk, offset, bytes }),
+            any::<(u16, u64)>()
+                .prop_flat_map(|(disk, offset)| (Just((disk, offset)), 0..=ZERO_BYTES_MAX))
+                .prop_map(|((disk, offset), bytes)| Frame::DiskZero { disk, offset, bytes }),
+            (any::<(u16, u64)>(), words(300))
+                .prop_map(|((disk, first), hashes)| Frame::DiskHashes { disk, first, hashes }),
             prop::collection::vec(any::<u8>(), 0..2000).prop_map(Frame::State),
             any::<(u64, u64)>()
                 .prop_map(|(state_bytes, state_hash)| Frame::End { state_bytes, state_hash }),
@@ -395,7 +443,7 @@ mod tests {
 
         #[test]
         fn hostile_bytes_are_refused_or_mean_what_they_say(
-            kind in 0u16..20, body in prop::collection::vec(any::<u8>(), 0..400),
+            kind in 0u16..24, body in prop::collection::vec(any::<u8>(), 0..400),
         ) {
             if let Ok(frame) = Frame::decode(kind, &body) {
                 let again = frame.encode();

@@ -15,6 +15,7 @@
 //! | [`throttle`] | slowing the guest down |
 //! | [`source`], [`switchover`] | the phases of the source, straight down, with one place for failure |
 //! | [`filling`] | what arrives, into guest memory |
+//! | [`storage`] | disks that go along |
 //! | [`destination`] | the phases of the destination |
 //! | [`verify`] | hashes of all pages, compared before the destination may run |
 //! | [`control`] | status for whoever watches, verdicts from whoever decides |
@@ -79,6 +80,7 @@ pub(crate) mod negotiation;
 pub(crate) mod round;
 pub(crate) mod sender;
 pub(crate) mod source;
+pub(crate) mod storage;
 pub(crate) mod stream;
 pub(crate) mod switchover;
 pub(crate) mod throttle;

@@ -4,6 +4,7 @@ use ballast_model::{Refusal, RefusalCode};
 
 use super::Trouble;
 use super::framing::{Frame, Hello, STREAMS_MAX, TOKEN_BYTES, VERSIONS};
+use super::storage::{self, DiskTerms};
 use super::stream::Stream;
 use crate::codec::{Decoder, Encoder, Malformed};
 use crate::cpu::CpuModel;
@@ -25,6 +26,8 @@ pub(crate) struct Proposal {
     pub(crate) verify: bool,
     /// From version 2 on: connections it would like; 1 before.
     pub(crate) streams: u16,
+    /// From version 2 on: disks that go along; none before.
+    pub(crate) disks: Vec<DiskTerms>,
 }
 
 /// What both agreed to.
@@ -48,6 +51,7 @@ impl Proposal {
             tsc_khz: machine.traits.tsc_khz,
             verify,
             streams,
+            disks: DiskTerms::of(&machine.devices),
         }
     }
 
@@ -59,6 +63,7 @@ impl Proposal {
         to.u32(self.tsc_khz).u16(self.verify.into());
         if version >= 2 {
             to.u16(self.streams);
+            DiskTerms::encode_all(&self.disks, &mut to);
         }
         to.finish()
     }
@@ -73,6 +78,7 @@ impl Proposal {
             tsc_khz: from.u32(WHAT)?,
             verify: from.u16(WHAT)? == 1,
             streams: if version >= 2 { from.u16(WHAT)? } else { 1 },
+            disks: if version >= 2 { DiskTerms::decode_all(&mut from)? } else { Vec::new() },
         };
         from.finish(WHAT)?;
         Ok(proposal)
@@ -145,12 +151,14 @@ pub(crate) fn propose(
     stream: &mut Stream,
     hello: &Hello,
     proposal: &Proposal,
+    machine: &Machine,
 ) -> Result<Terms, Trouble> {
     stream.send_raw(&hello.encode())?;
     let version = match stream.receive()? {
         Frame::Welcome { version } if (VERSIONS.0..=VERSIONS.1).contains(&version) => version,
         _ => return Err(Malformed("the answer to the greeting").into()),
     };
+    storage::check_leaving(&machine.devices, version)?;
     stream.send(&Frame::Proposal(proposal.encode(version)))?;
     let terms = Terms { version, verify: proposal.verify, streams: 1, key: [0; TOKEN_BYTES] };
     match stream.receive()? {
@@ -178,6 +186,7 @@ pub(crate) fn answer(
     };
     let proposal = Proposal::decode(&bytes, version)?;
     proposal.check(&Proposal::of(machine, proposal.verify, STREAMS_MAX))?;
+    storage::landing::admit(&machine.devices, &proposal.disks)?;
     let terms = Terms {
         version,
         verify: proposal.verify,
@@ -202,7 +211,8 @@ mod tests {
         to.count(0);
         let cpu = CpuModel::decode(&mut Decoder::new(&to.finish())).unwrap();
         let layout = Layout::of_size(Bytes::mib(64));
-        Proposal { layout, vcpus: 2, cpu, tsc_khz: 2_000_000, verify: true, streams: 4 }
+        let disks = vec![DiskTerms { number: 1, bytes: 1 << 20, allocated: 4096 }];
+        Proposal { layout, vcpus: 2, cpu, tsc_khz: 2_000_000, verify: true, streams: 4, disks }
     }
 
     fn check_differs(change: impl Fn(&mut Proposal), expected: &str) {
@@ -250,9 +260,12 @@ mod tests {
     }
 
     #[test]
-    fn the_version_before_has_one_connection() {
+    fn the_version_before_has_one_connection_and_takes_no_disk_along() {
         let before = proposal().encode(1);
-        assert_eq!(Proposal::decode(&before, 1), Ok(Proposal { streams: 1, ..proposal() }));
+        assert_eq!(
+            Proposal::decode(&before, 1),
+            Ok(Proposal { streams: 1, disks: vec![], ..proposal() })
+        );
         assert!(Proposal::decode(&before, 2).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! One round: a set of pages, handed out chunk by chunk to whoever sends next.
+//! One round: a set of pages, and of pieces of disks, handed out chunk by chunk to whoever sends next.
 //!
 //! Senders take chunks as they get done, so that no connection waits for
 //! another. With a log the guest runs: each chunk is taken out of the dirty log
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ballast_model::Refusal;
 
 use super::dirty::{DirtyLog, PageSet};
+use super::storage::mirror::Blocks;
 use crate::memory::{Memory, PAGE_BYTES};
 
 /// Pages of a chunk: 4 MiB of them. A multiple of 64.
@@ -27,6 +28,8 @@ pub(crate) struct Round<'a> {
     next: AtomicU64,
     /// Pages of the set that have not had their turn.
     left: AtomicU64,
+    /// What of the disks goes with it.
+    pub(crate) blocks: Blocks,
 }
 
 impl<'a> Round<'a> {
@@ -38,7 +41,12 @@ impl<'a> Round<'a> {
         log: Option<&'a DirtyLog<'a>>,
     ) -> Self {
         let left = AtomicU64::new(set.count());
-        Self { number, memory, log, set, next: AtomicU64::new(0), left }
+        Self { number, memory, log, set, next: AtomicU64::new(0), left, blocks: Blocks::none() }
+    }
+
+    /// The same with pieces of disks.
+    pub(crate) fn with(self, blocks: Blocks) -> Self {
+        Self { blocks, ..self }
     }
 
     /// Memory of the set that has not had its turn, in bytes.

@@ -131,6 +131,8 @@ pub(crate) struct Sender<'a> {
     /// What it has sent of the frame being collected.
     runs: Vec<(u64, u64)>,
     pages: u64,
+    /// What it reads of disks, used again and again.
+    pub(super) buffer: Vec<u8>,
 }
 
 impl<'a> Sender<'a> {
@@ -141,7 +143,8 @@ impl<'a> Sender<'a> {
         control: &'a Control,
         meters: &'a Meters,
     ) -> Self {
-        Self { stream, version, memory, control, meters, runs: Vec::new(), pages: 0 }
+        let (runs, buffer) = (Vec::new(), Vec::new());
+        Self { stream, version, memory, control, meters, runs, pages: 0, buffer }
     }
 
     /// Sends chunks of the round until none is left, and says so. `between` is called now and then.
@@ -152,6 +155,10 @@ impl<'a> Sender<'a> {
     ) -> Result<(), Trouble> {
         while let Some(chunk) = round.take()? {
             self.send_chunk(round, chunk)?;
+            between(round);
+        }
+        while let Some(chunk) = round.blocks.take() {
+            self.send_blocks(&chunk)?;
             between(round);
         }
         Ok(())
@@ -195,12 +202,17 @@ impl<'a> Sender<'a> {
 
     /// So few that a limited link has several batches a second.
     fn batch_pages(&self) -> u64 {
-        let limit = self.meters.pace().limit;
-        let pages = limit.map(|limit| limit.get() / 8 / PAGE_BYTES as u64);
-        pages.unwrap_or(RUN_PAGES_MAX).clamp(1, RUN_PAGES_MAX)
+        let page = PAGE_BYTES as u64;
+        (self.batch_bytes(RUN_PAGES_MAX * page) / page).max(1)
     }
 
-    fn send_batch(&mut self) -> Result<(), Trouble> {
+    /// The same in bytes, at most `max`.
+    pub(super) fn batch_bytes(&self, max: u64) -> u64 {
+        self.meters.pace().limit.map_or(max, |limit| max.min(limit.get() / 8))
+    }
+
+    /// Whether to go on sending: nobody has ended it, here or there.
+    pub(super) fn check_peer(&mut self) -> Result<(), Trouble> {
         if self.control.verdict().is_some() || self.meters.failed.load(Ordering::Relaxed) {
             return Err(Trouble::Interrupted);
         }
@@ -209,6 +221,17 @@ impl<'a> Sender<'a> {
             self.stream.receive()?;
             return Err(Malformed("the order of frames").into());
         }
+        Ok(())
+    }
+
+    /// Counts what went over the wire, and keeps to the limit.
+    pub(super) fn count(&self, sent: u64) {
+        self.meters.add(sent);
+        self.meters.keep_pace(sent, self.control);
+    }
+
+    fn send_batch(&mut self) -> Result<(), Trouble> {
+        self.check_peer()?;
         if self.runs.is_empty() {
             return Ok(());
         }
@@ -220,9 +243,7 @@ impl<'a> Sender<'a> {
         self.stream.send_pages(&frame, self.memory, &self.runs)?;
         self.runs.clear();
         self.pages = 0;
-        let sent = self.stream.bytes - before;
-        self.meters.add(sent);
-        self.meters.keep_pace(sent, self.control);
+        self.count(self.stream.bytes - before);
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 //! decided what becomes of the guest when something went wrong: see the module
 //! above for *sealed* and *unsealed*.
 
+use std::cell::OnceCell;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use super::link;
 use super::negotiation::{Proposal, Terms, propose};
 use super::round::Round;
 use super::sender::Meters;
+use super::storage::mirror::Mirror;
 use super::stream::Stream;
 use super::throttle::Throttle;
 use crate::codec::Malformed;
@@ -37,6 +39,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a destination may take to have all of a round: what lies in buffers on the way, over
 /// the slowest link.
 const ROUND_DONE_PATIENCE: Duration = Duration::from_secs(120);
+/// Rounds of disks before memory has its turn, and what may be left of them for the rounds of both.
+const DISK_ROUNDS_MAX: u32 = 8;
+const DISK_REST_MAX: Bytes = Bytes::mib(16);
 /// The slowest bandwidth limit taken.
 pub(crate) const BANDWIDTH_MIN: BytesPerSec = BytesPerSec(64 << 10);
 
@@ -51,6 +56,14 @@ pub(crate) struct Order {
     pub(crate) bandwidth: Option<BytesPerSec>,
     /// Connections; none for as many as link and CPUs ask for.
     pub(crate) streams: Option<u16>,
+}
+
+/// How the rounds of memory begin.
+#[derive(Debug, Clone, Copy)]
+struct Beginning {
+    version: u16,
+    /// Rounds of disks before them.
+    rounds: u32,
 }
 
 /// What became of the guest here.
@@ -188,7 +201,9 @@ impl<'a> Source<'a> {
         let (stream, terms) = self.negotiate()?;
         hold("source.negotiated", &self.order.hello.vm);
         let meters = Meters::new(self.order.bandwidth);
-        let log = DirtyLog::start(self.machine)?;
+        let mut mirror = Mirror::start(self.machine)?;
+        // Memory is logged once the disks have had their first turn.
+        let started = OnceCell::new();
         let peer = self.order.peer.clone();
         let common = Common {
             memory: &self.machine.memory,
@@ -200,10 +215,17 @@ impl<'a> Source<'a> {
             let mut crew = Crew::start(scope, common, &peer, terms, stream)?;
             let mut throttle = Throttle::new();
             let slow_down = |percent| throttle.set(scope, &self.machine.vcpus, percent);
-            let copied = self
-                .precopy(&mut crew, &log, &meters, terms.version, slow_down)
-                .and_then(|rest| self.stop_and_copy(&mut crew, &log, &meters, rest))
-                .and_then(|save| self.hand_over(&mut crew, &meters, save));
+            let copy = || {
+                let rounds = self.copy_disks(&mut crew, &meters, &mut mirror)?;
+                let log = DirtyLog::start(self.machine)?;
+                let log = started.get_or_init(|| log);
+                let beginning = Beginning { version: terms.version, rounds };
+                let rest =
+                    self.precopy(&mut crew, log, &meters, &mut mirror, beginning, slow_down)?;
+                let save = self.stop_and_copy(&mut crew, log, &meters, &mut mirror, rest)?;
+                self.hand_over(&mut crew, &meters, &mirror, save)
+            };
+            let copied = copy();
             copied.map_err(|trouble| crew.last_word(trouble))
         })
     }
@@ -237,12 +259,54 @@ impl<'a> Source<'a> {
             link::streams(stream.round_trip(), link::cpus(), self.order.bandwidth)
         });
         let proposal = Proposal::of(self.machine, self.order.verify, streams);
-        let terms = propose(&mut stream, &self.order.hello, &proposal)?;
+        let terms = propose(&mut stream, &self.order.hello, &proposal, self.machine)?;
         let (version, streams) = (terms.version, terms.streams);
         let encrypted = self.order.peer.tls.is_some();
         self.control.update(|status| status.progress.streams = streams.into());
         tracing::info!(version, streams, encrypted, address = %self.order.peer.address, "the destination agreed");
         Ok((stream, terms))
+    }
+
+    /// Copies the disks that go along, and again what is written meanwhile, until further rounds
+    /// would gain little; how many rounds it took.
+    fn copy_disks<'env>(
+        &mut self,
+        crew: &mut Crew<'env>,
+        meters: &Meters,
+        mirror: &mut Mirror,
+    ) -> Result<u32, Trouble>
+    where
+        'a: 'env,
+    {
+        if mirror.is_empty() {
+            return Ok(0);
+        }
+        let total = mirror.total();
+        self.control.update(|status| status.progress.disk_bytes_total = total);
+        let memory = &self.machine.memory;
+        for number in 1..=DISK_ROUNDS_MAX {
+            let blocks = mirror.take();
+            let before = blocks.left();
+            let nothing = PageSet::empty(memory.layout().pages());
+            self.progress(meters, memory.layout().bytes(), |progress| progress.rounds = number);
+            let (bytes, began) = (meters.bytes(), Instant::now());
+            meters.limit(self.order.bandwidth);
+            let round = Round::new(number, memory, nothing, None).with(blocks);
+            let behind = memory.layout().bytes();
+            crew.send(round, |round| self.report(meters, mirror, round, behind))?;
+            hold("source.disks", &self.order.hello.vm);
+            end_round(crew, number)?;
+            self.rate.learn(Bytes(meters.bytes().get() - bytes.get()), meters.busy());
+            if let Some(why) = self.machine.vcpus.ended() {
+                return Err(guest_ended(&why).into());
+            }
+            let (left, time) = (mirror.pending(), began.elapsed());
+            tracing::debug!(number, %before, %left, ?time, "round of disks done");
+            if left <= DISK_REST_MAX || left.get() > before.get() / 2 {
+                return Ok(number);
+            }
+        }
+        Ok(DISK_ROUNDS_MAX)
     }
 
     /// Round after round while the guest runs, until the rest fits the downtime limit. The rest is
@@ -252,7 +316,8 @@ impl<'a> Source<'a> {
         crew: &mut Crew<'env>,
         log: &'env DirtyLog<'env>,
         meters: &Meters,
-        version: u16,
+        mirror: &mut Mirror,
+        beginning: Beginning,
         mut slow_down: impl FnMut(u8),
     ) -> Result<PageSet, Trouble>
     where
@@ -260,16 +325,16 @@ impl<'a> Source<'a> {
     {
         let memory = &self.machine.memory;
         let mut convergence = Convergence::new(self.order.limits.clone());
-        if version >= 2 {
+        if beginning.version >= 2 {
             crew.main.send(&Frame::Present(memory.blocks_present()))?;
         }
         let mut dirty = PageSet::full(memory.layout().pages());
-        for number in 1.. {
+        for number in beginning.rounds + 1.. {
             self.progress(meters, dirty.bytes(), |progress| progress.rounds = number);
             let (before, began) = (meters.bytes(), Instant::now());
             meters.limit(self.order.bandwidth);
-            let round = Round::new(number, memory, dirty, Some(log));
-            crew.send(round, |round| self.report(meters, round))?;
+            let round = Round::new(number, memory, dirty, Some(log)).with(mirror.take());
+            crew.send(round, |round| self.report(meters, mirror, round, Bytes::ZERO))?;
             hold("source.round", &self.order.hello.vm);
             end_round(crew, number)?;
             self.rate.learn(Bytes(meters.bytes().get() - before.get()), meters.busy());
@@ -278,10 +343,11 @@ impl<'a> Source<'a> {
             }
             self.machine.devices.flush_disks()?;
             dirty = log.collect()?;
-            let (time, remaining) = (began.elapsed(), dirty.bytes());
-            let done = RoundDone { number, time, remaining, rate: self.rate };
+            let (time, remaining) = (began.elapsed(), dirty.bytes() + mirror.pending());
+            let done =
+                RoundDone { number: number - beginning.rounds, time, remaining, rate: self.rate };
             let decision = convergence.decide(&done);
-            self.tell(meters, &done, decision);
+            self.tell(meters, mirror, &done, decision);
             trace_round(meters, &done, before, decision);
             match decision {
                 Decision::Continue => {}
@@ -300,9 +366,12 @@ impl<'a> Source<'a> {
     }
 
     /// How the round went.
-    fn tell(&mut self, meters: &Meters, done: &RoundDone, decision: Decision) {
+    fn tell(&mut self, meters: &Meters, mirror: &Mirror, done: &RoundDone, decision: Decision) {
         let estimate = Convergence::estimate(done);
-        self.progress(meters, done.remaining, |progress| {
+        let disks = mirror.pending();
+        let memory = Bytes(done.remaining.get().saturating_sub(disks.get()));
+        self.progress(meters, memory, |progress| {
+            progress.disk_bytes_remaining = disks;
             progress.rate = done.rate.get().unwrap_or_default();
             progress.dirty_rate = BytesPerSec::from_amount(done.remaining, done.time);
             progress.expected_downtime = estimate.unwrap_or_default();
@@ -312,11 +381,15 @@ impl<'a> Source<'a> {
         });
     }
 
-    /// Now and then, how far the round is.
-    fn report(&mut self, meters: &Meters, round: &Round<'_>) {
+    /// Now and then, how far the round is; `behind` is memory that comes after it.
+    fn report(&mut self, meters: &Meters, mirror: &Mirror, round: &Round<'_>, behind: Bytes) {
         if self.reported.elapsed() >= PROGRESS_INTERVAL {
             let rate = meters.rate();
-            self.progress(meters, Bytes(round.left_bytes()), |progress| progress.rate = rate);
+            self.progress(meters, Bytes(round.left_bytes()) + behind, |progress| {
+                progress.rate = rate;
+                progress.disk_bytes_sent = mirror.sent();
+                progress.disk_bytes_remaining = round.blocks.left() + mirror.pending();
+            });
         }
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct Stream {
     wire: Wire,
     /// Bytes sent or received so far, before encryption.
     pub(crate) bytes: u64,
+    /// What was received last that went nowhere else.
+    data: Vec<u8>,
 }
 
 fn io_trouble(what: &'static str) -> impl Fn(std::io::Error) -> Trouble {
@@ -40,7 +42,7 @@ impl Stream {
             tcp.set_read_timeout(Some(IO_TIMEOUT))
         };
         setup().map_err(io_trouble("setting up the connection"))?;
-        Ok(Self { wire, bytes: 0 })
+        Ok(Self { wire, bytes: 0, data: Vec::new() })
     }
 
     /// From now on a read waits for as long as the connection is there: somebody else watches
@@ -106,6 +108,23 @@ impl Stream {
         self.wire.write_all_vectored(&mut slices).map_err(io_trouble("sending pages"))?;
         self.bytes += bytes as u64;
         Ok(())
+    }
+
+    /// Sends a frame and the data that follows it.
+    pub(crate) fn send_data(&mut self, frame: &Frame, data: &[u8]) -> Result<(), Trouble> {
+        let head = frame.encode();
+        let mut slices = [IoSlice::new(&head), IoSlice::new(data)];
+        self.wire.write_all_vectored(&mut slices).map_err(io_trouble("sending a disk"))?;
+        self.bytes += (head.len() + data.len()) as u64;
+        Ok(())
+    }
+
+    /// Receives so many bytes that follow a frame; whoever asks has checked how many.
+    pub(crate) fn receive_data(&mut self, bytes: usize) -> Result<&[u8], Trouble> {
+        self.data.resize(bytes, 0);
+        self.wire.read_exact(&mut self.data).map_err(io_trouble("receiving a disk"))?;
+        self.bytes += bytes as u64;
+        Ok(&self.data)
     }
 
     /// Receives the contents of these runs of pages into guest memory.

@@ -17,6 +17,8 @@ use super::framing::{Frame, HASHES_MAX, STATE_CHUNK_BYTES};
 use super::round::Round;
 use super::sender::{Meters, Sender};
 use super::source::{Source, guest_ended};
+use super::storage::compare;
+use super::storage::mirror::Mirror;
 use super::stream::IO_TIMEOUT;
 use super::verify::hash_page;
 use crate::codec::Malformed;
@@ -49,6 +51,7 @@ impl<'a> Source<'a> {
         crew: &mut Crew<'env>,
         log: &DirtyLog<'_>,
         meters: &Meters,
+        mirror: &mut Mirror,
         rest: PageSet,
     ) -> Result<Save, Trouble>
     where
@@ -68,9 +71,11 @@ impl<'a> Source<'a> {
         self.progress(meters, dirty.bytes(), |progress| progress.rounds += 1);
         meters.limit(None);
         crew.write_patience(STALL_MAX.max(self.order.limits.downtime * 2))?;
-        let alone = dirty.bytes() <= ALONE_BYTES_MAX;
+        // Every request that was begun has ended: this is the last of the disks.
+        let blocks = mirror.take();
+        let alone = dirty.bytes() + blocks.left() <= ALONE_BYTES_MAX;
         let number = self.control.status().progress.rounds;
-        let round = Round::new(number, &self.machine.memory, dirty, None);
+        let round = Round::new(number, &self.machine.memory, dirty, None).with(blocks);
         if alone {
             crew.send_alone(&round)?;
         } else {
@@ -90,6 +95,7 @@ impl<'a> Source<'a> {
         &mut self,
         crew: &mut Crew<'_>,
         meters: &Meters,
+        mirror: &Mirror,
         save: Save,
     ) -> Result<(), Trouble> {
         let began = Instant::now();
@@ -97,6 +103,7 @@ impl<'a> Source<'a> {
             // The destination compares as it takes them.
             crew.write_patience(IO_TIMEOUT)?;
             self.send_hashes(&mut crew.main)?;
+            compare::send_hashes(mirror, &mut crew.main)?;
         }
         for chunk in save.state.chunks(STATE_CHUNK_BYTES) {
             crew.main.send(&Frame::State(chunk.to_vec()))?;
@@ -118,6 +125,8 @@ impl<'a> Source<'a> {
             status.progress.downtime.send = began.elapsed().saturating_sub(load);
             status.progress.bytes_sent = meters.bytes();
             status.progress.bytes_remaining = Bytes::ZERO;
+            status.progress.disk_bytes_remaining = Bytes::ZERO;
+            status.progress.disk_bytes_sent = mirror.sent();
             status.progress.pages_zero = meters.zeroes();
             status.progress.elapsed = elapsed;
         });

@@ -1,7 +1,7 @@
 //! How a disk looked when the snapshot was taken: whether it was written to since.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ballast_model::{DiskSpec, Refusal, RefusalCode};
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Fingerprint {
+    /// As the VM's specification names it.
     path: PathBuf,
     bytes: u64,
     /// Seconds and nanoseconds of the last write; a block device does not keep them.
@@ -17,34 +18,36 @@ pub(super) struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Of every disk the guest can write to.
+    /// Of every disk the guest can write to; local ones are beneath `root`.
     ///
     /// # Errors
     /// `HostFailure` naming a disk that cannot be looked at.
-    pub(super) fn of(disks: &[DiskSpec]) -> Result<Vec<Self>, Refusal> {
-        disks.iter().filter(|disk| !disk.readonly).map(|disk| Self::now(&disk.path)).collect()
+    pub(super) fn of(disks: &[DiskSpec], root: &Path) -> Result<Vec<Self>, Refusal> {
+        disks.iter().filter(|disk| !disk.readonly).map(|disk| Self::now(disk, root)).collect()
     }
 
-    fn now(path: &PathBuf) -> Result<Self, Refusal> {
-        let meta = std::fs::metadata(path).map_err(|error| {
+    fn now(disk: &DiskSpec, root: &Path) -> Result<Self, Refusal> {
+        let place = disk.place(root);
+        let meta = std::fs::metadata(&place).map_err(|error| {
             Refusal::new(
                 RefusalCode::HostFailure,
-                format!("cannot look at disk {}: {error}", path.display()),
+                format!("cannot look at disk {}: {error}", place.display()),
                 "check that the disk is there and may be read",
             )
         })?;
         let device = meta.file_type().is_block_device();
         let modified = (!device).then(|| (meta.mtime(), meta.mtime_nsec()));
-        Ok(Self { path: path.clone(), bytes: meta.len(), modified })
+        Ok(Self { path: disk.path.clone(), bytes: meta.len(), modified })
     }
 
     /// Whether every disk is as it was.
     ///
     /// # Errors
     /// `Conflict` naming the first one that is not, `HostFailure` one that cannot be looked at.
-    pub(super) fn check(then: &[Self]) -> Result<(), Refusal> {
+    pub(super) fn check(then: &[Self], disks: &[DiskSpec], root: &Path) -> Result<(), Refusal> {
+        let now = Self::of(disks, root)?;
         for disk in then {
-            if *disk != Self::now(&disk.path)? {
+            if !now.contains(disk) {
                 return Err(Refusal::new(
                     RefusalCode::Conflict,
                     format!("disk {} was written to since the snapshot", disk.path.display()),
@@ -71,11 +74,13 @@ mod tests {
             shared: true,
             limit: Default::default(),
         };
-        let then = Fingerprint::of(&[disk(false), disk(true)]).unwrap();
+        let disks = [disk(false), disk(true)];
+        let root = Path::new("/");
+        let then = Fingerprint::of(&disks, root).unwrap();
         assert_eq!(then.len(), 1, "a disk that cannot change need not be looked at");
-        Fingerprint::check(&then).unwrap();
+        Fingerprint::check(&then, &disks, root).unwrap();
         std::fs::write(&path, [1; 1024]).unwrap();
-        let refusal = Fingerprint::check(&then).unwrap_err();
+        let refusal = Fingerprint::check(&then, &disks, root).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::Conflict);
         assert!(refusal.reason.contains("disk was written to"), "{refusal}");
     }

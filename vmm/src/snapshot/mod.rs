@@ -26,6 +26,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ballast_model::{Bytes, Refusal, RefusalCode, VmSpec};
 
+use crate::devices::Beginning;
 use crate::machine::Machine;
 use crate::migration::dirty::{DirtyLog, PageSet};
 use crate::migration::negotiation::Proposal;
@@ -67,6 +68,7 @@ pub(crate) struct Saved {
 pub(crate) fn save(
     machine: &Machine,
     spec: &VmSpec,
+    disk_root: &Path,
     path: &Path,
     after: After,
 ) -> Result<Saved, Refusal> {
@@ -85,19 +87,16 @@ pub(crate) fn save(
     let ran = machine.vcpus.is_running();
     let mut writer = Writer::create(path, &header)?;
     let mut paused = Instant::now();
-    let written = write(machine, spec, &mut writer, &mut paused).and_then(|()| writer.finish());
+    let written = write(machine, &mut writer, &mut paused)
+        .and_then(|()| writer.disks(&Fingerprint::of(&spec.disks, disk_root)?))
+        .and_then(|()| writer.finish());
     if ran && (written.is_err() || after == After::GoOn) {
         machine.resume()?;
     }
     Ok(Saved { bytes: written?, paused: paused.elapsed() })
 }
 
-fn write(
-    machine: &Machine,
-    spec: &VmSpec,
-    writer: &mut Writer,
-    paused: &mut Instant,
-) -> Result<(), Refusal> {
+fn write(machine: &Machine, writer: &mut Writer, paused: &mut Instant) -> Result<(), Refusal> {
     let mut set = PageSet::full(machine.memory.layout().pages());
     // Pages that are not zero are in the file already: only for them a zero is news.
     let mut told = PageSet::empty(machine.memory.layout().pages());
@@ -123,8 +122,7 @@ fn write(
     set = log.collect()?;
     write_pages(machine, &set, &mut told, writer, None)?;
     writer.state(&state)?;
-    machine.devices.flush_disks()?;
-    writer.disks(&Fingerprint::of(&spec.disks)?)
+    machine.devices.flush_disks()
 }
 
 fn write_pages(
@@ -171,10 +169,15 @@ pub(crate) fn describe(path: &Path) -> Result<String, Refusal> {
 /// # Errors
 /// Those of [`describe`]; `Conflict` when `spec` is not the VM of the file or a disk was
 /// written to meanwhile; `Incompatible` when this host cannot go on with it; those of [`Machine::empty`].
-pub(crate) fn restore(spec: &VmSpec, path: &Path, on_end: &OnEnd) -> Result<Machine, Refusal> {
+pub(crate) fn restore(
+    spec: &VmSpec,
+    disk_root: &Path,
+    path: &Path,
+    on_end: &OnEnd,
+) -> Result<Machine, Refusal> {
     let (mut reader, header) = Reader::open(path)?;
     same_machine(spec, &header.spec, path)?;
-    let machine = Machine::empty(spec, on_end)?;
+    let machine = Machine::empty(spec, disk_root, Beginning::Restore, on_end)?;
     header.machine.check(&Proposal::of(&machine, false, 1)).map_err(|refusal| {
         let reason = format!(
             "{} (the source is the host the snapshot {} was taken on)",
@@ -185,7 +188,7 @@ pub(crate) fn restore(spec: &VmSpec, path: &Path, on_end: &OnEnd) -> Result<Mach
     })?;
     let contents = reader.contents(&machine.memory)?;
     machine.devices.acquire_disks()?;
-    Fingerprint::check(&contents.disks)?;
+    Fingerprint::check(&contents.disks, &spec.disks, disk_root)?;
     let mut state = MachineState::decode(&contents.state)
         .map_err(|malformed| reader.damaged(&malformed.to_string()))?;
     machine.load(&state)?;

@@ -1,5 +1,6 @@
 //! Saving and loading on the real /dev/kvm, with the probe guest.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,13 +8,14 @@ use ballast_guest::{Console, Params};
 use ballast_model::{Bytes, VmSpec};
 
 use super::*;
+use crate::devices::Beginning;
 use crate::memory::PAGE_BYTES;
 use crate::vcpu::OnEnd;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn have_kvm() -> bool {
-    let have = std::path::Path::new("/dev/kvm").exists();
+    let have = Path::new("/dev/kvm").exists();
     if !have {
         eprintln!("SKIPPED: this machine has no /dev/kvm, so no VM was started");
     }
@@ -34,7 +36,7 @@ fn paused_guest(vcpus: u32) -> (tempfile::TempDir, VmSpec, Machine) {
         cmdline: params.to_cmdline(),
         ..VmSpec::new("probe".parse().unwrap(), vcpus, Bytes::mib(32), kernel)
     };
-    let machine = Machine::boot(&spec, &quiet()).unwrap();
+    let machine = Machine::boot(&spec, Path::new("/"), &quiet()).unwrap();
     machine.resume().unwrap();
     heartbeats(&machine, 5);
     machine.pause().unwrap();
@@ -80,7 +82,7 @@ fn check_exact(vcpus: u32) {
     let decoded = MachineState::decode(&bytes).unwrap();
     assert_eq!(decoded, saved);
 
-    let destination = Machine::empty(&spec, &quiet()).unwrap();
+    let destination = Machine::empty(&spec, Path::new("/"), Beginning::Arrival, &quiet()).unwrap();
     copy_memory(&source, &destination);
     drop(source);
     destination.load(&decoded).unwrap();

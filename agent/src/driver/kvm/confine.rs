@@ -40,7 +40,12 @@ pub(super) fn jail_args(
         allow("--allow-read", path);
     }
     for disk in &spec.disks {
-        allow(if disk.readonly { "--allow-read" } else { "--allow-write" }, &disk.path);
+        let place = disk.place(&config.disk_root);
+        allow(if disk.readonly { "--allow-read" } else { "--allow-write" }, &place);
+        if !disk.shared {
+            // There only while a migration brings the disk.
+            allow("--allow-write", &disk.arrival(&config.disk_root, &spec.id));
+        }
     }
     for dir in &config.snapshot_dirs {
         allow("--allow-write", dir);
@@ -163,23 +168,29 @@ mod tests {
     fn furnished() -> VmSpec {
         let mut spec = VmSpec::new("web-1".parse().unwrap(), 2, Bytes::gib(1), "/boot/vmlinuz");
         spec.initrd = Some("/boot/initrd".into());
-        let disk = |path: &str, readonly| DiskSpec {
+        let disk = |path: &str, readonly, shared| DiskSpec {
             path: path.into(),
             readonly,
-            shared: true,
+            shared,
             limit: Default::default(),
         };
-        spec.disks = vec![disk("/d/rw", false), disk("/d/ro", true)];
+        spec.disks = vec![disk("/d/rw", false, true), disk("/d/ro", true, true)];
+        spec.disks.push(disk("/d/own", false, false));
         spec
     }
 
     #[test]
     fn the_jail_has_what_the_vm_is_built_of_and_no_more() {
-        let config = VmmConfig { user: Some("998:990".parse().unwrap()), ..VmmConfig::default() };
+        let config = VmmConfig {
+            user: Some("998:990".parse().unwrap()),
+            disk_root: "/local".into(),
+            ..VmmConfig::default()
+        };
         let args = jail_args(&config, &furnished(), Some(Path::new("/s/file")));
         let args: Vec<_> = args.iter().map(|arg| arg.to_str().unwrap()).collect();
         let expected = "--jail enforce --allow-read /boot/vmlinuz --allow-read /boot/initrd \
                         --allow-read /s/file --allow-write /d/rw --allow-read /d/ro \
+                        --allow-write /local/d/own --allow-write /local/d/own.web-1.arriving \
                         --allow-write /var/lib/ballast/snapshots --user 998:990";
         assert_eq!(args.join(" "), expected);
     }

@@ -46,6 +46,7 @@ impl Process {
             let mut command = Command::new(program);
             command.arg("--socket").arg(dir.socket()).arg("--vm").arg(vm.as_str());
             command.arg("--console-log").arg(dir.console_log());
+            command.arg("--disk-root").arg(&config.disk_root);
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
             command.args(confine::jail_args(config, spec, restore_from));
             let set_apart = move || {

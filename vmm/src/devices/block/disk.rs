@@ -10,15 +10,17 @@ use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use ballast_model::{DiskSpec, Refusal, RefusalCode};
+use ballast_model::{DiskSpec, Refusal, RefusalCode, VmId};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::flush::Flushes;
 use super::request::ID_BYTES;
+use super::writes::{WriteLog, Written};
 use crate::memory::GuestRam;
 
 /// The unit in which drivers count.
@@ -38,21 +40,41 @@ pub(super) struct Segment {
 #[derive(Debug)]
 pub(crate) struct Disk {
     path: PathBuf,
+    id: [u8; ID_BYTES],
     file: File,
-    sectors: u64,
+    /// Changes once, for one that arrives.
+    sectors: AtomicU64,
     readonly: bool,
+    /// It belongs to its host, and goes along when the VM moves.
+    local: bool,
+    device: bool,
+    writes: WriteLog,
     flushes: Flushes,
     failures: AtomicU32,
 }
 
+/// How a local disk comes to be here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Origin<'a> {
+    /// It is here.
+    Here,
+    /// It comes with this VM, into a file that is empty until then.
+    Arriving(&'a VmId),
+}
+
 impl Disk {
-    /// Opens the disk; nobody else is kept from doing so (see [`super::lock`]).
+    /// Opens the disk; nobody else is kept from doing so (see [`super::lock`]). Local ones are
+    /// beneath `root`.
     ///
     /// # Errors
     /// `NotFound` when it is missing, `InvalidArgument` when it is no disk,
     /// `HostFailure` when it cannot be opened, each naming the path.
-    pub(crate) fn open(spec: &DiskSpec) -> Result<Self, Refusal> {
-        let path = &spec.path;
+    pub(crate) fn open(spec: &DiskSpec, root: &Path, origin: Origin<'_>) -> Result<Self, Refusal> {
+        let arriving = match origin {
+            Origin::Arriving(vm) if !spec.shared => Some(spec.arrival(root, vm)),
+            _ => None,
+        };
+        let path = &arriving.clone().unwrap_or_else(|| spec.place(root));
         let no_disk = |reason: String, remedy: &str| {
             Refusal::new(
                 RefusalCode::InvalidArgument,
@@ -62,7 +84,8 @@ impl Disk {
         };
         let mut options = OpenOptions::new();
         // Non-blocking: whatever is at that path, opening it must not wait.
-        options.read(true).write(!spec.readonly).custom_flags(libc::O_NONBLOCK);
+        let writes = !spec.readonly || arriving.is_some();
+        options.read(true).write(writes).custom_flags(libc::O_NONBLOCK);
         let mut file = options.open(path).map_err(|error| cannot_open(path, &error))?;
         let kind = file.metadata().map_err(|error| cannot_open(path, &error))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
@@ -70,17 +93,28 @@ impl Disk {
             return Err(no_disk(what.to_owned(), "name a raw image file or a block device"));
         }
         let bytes = file.seek(SeekFrom::End(0)).map_err(|error| cannot_open(path, &error))?;
-        if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
+        if arriving.is_some() && (bytes > 0 || !kind.is_file()) {
+            return Err(no_disk(
+                "is not empty, and another disk is to arrive there".to_owned(),
+                "remove it if no VM needs it",
+            ));
+        }
+        if arriving.is_none() && (bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES)) {
             return Err(no_disk(
                 format!("has {bytes} bytes, which is no whole number of sectors"),
                 "name a raw image whose size is a multiple of 512 bytes",
             ));
         }
         Ok(Self {
-            path: path.clone(),
+            // An arriving one by the name it will have.
+            path: spec.place(root),
+            id: id(&spec.path),
             file,
-            sectors: bytes / SECTOR_BYTES,
+            sectors: AtomicU64::new(bytes / SECTOR_BYTES),
             readonly: spec.readonly,
+            local: !spec.shared,
+            device: kind.is_block_device(),
+            writes: WriteLog::default(),
             flushes: Flushes::default(),
             failures: AtomicU32::new(0),
         })
@@ -90,13 +124,45 @@ impl Disk {
         &self.path
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
     /// Its size, in sectors.
     pub(super) fn sectors(&self) -> u64 {
-        self.sectors
+        self.sectors.load(Ordering::Acquire)
+    }
+
+    /// Its size, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.sectors() * SECTOR_BYTES
+    }
+
+    /// Whether it belongs to its host, and goes along when the VM moves.
+    pub(crate) fn is_local(&self) -> bool {
+        self.local
+    }
+
+    /// Whether it is a block device, not a file.
+    pub(crate) fn is_device(&self) -> bool {
+        self.device
+    }
+
+    /// Gives one that arrives its size. It is all zeroes then.
+    pub(crate) fn set_bytes(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)?;
+        self.sectors.store(bytes / SECTOR_BYTES, Ordering::Release);
+        Ok(())
+    }
+
+    /// Begins to log which parts are written to; for one reader at a time.
+    pub(crate) fn log_writes(&self) -> Arc<Written> {
+        self.writes.start(self.bytes())
+    }
+
+    /// Ends that.
+    pub(crate) fn log_no_writes(&self) {
+        self.writes.stop();
     }
 
     pub(crate) fn is_readonly(&self) -> bool {
@@ -105,17 +171,13 @@ impl Disk {
 
     /// What the guest knows it by: the same wherever it runs.
     pub(super) fn id(&self) -> [u8; ID_BYTES] {
-        let hash = xxh3_64(self.path.as_os_str().as_encoded_bytes());
-        let mut id = [0; ID_BYTES];
-        let text = format!("BLST{hash:016x}");
-        id.copy_from_slice(text.as_bytes());
-        id
+        self.id
     }
 
     /// Where sectors are, in bytes; none when the disk has not all of them.
     pub(super) fn range(&self, sector: u64, sectors: u64) -> Option<u64> {
         let end = sector.checked_add(sectors)?;
-        (end <= self.sectors).then(|| sector * SECTOR_BYTES)
+        (end <= self.sectors()).then(|| sector * SECTOR_BYTES)
     }
 
     /// Fills guest memory from the disk; all of it or an error.
@@ -130,15 +192,19 @@ impl Disk {
 
     /// Fills the disk from guest memory; all of it or an error.
     pub(super) fn write(&self, memory: &GuestRam, from: &[Segment], offset: u64) -> io::Result<()> {
-        transfer(memory, from, offset, Permissions::Read, |vectors, offset| {
+        let written = transfer(memory, from, offset, Permissions::Read, |vectors, offset| {
             let count = libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX);
             // SAFETY: as above; the guest may write meanwhile, then either of both is on the disk.
             unsafe { libc::pwritev(self.file.as_raw_fd(), vectors.as_ptr(), count, offset) }
-        })
+        });
+        let bytes = from.iter().map(|piece| u64::from(piece.bytes)).sum();
+        // Also after a failure: a part of it may be there.
+        self.writes.mark(offset, bytes);
+        written
     }
 
     /// Returns when everything written before is on the disk for good. Once it has failed it always does.
-    pub(super) fn flush(&self) -> io::Result<()> {
+    pub(crate) fn flush(&self) -> io::Result<()> {
         if self.readonly { Ok(()) } else { self.flushes.flush(|| self.file.sync_data()) }
     }
 
@@ -151,11 +217,19 @@ impl Disk {
 
     /// The guest no longer needs what is there. A disk that cannot forget keeps it.
     pub(super) fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        self.allocate(libc::FALLOC_FL_PUNCH_HOLE, offset, bytes).map(drop)
+        let discarded = self.allocate(libc::FALLOC_FL_PUNCH_HOLE, offset, bytes).map(drop);
+        self.writes.mark(offset, bytes);
+        discarded
     }
 
     /// From now on there are zeroes.
-    pub(super) fn write_zeroes(&self, offset: u64, bytes: u64, may_unmap: bool) -> io::Result<()> {
+    pub(crate) fn write_zeroes(&self, offset: u64, bytes: u64, may_unmap: bool) -> io::Result<()> {
+        let zeroed = self.zero(offset, bytes, may_unmap);
+        self.writes.mark(offset, bytes);
+        zeroed
+    }
+
+    fn zero(&self, offset: u64, bytes: u64, may_unmap: bool) -> io::Result<()> {
         let how = if may_unmap { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
         if self.allocate(how, offset, bytes)? {
             return Ok(());
@@ -210,6 +284,13 @@ impl Disk {
             tracing::error!(disk = %self.path.display(), %error, %what, "an I/O error for the guest");
         }
     }
+}
+
+fn id(path: &Path) -> [u8; ID_BYTES] {
+    let hash = xxh3_64(path.as_os_str().as_encoded_bytes());
+    let mut id = [0; ID_BYTES];
+    id.copy_from_slice(format!("BLST{hash:016x}").as_bytes());
+    id
 }
 
 fn position(bytes: u64) -> io::Result<libc::off_t> {

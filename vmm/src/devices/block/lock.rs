@@ -181,6 +181,7 @@ mod tests {
 
     use std::path::PathBuf;
 
+    use super::super::Origin;
     use super::*;
 
     fn vm(name: &str) -> VmId {
@@ -198,7 +199,7 @@ mod tests {
     fn take(path: &Path, readonly: bool, name: &str) -> Result<DiskLock, Refusal> {
         let path = path.to_owned();
         let spec = DiskSpec { path, readonly, shared: true, limit: RateLimit::default() };
-        DiskLock::take(&Disk::open(&spec).unwrap(), &vm(name))
+        DiskLock::take(&Disk::open(&spec, Path::new("/"), Origin::Here).unwrap(), &vm(name))
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | [`disk`] | the open file |
 //! | [`flush`] | what its flushes may say |
 //! | [`lock`] | who may use it |
+//! | [`writes`] | which parts of it were written to, while it is copied |
 //!
 //! One queue. The disk has a volatile write cache (the host's): a driver that
 //! does not negotiate FLUSH has every write on the disk before its answer.
@@ -16,7 +17,9 @@ mod flush;
 mod lock;
 mod request;
 mod worker;
+mod writes;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ballast_model::hardware::RateLimit;
@@ -26,7 +29,9 @@ use virtio_queue::{Queue, QueueState, QueueT};
 
 use super::virtio::{Activation, DeviceKind, VirtioDevice};
 use crate::codec::{Decoder, Encoder, Malformed};
-use disk::Disk;
+pub(crate) use disk::{Disk, Origin};
+pub(crate) use writes::{GRAIN_BYTES, Written};
+
 use lock::DiskLock;
 use request::{
     DISCARD_SECTORS_MAX, RANGES_MAX, SEGMENT_BYTES_MAX, SEGMENTS_MAX, ZEROES_SECTORS_MAX,
@@ -47,7 +52,6 @@ pub(crate) struct Block {
     name: String,
     disk: Arc<Disk>,
     limit: RateLimit,
-    config: [u8; CONFIG_BYTES],
     lock: Mutex<Option<DiskLock>>,
     running: Mutex<Option<Running>>,
 }
@@ -64,18 +68,27 @@ impl Block {
     ///
     /// # Errors
     /// See [`Disk::open`].
-    pub(crate) fn open(vm: &VmId, number: usize, spec: &DiskSpec) -> Result<Self, Refusal> {
-        let disk = Arc::new(Disk::open(spec)?);
-        let config = config(&disk);
+    pub(crate) fn open(
+        vm: &VmId,
+        number: usize,
+        spec: &DiskSpec,
+        root: &Path,
+        origin: Origin<'_>,
+    ) -> Result<Self, Refusal> {
+        let disk = Arc::new(Disk::open(spec, root, origin)?);
         Ok(Self {
             vm: vm.clone(),
             name: format!("disk{number}"),
             disk,
             limit: spec.limit,
-            config,
             lock: Mutex::default(),
             running: Mutex::default(),
         })
+    }
+
+    /// What is behind it.
+    pub(crate) fn disk(&self) -> &Arc<Disk> {
+        &self.disk
     }
 
     /// Makes the disk this VM's: nobody else's while it is. Idempotent.
@@ -152,7 +165,8 @@ impl VirtioDevice for Block {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let rest = self.config.get(offset..).unwrap_or_default();
+        let config = config(&self.disk);
+        let rest = config.get(offset..).unwrap_or_default();
         data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
     }
 
@@ -259,7 +273,7 @@ pub(crate) mod testing {
 
     impl ServedHere {
         pub(crate) fn new(spec: &DiskSpec, memory: &GuestRam, queue: Queue, flush: bool) -> Self {
-            let disk = Arc::new(Disk::open(spec).unwrap());
+            let disk = Arc::new(Disk::open(spec, Path::new("/"), Origin::Here).unwrap());
             let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
             let with = Activation {
                 memory: memory.clone(),

@@ -42,6 +42,10 @@ fn spec(path: PathBuf) -> DiskSpec {
     DiskSpec { path, readonly: false, shared: true, limit: RateLimit::default() }
 }
 
+fn open(spec: &DiskSpec) -> Result<Block, Refusal> {
+    Block::open(&vm(), 0, spec, Path::new("/"), Origin::Here)
+}
+
 fn guest_with(change: impl FnOnce(&mut DiskSpec), without: u64) -> Guest {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
@@ -50,7 +54,7 @@ fn guest_with(change: impl FnOnce(&mut DiskSpec), without: u64) -> Guest {
     let mut spec = spec(path.clone());
     change(&mut spec);
     let memory = memory(0x100000);
-    let disk = Arc::new(Block::open(&vm(), 0, &spec).unwrap());
+    let disk = Arc::new(open(&spec).unwrap());
     let transport = Transport::new(Arc::clone(&disk) as _, slot(0), memory.clone()).unwrap();
     let ring = Ring::new(&memory, RING, 64);
     drive(&transport, without, &[&ring]);
@@ -451,7 +455,7 @@ fn another_disk_at_the_same_path_is_refused() {
             .set_len(sectors * 512)
             .unwrap();
         let spec = DiskSpec { readonly, ..spec(guest.path.clone()) };
-        let disk = Arc::new(Block::open(&vm(), 0, &spec).unwrap());
+        let disk = Arc::new(open(&spec).unwrap());
         let other = Transport::new(disk, slot(0), guest.memory.clone()).unwrap();
         let refusal = other.load(&state).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::Incompatible);
@@ -462,7 +466,7 @@ fn another_disk_at_the_same_path_is_refused() {
 }
 
 fn check_refused(path: PathBuf, readonly: bool, code: RefusalCode, expected: &str) {
-    let refusal = Block::open(&vm(), 0, &DiskSpec { readonly, ..spec(path) }).unwrap_err();
+    let refusal = open(&DiskSpec { readonly, ..spec(path) }).unwrap_err();
     assert_eq!(refusal.code, code, "{refusal}");
     assert!(refusal.reason.contains(expected), "{refusal}");
 }

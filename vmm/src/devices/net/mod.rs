@@ -145,7 +145,7 @@ impl Net {
     ) -> Result<Self, Refusal> {
         let port = match beginning {
             Beginning::Boot => Port::open(vm, index, spec)?,
-            Beginning::Arrival => Port::expect(vm, index, spec)?,
+            Beginning::Restore | Beginning::Arrival => Port::expect(vm, index, spec)?,
         };
         Ok(Self::on(port, index, spec))
     }

@@ -1,0 +1,180 @@
+//! A guest moves with its disk: between hosts that share none, while it writes.
+
+// Helpers of tests may unwrap like tests.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/process.rs"]
+mod process;
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+
+use ballast_guest::{LogReport, Params};
+use ballast_proto::v1::{self, MigrationState, MigrationVerdict};
+use process::{Lab, VM, Vmm, command, have_kvm};
+
+const RECORD_BYTES: u32 = 4096;
+const LOG_BYTES: u64 = 32 << 20;
+const DISK_BYTES: u64 = 256 << 20;
+/// The guest's disks: its log, and one that it leaves alone.
+const DISKS: [&str; 2] = ["log.img", "data.img"];
+/// What is on the second one, with holes between.
+const ISLANDS: [(u64, u8); 4] = [(64 << 20, 1), (100 << 20, 2), (101 << 20, 3), (255 << 20, 4)];
+const ISLAND_BYTES: usize = 1 << 20;
+
+/// A host: what is beneath it is nobody else's.
+struct Host(PathBuf);
+
+impl Host {
+    fn new(lab: &Lab, name: &str) -> Self {
+        let root = lab.path(name);
+        std::fs::create_dir(&root).unwrap();
+        Self(root)
+    }
+
+    /// A VMM that finds local disks beneath this host.
+    async fn vmm(&self, lab: &Lab, name: &str) -> Vmm {
+        let socket = lab.path(name);
+        let child = command(&socket).arg("--disk-root").arg(&self.0).spawn().unwrap();
+        Vmm::adopt(child, &socket).await
+    }
+
+    fn disks(&self) -> [PathBuf; 2] {
+        DISKS.map(|name| self.0.join(name))
+    }
+
+    fn arriving(&self) -> [PathBuf; 2] {
+        DISKS.map(|name| self.0.join(format!("{name}.{VM}.arriving")))
+    }
+
+    /// What an agent does before disks arrive.
+    fn expect_disks(&self) {
+        self.arriving().iter().for_each(|path| drop(File::create_new(path).unwrap()));
+    }
+
+    /// What an agent does when they came to nothing.
+    fn forget_disks(&self) {
+        self.arriving().iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    }
+
+    /// What an agent does when the VM runs here.
+    fn keep_disks(&self) {
+        for (from, to) in self.arriving().iter().zip(self.disks()) {
+            std::fs::rename(from, to).unwrap();
+        }
+    }
+
+    /// What an agent does when the VM has been seen to run elsewhere.
+    fn remove_disks(&self) {
+        self.disks().iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    }
+}
+
+fn params() -> Params {
+    Params {
+        heartbeat_ms: 20,
+        log_per_sec: 200,
+        log_bytes: RECORD_BYTES,
+        working_set_mib: 8,
+        dirty_mib_per_sec: 8,
+        ..Params::default()
+    }
+}
+
+fn spec(lab: &Lab) -> v1::VmSpec {
+    let disk =
+        |name| v1::Disk { path: format!("/{name}"), readonly: false, local: true, limit: None };
+    v1::VmSpec { disks: DISKS.map(disk).to_vec(), ..lab.spec(48, &params()) }
+}
+
+/// A guest that keeps its log on one disk and has another, both sparse.
+async fn begin(lab: &Lab, host: &Host) -> Vmm {
+    let [log, disk] = host.disks().map(|path| File::create_new(path).unwrap());
+    log.set_len(LOG_BYTES).unwrap();
+    disk.set_len(DISK_BYTES).unwrap();
+    for (at, byte) in ISLANDS {
+        disk.write_all_at(&vec![byte; ISLAND_BYTES], at).unwrap();
+    }
+    disk.sync_all().unwrap();
+    let mut vmm = host.vmm(lab, "source").await;
+    vmm.boot(spec(lab)).await.unwrap();
+    records(&mut vmm, 32).await;
+    vmm
+}
+
+/// Waits until the guest has flushed `more` records than it had.
+async fn records(vmm: &mut Vmm, more: u64) -> u64 {
+    let seen = vmm.console.report().durable_records;
+    let report = vmm.until(|report| report.durable_records >= seen + more).await;
+    assert_eq!(report.faults(), Vec::<String>::new());
+    report.durable_records
+}
+
+/// The disks have everything they had and the guest wrote, and are as sparse as they were.
+fn check_disks([log, disk]: [PathBuf; 2], durable: u64) {
+    let log = LogReport::of(&log, RECORD_BYTES, durable).unwrap();
+    assert_eq!(log.faults, Vec::<String>::new(), "{log:?}");
+    assert_eq!(log.runs, 1, "{log:?}");
+    assert!(log.records >= durable, "{log:?}");
+    let disk = File::open(disk).unwrap();
+    let meta = disk.metadata().unwrap();
+    assert_eq!(meta.len(), DISK_BYTES);
+    let allocated = meta.blocks() * 512;
+    assert!(allocated < 8 << 20, "{allocated} of {DISK_BYTES} bytes are allocated");
+    for (at, byte) in ISLANDS {
+        let mut data = vec![0; ISLAND_BYTES];
+        disk.read_exact_at(&mut data, at).unwrap();
+        assert!(data.iter().all(|found| *found == byte), "at {at}");
+    }
+}
+
+async fn listen(host: &Host, lab: &Lab, name: &str) -> (Vmm, String) {
+    host.expect_disks();
+    let mut vmm = host.vmm(lab, name).await;
+    let address = vmm.listen(spec(lab)).await.unwrap();
+    (vmm, address)
+}
+
+/// Both sides are READY; then the destination runs, and the source is gone with its disk.
+async fn commit(mut source: Vmm, from: &Host, mut destination: Vmm, to: &Host, epoch: u64) -> Vmm {
+    destination.watch_state(MigrationState::Ready).await;
+    source.watch_state(MigrationState::Ready).await;
+    source.read_console().await;
+    std::mem::swap(&mut source.console, &mut destination.console);
+    destination.resolve(MigrationVerdict::Commit, epoch).await.unwrap();
+    to.keep_disks();
+    records(&mut destination, 16).await;
+    source.resolve(MigrationVerdict::Superseded, epoch).await.unwrap();
+    assert!(source.ended().await.success());
+    from.remove_disks();
+    destination
+}
+
+#[tokio::test]
+async fn a_guest_takes_its_disk_along_and_back() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let (a, b) = (Host::new(&lab, "a"), Host::new(&lab, "b"));
+    let mut vmm = begin(&lab, &a).await;
+    for (hop, from, to) in [(1, &a, &b), (2, &b, &a), (3, &a, &b)] {
+        let (destination, address) = listen(to, &lab, &format!("hop{hop}")).await;
+        // Slow enough for the guest to write while the disk is copied.
+        vmm.send(&address, |send| {
+            send.bandwidth_bytes_per_sec = 16 << 20;
+            send.streams = if hop == 1 { 1 } else { 3 };
+        })
+        .await
+        .unwrap();
+        vmm = commit(vmm, from, destination, to, hop + 1).await;
+        let progress = vmm.migration().await.progress.unwrap();
+        assert!(progress.disk_bytes_sent >= 4 << 20, "{progress:?}");
+        records(&mut vmm, 64).await;
+    }
+    let report = vmm.console.report().clone();
+    assert_eq!((report.boots, report.heartbeats_lost, report.memory_errors), (1, 0, 0));
+    vmm.kill();
+    check_disks(b.disks(), report.durable_records);
+}
