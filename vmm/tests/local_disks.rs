@@ -7,12 +7,15 @@
 mod process;
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use ballast_guest::{LogReport, Params};
-use ballast_proto::v1::{self, MigrationState, MigrationVerdict};
-use process::{Lab, VM, Vmm, command, have_kvm};
+use ballast_model::RefusalCode;
+use ballast_proto::v1::{self, MigrationState, MigrationVerdict, VmState};
+use process::{Lab, VM, Vmm, check_refused, command, have_kvm};
 
 const RECORD_BYTES: u32 = 4096;
 const LOG_BYTES: u64 = 32 << 20;
@@ -177,4 +180,183 @@ async fn a_guest_takes_its_disk_along_and_back() {
     assert_eq!((report.boots, report.heartbeats_lost, report.memory_errors), (1, 0, 0));
     vmm.kill();
     check_disks(b.disks(), report.durable_records);
+}
+
+/// A file system of its own and of this size, until it is dropped.
+struct Mount(PathBuf);
+
+impl Mount {
+    /// None, and said so loudly, where this user cannot have one.
+    fn new(at: &Path, bytes: u64) -> Option<Self> {
+        let size = format!("size={bytes}");
+        let mount = ["-t", "tmpfs", "-o", &size, "tmpfs"];
+        let mounted = Command::new("mount").args(mount).arg(at).status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            eprintln!("SKIPPED: cannot mount a file system, be root");
+            return None;
+        }
+        Some(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// A source and a destination in the middle of the disks: so slow that they stay there.
+async fn in_flight(lab: &Lab, a: &Host, b: &Host) -> (Vmm, Vmm) {
+    let mut source = begin(lab, a).await;
+    let (destination, address) = listen(b, lab, "destination").await;
+    source.send(&address, |send| send.bandwidth_bytes_per_sec = 1 << 20).await.unwrap();
+    let status = source
+        .watch(|status| status.progress.is_some_and(|progress| progress.disk_bytes_sent > 1 << 19))
+        .await;
+    let progress = status.progress.unwrap();
+    assert!(progress.disk_bytes_total >= 4 << 20, "{progress:?}");
+    assert!(progress.disk_bytes_remaining > 0, "{progress:?}");
+    (source, destination)
+}
+
+async fn check_goes_on(source: &mut Vmm, code: RefusalCode) {
+    let status = source.watch_state(MigrationState::Aborted).await;
+    let why: ballast_model::Refusal = status.refusal.unwrap().into();
+    assert_eq!(why.code, code, "{why}");
+    assert_eq!(source.state().await, VmState::Running);
+    records(source, 32).await;
+}
+
+/// The guest still moves with its disks, and nothing is missing from them.
+async fn check_still_moves(lab: &Lab, mut source: Vmm, from: &Host, to: &Host) {
+    let (destination, address) = listen(to, lab, "again").await;
+    source.send(&address, |_| {}).await.unwrap();
+    let mut vmm = commit(source, from, destination, to, 2).await;
+    let durable = records(&mut vmm, 32).await;
+    vmm.kill();
+    check_disks(to.disks(), durable);
+}
+
+#[tokio::test]
+async fn a_move_called_off_leaves_the_disks_where_they_were() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let (a, b) = (Host::new(&lab, "a"), Host::new(&lab, "b"));
+    let (mut source, mut destination) = in_flight(&lab, &a, &b).await;
+    source.resolve(MigrationVerdict::Abort, 0).await.unwrap();
+    check_goes_on(&mut source, RefusalCode::Cancelled).await;
+    destination.ended().await;
+    b.forget_disks();
+    check_still_moves(&lab, source, &a, &b).await;
+}
+
+#[tokio::test]
+async fn a_destination_killed_amid_the_disks_is_no_loss() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let (a, b) = (Host::new(&lab, "a"), Host::new(&lab, "b"));
+    let (mut source, mut destination) = in_flight(&lab, &a, &b).await;
+    destination.kill();
+    check_goes_on(&mut source, RefusalCode::Unavailable).await;
+    b.forget_disks();
+    check_still_moves(&lab, source, &a, &b).await;
+}
+
+#[tokio::test]
+async fn a_source_killed_amid_the_disks_ends_the_destination_and_has_its_own() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let (a, b) = (Host::new(&lab, "a"), Host::new(&lab, "b"));
+    let (mut source, mut destination) = in_flight(&lab, &a, &b).await;
+    let durable = source.console.report().durable_records;
+    source.kill();
+    destination.ended().await;
+    check_disks(a.disks(), durable);
+}
+
+/// The destination dies when only the record can tell who runs: the source goes on with its disks.
+#[tokio::test]
+async fn a_vm_given_back_has_its_disks() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let (a, b) = (Host::new(&lab, "a"), Host::new(&lab, "b"));
+    let mut source = begin(&lab, &a).await;
+    let (mut destination, address) = listen(&b, &lab, "destination").await;
+    source.send(&address, |_| {}).await.unwrap();
+    destination.watch_state(MigrationState::Ready).await;
+    source.watch_state(MigrationState::Ready).await;
+    destination.kill();
+    source.resolve(MigrationVerdict::Abort, 3).await.unwrap();
+    records(&mut source, 32).await;
+    b.forget_disks();
+    check_still_moves(&lab, source, &a, &b).await;
+}
+
+#[tokio::test]
+async fn a_host_without_room_is_refused_before_the_first_piece() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let (a, b) = (Host::new(&lab, "a"), Host::new(&lab, "b"));
+    let mut source = begin(&lab, &a).await;
+    let Some(_mount) = Mount::new(&b.0, 2 << 20) else { return };
+    let (mut destination, address) = listen(&b, &lab, "destination").await;
+    let sent = source.send(&address, |_| {}).await;
+    check_refused(sent, RefusalCode::CapacityExceeded, "does not fit");
+    check_goes_on(&mut source, RefusalCode::CapacityExceeded).await;
+    let progress = source.migration().await.progress.unwrap();
+    assert_eq!((progress.bytes_sent, progress.disk_bytes_sent), (0, 0));
+    destination.ended().await;
+}
+
+#[tokio::test]
+async fn a_host_that_gets_full_on_the_way_is_no_loss() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let (a, b, c) = (Host::new(&lab, "a"), Host::new(&lab, "b"), Host::new(&lab, "c"));
+    let Some(_mount) = Mount::new(&b.0, 8 << 20) else { return };
+    let (mut source, mut destination) = in_flight(&lab, &a, &b).await;
+    let mut filler = File::create(b.0.join("filler")).unwrap();
+    while filler.write_all(&[1; 4096]).is_ok() {}
+    check_goes_on(&mut source, RefusalCode::CapacityExceeded).await;
+    destination.ended().await;
+    check_still_moves(&lab, source, &a, &c).await;
+}
+
+#[tokio::test]
+async fn disks_that_cannot_go_along_are_refused_with_their_remedy() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let (a, b) = (Host::new(&lab, "a"), Host::new(&lab, "b"));
+    for disk in a.disks() {
+        File::create(disk).unwrap().set_len(LOG_BYTES).unwrap();
+    }
+    let mut spec = spec(&lab);
+    spec.disks[1].readonly = true;
+    let mut source = a.vmm(&lab, "source").await;
+    source.boot(spec.clone()).await.unwrap();
+    source.beats(3).await;
+    b.expect_disks();
+    let mut destination = b.vmm(&lab, "destination").await;
+    let address = destination.listen(spec.clone()).await.unwrap();
+    let sent = source.send(&address, |_| {}).await;
+    check_refused(sent, RefusalCode::Unsupported, "data.img belongs to this host and is read-only");
+    assert_eq!(source.state().await, VmState::Running);
+    // What is no empty file is nobody's to fill.
+    std::fs::write(&b.arriving()[0], [1; 512]).unwrap();
+    let mut third = b.vmm(&lab, "third").await;
+    check_refused(third.listen(spec).await, RefusalCode::InvalidArgument, "is not empty");
 }

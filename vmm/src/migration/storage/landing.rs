@@ -171,3 +171,78 @@ impl Arriving {
         self.disk.flush().map_err(|error| failed(&self.disk, "write", &error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use ballast_model::DiskSpec;
+
+    use super::*;
+    use crate::devices::block::Origin;
+
+    const BYTES: u64 = 10 * GRAIN_BYTES + 512;
+
+    /// One disk, number 3, that arrives.
+    fn landing() -> (tempfile::TempDir, Landing) {
+        let dir = tempfile::tempdir().unwrap();
+        let vm = "web-1".parse().unwrap();
+        let spec = DiskSpec {
+            path: "/disk".into(),
+            readonly: false,
+            shared: false,
+            limit: Default::default(),
+        };
+        std::fs::File::create(spec.arrival(dir.path(), &vm)).unwrap();
+        let disk = Disk::open(&spec, dir.path(), Origin::Arriving(&vm)).unwrap();
+        assert_eq!(disk.path(), Path::new(&dir.path().join("disk")));
+        disk.set_bytes(BYTES).unwrap();
+        let arriving = Arriving {
+            number: 3,
+            landed: AtomicPageSet::empty(grains(&disk)),
+            disk: Arc::new(disk),
+            unsynced: AtomicU64::new(0),
+        };
+        (dir, Landing { disks: vec![arriving], received: AtomicU64::new(0) })
+    }
+
+    #[test]
+    fn only_whole_grains_of_a_disk_that_arrives_are_taken() {
+        let (_dir, landing) = landing();
+        let (grain, max) = (u32::try_from(GRAIN_BYTES).unwrap(), DATA_BYTES_MAX);
+        for (number, offset, bytes) in [
+            (2, 0, grain),
+            (3, 1, grain),
+            (3, 0, 0),
+            (3, 0, grain - 512),
+            (3, 10 * GRAIN_BYTES, grain),
+            (3, 11 * GRAIN_BYTES, grain),
+            (3, u64::MAX - GRAIN_BYTES + 1, grain),
+            (3, 0, max + grain),
+        ] {
+            assert!(landing.find(number, offset, bytes, max).is_err(), "{number} {offset} {bytes}");
+        }
+        assert!(landing.find(3, 0, 10 * grain + 512, max).is_ok());
+        assert!(landing.find(3, 10 * GRAIN_BYTES, 512, max).is_ok());
+    }
+
+    #[test]
+    fn zeroes_where_nothing_has_landed_leave_the_hole() {
+        let (dir, landing) = landing();
+        let arriving = &landing.disks[0];
+        let blocks = || {
+            let path = dir.path().join("disk.web-1.arriving");
+            std::fs::metadata(path).unwrap().blocks()
+        };
+        landing.take_zeroes(3, 0, u32::try_from(BYTES).unwrap()).unwrap();
+        assert_eq!(blocks(), 0);
+        arriving.disk.file().write_all_at(&[7; 3 * 65_536], GRAIN_BYTES).unwrap();
+        arriving.landed.insert(1, 3);
+        landing.take_zeroes(3, 2 * GRAIN_BYTES, u32::try_from(GRAIN_BYTES).unwrap()).unwrap();
+        let mut data = [1; 3 * 65_536];
+        arriving.disk.file().read_exact_at(&mut data, GRAIN_BYTES).unwrap();
+        let sums = data.chunks(65_536).map(|grain| grain.iter().map(|b| u64::from(*b)).sum());
+        assert_eq!(sums.collect::<Vec<u64>>(), [7 * 65_536, 0, 7 * 65_536]);
+        assert!(!arriving.landed.contains(2) && arriving.landed.contains(1));
+    }
+}
