@@ -83,13 +83,30 @@ fn done(migration: &v1::Migration) -> String {
     }
 }
 
-/// What share of the memory has reached the other side, 0 to 1.
+/// What share of memory and disks has reached the other side, 0 to 1.
 pub(crate) fn share_done(progress: &v1::MigrationProgress) -> f64 {
-    if progress.bytes_total == 0 || progress.rounds == 0 {
+    let total = progress.bytes_total.saturating_add(progress.disk_bytes_total);
+    if total == 0 || progress.rounds == 0 {
         return 0.0;
     }
-    let remaining = progress.bytes_remaining.min(progress.bytes_total);
-    1.0 - remaining as f64 / progress.bytes_total as f64
+    let remaining = progress.bytes_remaining.saturating_add(progress.disk_bytes_remaining);
+    1.0 - remaining.min(total) as f64 / total as f64
+}
+
+/// What has gone over the wire, and what of it is disks.
+fn sent(progress: &v1::MigrationProgress) -> String {
+    let memory =
+        format!("{} of {} memory", bytes(progress.bytes_sent), bytes(progress.bytes_total));
+    if progress.disk_bytes_total == 0 {
+        return memory;
+    }
+    format!(
+        "{} for {} memory and {} disks, {} of it disks",
+        bytes(progress.bytes_sent),
+        bytes(progress.bytes_total),
+        bytes(progress.disk_bytes_total),
+        bytes(progress.disk_bytes_sent)
+    )
 }
 
 /// `who: why → who: why`, as [`ballast_model::ReasonTrail`] shows it.
@@ -155,10 +172,7 @@ pub(super) async fn show(context: &Context, id: &str) -> Result<(), Refusal> {
         ("updated", instant(migration.updated_unix_millis)),
         ("done", done(&migration)),
         ("rounds", progress.rounds.to_string()),
-        (
-            "sent",
-            format!("{} of {} memory", bytes(progress.bytes_sent), bytes(progress.bytes_total)),
-        ),
+        ("sent", sent(&progress)),
         ("zero pages", progress.pages_zero.to_string()),
         ("speed", speed(&migration)),
         ("took", micros(progress.elapsed_micros)),

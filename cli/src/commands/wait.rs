@@ -68,7 +68,7 @@ pub(super) async fn until_migrated(
             migration.to,
             migration.phase,
             share_done(&progress) * 100.0,
-            units::bytes(progress.bytes_total),
+            units::bytes(progress.bytes_total.saturating_add(progress.disk_bytes_total)),
             progress.rounds,
         ));
         if migration.ended {

@@ -28,6 +28,9 @@ pub(super) fn merge(known: Progress, status: &v1::MigrationStatus) -> Progress {
         bytes_sent: known.bytes_sent.max(said.bytes_sent),
         bytes_remaining: said.bytes_remaining,
         bytes_total: known.bytes_total.max(said.bytes_total),
+        disk_bytes_total: known.disk_bytes_total.max(said.disk_bytes_total),
+        disk_bytes_sent: known.disk_bytes_sent.max(said.disk_bytes_sent),
+        disk_bytes_remaining: said.disk_bytes_remaining,
         pages_zero: known.pages_zero.max(said.pages_zero),
         elapsed: longer(known.elapsed, said.elapsed),
         // These rise and fall.
