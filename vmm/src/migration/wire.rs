@@ -14,19 +14,65 @@ const LOW_WATER_MAX: usize = 256 << 10;
 /// The most pieces of memory filled by one call (`UIO_MAXIOV`).
 const PIECES_MAX: usize = 1024;
 
+/// Read at a time of what is encrypted. The TLS library would read 4 KiB.
+const AHEAD_BYTES: usize = 256 << 10;
+
 /// One end of a connection.
 #[derive(Debug)]
 pub(crate) struct Wire {
     pub(super) tcp: TcpStream,
     /// Bytes that must have come before a reader is woken.
     low_water: usize,
-    tls: Option<Box<Connection>>,
+    tls: Option<Box<Encryption>>,
+}
+
+#[derive(Debug)]
+struct Encryption {
+    connection: Connection,
+    ahead: Ahead,
+}
+
+/// What has been read of a connection and not been decrypted.
+#[derive(Debug)]
+struct Ahead {
+    buffer: Box<[u8]>,
+    /// Where in the buffer, and how much.
+    unread: (usize, usize),
+}
+
+impl Ahead {
+    /// The same connection, read in large pieces.
+    fn of<'a, R>(&'a mut self, from: &'a mut R) -> ReadAhead<'a, R> {
+        ReadAhead { ahead: self, from }
+    }
+}
+
+struct ReadAhead<'a, R> {
+    ahead: &'a mut Ahead,
+    from: &'a mut R,
+}
+
+impl<R: Read> Read for ReadAhead<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let Ahead { buffer, unread } = &mut *self.ahead;
+        if unread.1 == 0 {
+            *unread = (0, self.from.read(buffer)?);
+        }
+        let count = into.len().min(unread.1);
+        into[..count].copy_from_slice(&buffer[unread.0..][..count]);
+        *unread = (unread.0 + count, unread.1 - count);
+        Ok(count)
+    }
 }
 
 impl Wire {
     /// A connection that is not encrypted, or whose handshake has been made.
     pub(crate) fn new(tcp: TcpStream, tls: Option<Connection>) -> Self {
-        Self { tcp, low_water: 1, tls: tls.map(Box::new) }
+        let tls = tls.map(|connection| {
+            let ahead = Ahead { buffer: vec![0; AHEAD_BYTES].into(), unread: (0, 0) };
+            Box::new(Encryption { connection, ahead })
+        });
+        Self { tcp, low_water: 1, tls }
     }
 
     /// A source's connection, encrypted when there is a configuration for it.
@@ -94,9 +140,12 @@ impl Wire {
 
     /// Whether something has come that was not read, or the peer is gone. Does not wait.
     pub(crate) fn has_spoken(&mut self) -> bool {
-        let held = self.tls.as_mut().and_then(|tls| tls.process_new_packets().ok());
-        if held.is_some_and(|held| held.plaintext_bytes_to_read() > 0) {
-            return true;
+        if let Some(tls) = &mut self.tls {
+            let held = tls.connection.process_new_packets().ok();
+            let held = held.is_some_and(|held| held.plaintext_bytes_to_read() > 0);
+            if held || tls.ahead.unread.1 > 0 {
+                return true;
+            }
         }
         let mut byte = 0u8;
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
@@ -120,14 +169,14 @@ impl Wire {
         for mut rest in slices.iter().map(|slice| &**slice) {
             while !rest.is_empty() {
                 // It takes in as much as its buffer has room for.
-                let taken = tls.writer().write(rest)?;
+                let taken = tls.connection.writer().write(rest)?;
                 rest = &rest[taken..];
                 if taken == 0 || !rest.is_empty() {
-                    write_out(tls, &mut self.tcp)?;
+                    write_out(&mut tls.connection, &mut self.tcp)?;
                 }
             }
         }
-        write_out(tls, &mut self.tcp)
+        write_out(&mut tls.connection, &mut self.tcp)
     }
 
     /// Fills all of the slices.
@@ -165,7 +214,10 @@ impl Read for Wire {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.wake_at(1);
         match &mut self.tls {
-            Some(tls) => Decrypted { tls, from: &mut self.tcp }.read(into),
+            Some(tls) => {
+                let mut from = tls.ahead.of(&mut self.tcp);
+                Decrypted { tls: &mut tls.connection, from: &mut from }.read(into)
+            }
             None => self.tcp.read(into),
         }
     }
