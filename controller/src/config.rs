@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ballast_model::vm::Automation;
-use ballast_model::{Ratio, Refusal, RefusalCode};
+use ballast_model::{BytesPerSec, Ratio, Refusal, RefusalCode};
 use ballast_placement::PlanOptions;
 use serde::Deserialize;
 
@@ -36,6 +36,9 @@ pub struct Config {
     #[serde(default)]
     pub migration: MigrationConfig,
 }
+
+/// The slowest rate a VMM takes, in bytes per second.
+const RATE_MIN: u64 = 64 << 10;
 
 const fn default_lease_ms() -> u64 {
     5_000
@@ -108,6 +111,12 @@ pub struct MigrationConfig {
     pub migrations_per_host_max: usize,
     /// The rate one migration may send at, in bytes per second; 0 for no limit.
     pub bandwidth_bytes_per_sec: u64,
+    /// The rate all migrations of a host may send at together, in bytes per second; 0 for no limit.
+    /// Each gets its part of as many as a host may take part in.
+    pub host_bytes_per_sec: u64,
+    /// How far the downtime limit of a VM that writes too fast may be raised, in milliseconds; 0 to
+    /// leave it as the VM has it.
+    pub downtime_limit_max_ms: u32,
     /// Whether memory goes over the network encrypted (TLS 1.3, a key for each migration).
     pub tls: bool,
     /// Connections of a migration, up to 128; 0 for as many as link and CPUs ask for.
@@ -129,6 +138,8 @@ impl Default for MigrationConfig {
             migrations_max: 4,
             migrations_per_host_max: 2,
             bandwidth_bytes_per_sec: 0,
+            host_bytes_per_sec: 0,
+            downtime_limit_max_ms: 0,
             tls: true,
             streams: 0,
             throttle: true,
@@ -136,6 +147,17 @@ impl Default for MigrationConfig {
             resolve_timeout_ms: 120_000,
             retry_ms: 250,
         }
+    }
+}
+
+impl MigrationConfig {
+    /// What one migration may send at; zero for no limit. However many run on one host's link, they
+    /// stay within what the host may send: it is divided by the most there can be.
+    #[must_use]
+    pub fn rate(&self) -> BytesPerSec {
+        let of_host = self.host_bytes_per_sec / (self.migrations_per_host_max as u64).max(1);
+        let limits = [self.bandwidth_bytes_per_sec, of_host];
+        BytesPerSec(limits.into_iter().filter(|rate| *rate > 0).min().unwrap_or(0))
     }
 }
 
@@ -169,6 +191,16 @@ impl Config {
         let per_host = migration.migrations_per_host_max as u64;
         within("migration.migrations_per_host_max", per_host, 1, 100)?;
         within("migration.streams", migration.streams.into(), 0, 128)?;
+        let most = migration.downtime_limit_max_ms.into();
+        within("migration.downtime_limit_max_ms", most, 0, 600_000)?;
+        if migration.rate() > BytesPerSec::ZERO {
+            within(
+                "migration.host_bytes_per_sec and bandwidth_bytes_per_sec, for one migration,",
+                migration.rate().get(),
+                RATE_MIN,
+                u64::MAX,
+            )?;
+        }
         let least = migration.transfer_timeout_min_ms;
         within("migration.transfer_timeout_min_ms", least, 100, day)?;
         within("migration.resolve_timeout_ms", migration.resolve_timeout_ms, 100, day)?;
@@ -229,10 +261,29 @@ mod tests {
     }
 
     #[test]
+    fn migrations_of_a_host_share_its_link() {
+        let rate = |bandwidth, host, per_host| {
+            let limits = MigrationConfig {
+                bandwidth_bytes_per_sec: bandwidth,
+                host_bytes_per_sec: host,
+                migrations_per_host_max: per_host,
+                ..MigrationConfig::default()
+            };
+            limits.rate().get()
+        };
+        assert_eq!(rate(0, 0, 2), 0, "no limit");
+        assert_eq!(rate(0, 100 << 20, 4), 25 << 20);
+        assert_eq!(rate(40 << 20, 100 << 20, 2), 40 << 20, "one has less than its part");
+        assert_eq!(rate(40 << 20, 0, 2), 40 << 20);
+    }
+
+    #[test]
     fn values_out_of_range_name_the_key() {
         for (table, key) in [
             ("[telemetry]\nreport_interval_ms = 1", "telemetry.report_interval_ms"),
             ("[migration]\nmigrations_max = 0", "migration.migrations_max"),
+            ("[migration]\nhost_bytes_per_sec = 100000", "migration.host_bytes_per_sec"),
+            ("[migration]\ndowntime_limit_max_ms = 600001", "migration.downtime_limit_max_ms"),
             ("[balance]\nplan_share_max = 2.0", "balance.plan_share_max"),
             ("[balance]\ngain_min = 0.0", "gain"),
         ] {

@@ -86,10 +86,11 @@ impl Controller {
             address: prepared.address,
             token: prepared.token,
             policy: Some(spec.migration.into()),
-            bandwidth_bytes_per_sec: self.config.migration.bandwidth_bytes_per_sec,
+            bandwidth_bytes_per_sec: self.config.migration.rate().get(),
             public_key: prepared.public_key,
             streams: self.config.migration.streams,
             never_throttle: !self.config.migration.throttle,
+            downtime_limit_max_ms: self.config.migration.downtime_limit_max_ms,
         };
         if let Err(refusal) = source.start(request).await
             && !is_silence(&refusal)
@@ -151,7 +152,7 @@ impl Controller {
     async fn transfer_limit(&self, record: &MigrationRecord) -> Result<Duration, Refusal> {
         let migration = &record.migration;
         let memory = self.repository.known_vm(&migration.vm).await?.record.value.spec.memory;
-        let cap = BytesPerSec(self.config.migration.bandwidth_bytes_per_sec);
+        let cap = self.config.migration.rate();
         let from = self.repository.known_host(&migration.from).await?.value.link;
         let to = self.repository.known_host(&migration.to).await?.value.link;
         let told = [cap, from, to].into_iter().filter(|rate| *rate > BytesPerSec::ZERO);

@@ -263,7 +263,7 @@ impl Machine for KvmMachine {
             rounds_max: 0,
             bandwidth_bytes_per_sec: outgoing.bandwidth.get(),
             streams: outgoing.streams,
-            downtime_limit_max_ms: 0,
+            downtime_limit_max_ms: outgoing.downtime_limit_max_ms,
             never_throttle: outgoing.never_throttle,
             public_key: outgoing.public_key.clone(),
         };
