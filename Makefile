@@ -6,6 +6,7 @@
 #   make lint    formatting and clippy, warnings denied
 #   make protocol   every state of two migrations and any fault: minutes
 #   make soak-migrate   SOAK_COUNT=1000 migrations with random faults, by SOAK_SEED
+#   make endure-migrate   ENDURE_COUNT=50 moves between two hosts under one TCP connection (needs root)
 #   make bench   the benchmarks, with medians and spread
 #   make bench-placement DATA=…   the planner on public problems, one line of JSON a run
 #   make bench-migrate   live migration next to QEMU's, PAIRS=9 of each case (needs root)
@@ -21,7 +22,7 @@ BARE_METAL := tests/guest/bare
 PAIRS ?= 9
 BENCH_ARGS ?=
 
-.PHONY: soak-migrate demo test lab test-lab lint bench bench-migrate bench-placement bench-vmm fuzz protocol bootstrap-build bootstrap-lab bootstrap-test
+.PHONY: endure-migrate soak-migrate demo test lab test-lab lint bench bench-migrate bench-placement bench-vmm fuzz protocol bootstrap-build bootstrap-lab bootstrap-test
 
 demo: bootstrap-build
 	$(CARGO) run --quiet --release -p ballast-cli -- demo $(DEMO_ARGS)
@@ -76,6 +77,12 @@ SOAK_SEED ?= 1
 soak-migrate: bootstrap-test
 	SOAK_COUNT=$(SOAK_COUNT) SOAK_SEED=$(SOAK_SEED) $(CARGO) test -p ballast-tests --test e2e -- \
 		--ignored --exact --nocapture faults::soak_of_random_faults
+
+ENDURE_COUNT ?= 50
+
+endure-migrate: bootstrap-test
+	ENDURE_COUNT=$(ENDURE_COUNT) $(CARGO) test -p ballast-vmm --test continuity -- \
+		--ignored --exact --nocapture a_connection_lives_through_many_moves
 
 bench-placement: bootstrap-build
 	@test -n "$(DATA)" || { echo 'say DATA=a folder with btrplace/ and vmr/' >&2; exit 2; }

@@ -12,6 +12,7 @@ mod process;
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ballast_guest::net::{self, Lan};
 use ballast_guest::{Asking, ConsoleReport, CountClient, LogReport, Params};
@@ -66,8 +67,12 @@ impl Site {
 
     /// A VMM on the host with the bridge.
     async fn vmm(&self, name: &str) -> Vmm {
+        self.vmm_at(&self.lan.host, name).await
+    }
+
+    async fn vmm_at(&self, host: &net::Namespace, name: &str) -> Vmm {
         let socket = self.lab.path(name);
-        let child = self.lan.host.within(|| command(&socket).spawn()).unwrap().unwrap();
+        let child = host.within(|| command(&socket).spawn()).unwrap().unwrap();
         Vmm::adopt(child, &socket).await
     }
 
@@ -90,7 +95,7 @@ impl Site {
     async fn answered(&self, asking: &Asking, more: u64) {
         let enough = asking.answered() + more;
         while asking.answered() < enough && !asking.has_failed() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -145,6 +150,78 @@ async fn a_guest_moves_and_nobody_loses_anything() {
         site.answered(&asking, SOME).await;
     }
     site.end(vmm, asking, "two moves").await;
+}
+
+/// A client's connection lives through one move after the other between two hosts, and each time
+/// it waits no longer than the guest was paused, and a little.
+///
+/// That little is a bound for a machine that has nothing else to do: it is asked of the long form
+/// (`make endure-migrate`), while the short one asks for an answer after every move.
+async fn endure(moves: u64, slack: Option<Duration>) {
+    let Some(site) = Site::new() else { return };
+    let other = site.lan.add_host().unwrap();
+    let attach = Attach::Bridge(net::BRIDGE.to_owned());
+    let spec = site.spec(&attach);
+    let (mut source, asking) = site.begin(&attach).await;
+    let (mut downtimes, mut excesses) = (Vec::new(), Vec::new());
+    for hop in 0..moves {
+        let (host, at) =
+            if hop % 2 == 0 { (&other, net::OTHER_HOST) } else { (&site.lan.host, net::HOST) };
+        let mut destination = site.vmm_at(host, &format!("hop{hop}")).await;
+        let address = destination.listen_at(spec.clone(), &format!("{at}:0")).await.unwrap();
+        asking.take_wait_max();
+        source.send(&address, |_| {}).await.unwrap();
+        destination.watch_state(MigrationState::Ready).await;
+        let sent = source.watch_state(MigrationState::Ready).await.progress.unwrap();
+        source.read_console().await;
+        std::mem::swap(&mut source.console, &mut destination.console);
+        destination.resolve(MigrationVerdict::Commit, hop + 2).await.unwrap();
+        site.answered(&asking, SOME).await;
+        assert!(!asking.has_failed(), "move {hop}: {:?}", asking.stop());
+        let here = destination.migration().await.progress.unwrap().downtime.unwrap();
+        let there = sent.downtime.unwrap();
+        let parts = [
+            there.last_pass_micros,
+            there.state_save_micros,
+            there.send_micros,
+            here.load_micros,
+            here.commit_micros,
+            here.resume_micros,
+        ];
+        let downtime = Duration::from_micros(parts.iter().sum());
+        let wait = asking.take_wait_max();
+        downtimes.push(downtime);
+        excesses.push(wait.saturating_sub(downtime));
+        source.resolve(MigrationVerdict::Superseded, hop + 2).await.unwrap();
+        assert!(source.ended().await.success());
+        source = destination;
+    }
+    site.end(source, asking, &format!("{moves} moves between two hosts")).await;
+    downtimes.sort_unstable();
+    excesses.sort_unstable();
+    let half = excesses.len() / 2;
+    eprintln!(
+        "downtime p50 {:?} max {:?}; beyond it the client waited p50 {:?} max {:?}",
+        downtimes[half],
+        downtimes[downtimes.len() - 1],
+        excesses[half],
+        excesses[excesses.len() - 1]
+    );
+    if let Some(slack) = slack {
+        assert!(excesses.iter().all(|excess| *excess <= slack), "{excesses:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_lives_through_moves_between_two_hosts() {
+    endure(4, None).await;
+}
+
+#[tokio::test]
+#[ignore = "takes minutes, and a machine with nothing else to do: make endure-migrate"]
+async fn a_connection_lives_through_many_moves() {
+    let moves = std::env::var("ENDURE_COUNT").map_or(50, |count| count.parse().unwrap());
+    endure(moves, Some(Duration::from_millis(50))).await;
 }
 
 /// The same with the one tap there is, which the source has until the destination is to load.

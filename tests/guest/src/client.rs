@@ -77,6 +77,8 @@ pub struct Answered {
 struct Shared {
     stop: AtomicBool,
     answered: AtomicU64,
+    /// Of all since it was last taken, in microseconds.
+    wait_max_micros: AtomicU64,
 }
 
 /// A client that keeps asking; dropped, it stops.
@@ -90,6 +92,11 @@ impl Asking {
     /// Requests answered so far.
     pub fn answered(&self) -> u64 {
         self.shared.answered.load(Ordering::Relaxed)
+    }
+
+    /// The longest wait for an answer since this was last asked.
+    pub fn take_wait_max(&self) -> Duration {
+        Duration::from_micros(self.shared.wait_max_micros.swap(0, Ordering::Relaxed))
     }
 
     /// Whether it has ended by itself, which is always for an error.
@@ -120,7 +127,10 @@ fn ask_on(mut client: CountClient, shared: &Shared) -> io::Result<Answered> {
         let asked = Instant::now();
         client.ask()?;
         answered.requests += 1;
-        answered.wait_max = answered.wait_max.max(asked.elapsed());
+        let waited = asked.elapsed();
+        answered.wait_max = answered.wait_max.max(waited);
+        let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+        shared.wait_max_micros.fetch_max(micros, Ordering::Relaxed);
         shared.answered.store(answered.requests, Ordering::Relaxed);
     }
     Ok(answered)

@@ -7,7 +7,9 @@
 //!                  ╲── taps of the VMs
 //! ```
 //!
-//! Both are network namespaces without a name, held by a file descriptor: they
+//! A second host ([`Lan::add_host`]) has a bridge of its own, joined to the first one's.
+//!
+//! All are network namespaces without a name, held by a file descriptor: they
 //! and everything in them are gone when the [`Lan`] is dropped and what was
 //! started in it has ended, however the test ends. They need root.
 
@@ -23,6 +25,8 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 pub const BRIDGE: &str = "br0";
 /// The host's address on the bridge.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The second host's.
+pub const OTHER_HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
 /// The client's address.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 /// An address for a guest.
@@ -115,6 +119,23 @@ impl Lan {
         lan.client.ip(&format!("addr add {CLIENT}/{PREFIX} dev eth0"))?;
         lan.client.ip("link set eth0 up")?;
         Ok(lan)
+    }
+
+    /// Another host on the same network, with a bridge of its own.
+    ///
+    /// # Errors
+    /// As [`Namespace::ip`].
+    pub fn add_host(&self) -> io::Result<Namespace> {
+        let other = Namespace::new()?;
+        other.ip(&format!("link add {BRIDGE} type bridge"))?;
+        other.ip(&format!("link set {BRIDGE} up"))?;
+        let there = other.path();
+        self.host.ip(&format!("link add trunk0 type veth peer name trunk0 netns {there}"))?;
+        for host in [&self.host, &other] {
+            host.ip(&format!("link set trunk0 master {BRIDGE} up"))?;
+        }
+        other.ip(&format!("addr add {OTHER_HOST}/{PREFIX} dev {BRIDGE}"))?;
+        Ok(other)
     }
 
     /// A tap on the bridge, up, for one process to open.
