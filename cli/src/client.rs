@@ -117,6 +117,8 @@ calls! {
     get_migration(GetMigrationRequest) -> Migration;
     /// Cancels a migration.
     cancel_migration(CancelMigrationRequest) -> CancelMigrationResponse;
+    /// Settles a migration whose destination is gone for good.
+    settle_migration(SettleMigrationRequest) -> SettleMigrationResponse;
     /// A page of the audit trail.
     list_audit(ListAuditRequest) -> ListAuditResponse;
 }

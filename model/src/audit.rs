@@ -132,6 +132,8 @@ pub mod action {
     pub const MIGRATION: &str = "migration";
     /// A migration is cancelled.
     pub const MIGRATION_CANCEL: &str = "migration.cancel";
+    /// A committed migration whose destination is gone for good is settled at an operator's word.
+    pub const MIGRATION_SETTLE: &str = "migration.settle";
     /// A recommended plan is applied.
     pub const PLAN_APPLY: &str = "plan.apply";
     /// How much the balancer may do is set.

@@ -347,6 +347,21 @@ pub enum MigrationCommand {
         /// The migration
         migration: MigrationId,
     },
+    /// Settle a migration that stays committed because its destination is gone for good
+    #[command(group = clap::ArgGroup::new("settlement").required(true))]
+    Settle {
+        /// The migration
+        migration: MigrationId,
+        /// Its destination, which you have fenced: switched off, or cut from disks and networks
+        #[arg(long, value_name = "HOST")]
+        fenced: HostId,
+        /// The copy on the source goes on, as if the VM had never left
+        #[arg(long, group = "settlement")]
+        give_back: bool,
+        /// The VM is lost with the host; the source discards its copy
+        #[arg(long, group = "settlement")]
+        lost: bool,
+    },
 }
 
 /// `ballast audit`.

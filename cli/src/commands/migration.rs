@@ -29,6 +29,17 @@ pub(super) async fn run(context: &Context, command: MigrationCommand) -> Result<
             context.client.cancel_migration(request).await?;
             show(context, &migration.to_string()).await
         }
+        MigrationCommand::Settle { migration, fenced, lost, .. } => {
+            let settlement = if lost { v1::Settlement::Lost } else { v1::Settlement::GiveBack };
+            let request = v1::SettleMigrationRequest {
+                migration: migration.to_string(),
+                fenced_host: fenced.to_string(),
+                settlement: settlement.into(),
+                actor: context.actor.because("settled by hand"),
+            };
+            context.client.settle_migration(request).await?;
+            show(context, &migration.to_string()).await
+        }
     }
 }
 

@@ -341,6 +341,16 @@ impl ControllerService for Stub {
         Ok(Response::new(Default::default()))
     }
 
+    async fn settle_migration(
+        &self,
+        r: Request<SettleMigrationRequest>,
+    ) -> Answer<SettleMigrationResponse> {
+        let request = r.into_inner();
+        let what = format!("settle {} {:?}", request.migration, request.settlement());
+        self.asked.note(&format!("{what}, {} is fenced", request.fenced_host), request.actor);
+        Ok(Response::new(Default::default()))
+    }
+
     async fn list_audit(&self, r: Request<ListAuditRequest>) -> Answer<ListAuditResponse> {
         let request = r.into_inner();
         let entries = audit();

@@ -6,7 +6,7 @@
 //! (`tests/protocol`) explores these very functions.
 
 use ballast_model::{
-    Epoch, HostId, Migration, MigrationOutcome, MigrationPhase, Owner, Refusal, RefusalCode,
+    Epoch, HostId, Migration, MigrationOutcome, MigrationPhase, Owner, Refusal, RefusalCode, VmSpec,
 };
 use ballast_proto::v1::MigrationVerdict;
 
@@ -125,6 +125,63 @@ fn owner_says(owner: Option<&Owner>, host: &HostId) -> (MigrationVerdict, Epoch)
         Some(owner) => (MigrationVerdict::Superseded, owner.epoch),
         None => (MigrationVerdict::Superseded, Epoch(0)),
     }
+}
+
+/// What becomes of a committed VM whose destination is gone for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settlement {
+    /// The source's copy goes on.
+    GiveBack,
+    /// It is lost with the host; the source discards its copy.
+    Lost,
+}
+
+/// Judges an operator's word that `fenced` will never again run the VM; `answers` is whether its
+/// agent does.
+///
+/// # Errors
+/// `WrongState` when nothing is to be settled, the host is alive, or the source's memory is older
+/// than a disk; `InvalidArgument` when another host is the destination.
+pub fn settle(
+    migration: &Migration,
+    spec: &VmSpec,
+    fenced: &HostId,
+    answers: bool,
+    settlement: Settlement,
+) -> Result<(), Refusal> {
+    let (id, vm, to) = (migration.id, &migration.vm, &migration.to);
+    let wrong = |reason, remedy: &str| Err(Refusal::new(RefusalCode::WrongState, reason, remedy));
+    if !matches!(migration.phase, MigrationPhase::Committed { .. }) {
+        return wrong(
+            format!("migration {id} is {}: there is nothing to settle", migration.phase),
+            "settle only what stays committed because its destination is gone",
+        );
+    }
+    if fenced != to {
+        return Err(Refusal::new(
+            RefusalCode::InvalidArgument,
+            format!("migration {id} goes to host {to}, not to {fenced}"),
+            "fence the destination, then say its name",
+        ));
+    }
+    if answers {
+        return wrong(
+            format!("host {to} is not fenced: its agent answers"),
+            "let the migration end by itself, or switch the host off first",
+        );
+    }
+    let written = spec.disks.iter().find(|disk| !disk.readonly && disk.shared);
+    if let Some(disk) = written.filter(|_| settlement == Settlement::GiveBack) {
+        return wrong(
+            format!(
+                "VM {vm} may have written to {} on host {to}, of which its memory on host {} knows nothing",
+                disk.path.display(),
+                migration.from
+            ),
+            "declare it lost, then start it again from its disks",
+        );
+    }
+    Ok(())
 }
 
 /// Judges what the destination says while the migration is committed under `epoch`.

@@ -21,6 +21,7 @@ pub mod drive;
 mod figures;
 pub mod judge;
 mod phases;
+mod settle;
 
 pub use self::begin::Order;
 

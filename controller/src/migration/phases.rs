@@ -282,7 +282,7 @@ impl Controller {
     }
 
     /// Writes the end: the record, the VM free for the next change, and the closing audit entry.
-    async fn end_migration(
+    pub(super) async fn end_migration(
         &self,
         record: &Versioned<MigrationRecord>,
         outcome: MigrationOutcome,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ballast_model::{ReasonTrail, Refusal, Rule, VmSpec};
 use ballast_proto::convert::field::{
     absolute_path, host_id, migration_id, optional_host_id, optional_vm_id, plan_id, required,
-    rule_id, vm_id,
+    required_enum, rule_id, vm_id,
 };
 use ballast_proto::convert::trail;
 use ballast_proto::convert::vm::automation;
@@ -18,6 +18,7 @@ use super::answers::{count, of_host, plan_record};
 use crate::agents::Agent;
 use crate::controller::Controller;
 use crate::migration::Order;
+use crate::migration::judge::Settlement;
 use crate::now;
 use crate::snapshot::Purpose;
 use crate::vms::Creation;
@@ -357,6 +358,29 @@ impl ControllerService for Operators {
             let controller = Arc::clone(&self.0);
             finish(&self.0, async move { controller.cancel_migration(id, reasons).await }).await?;
             Ok(v1::CancelMigrationResponse {})
+        };
+        answer(&self.0, result.await)
+    }
+
+    async fn settle_migration(
+        &self,
+        request: Request<v1::SettleMigrationRequest>,
+    ) -> Answer<v1::SettleMigrationResponse> {
+        let request = request.into_inner();
+        let result = async {
+            self.0.leading()?;
+            let id = migration_id(&request.migration, "migration")?;
+            let fenced = host_id(&request.fenced_host, "fenced_host")?;
+            let settlement = match required_enum(request.settlement, "settlement")? {
+                v1::Settlement::Lost => Settlement::Lost,
+                _ => Settlement::GiveBack,
+            };
+            let reasons = actor(request.actor)?;
+            let controller = Arc::clone(&self.0);
+            let settle =
+                async move { controller.settle_migration(id, &fenced, settlement, reasons).await };
+            finish(&self.0, settle).await?;
+            Ok(v1::SettleMigrationResponse {})
         };
         answer(&self.0, result.await)
     }

@@ -1,9 +1,10 @@
 //! Exactly one of commit and abort happens.
 
 use ballast_controller::migration::commit::CommitAsked;
+use ballast_controller::migration::judge::Settlement;
 use ballast_controller::store::etcd_process::{EtcdProcess, is_installed};
 use ballast_controller::store::{StoreConfig, open};
-use ballast_model::{Epoch, RefusalCode};
+use ballast_model::{Epoch, MigrationId, RefusalCode};
 use ballast_proto::v1::MigrationVerdict;
 
 use crate::cluster::{Cluster, eventually, reasons};
@@ -147,4 +148,75 @@ async fn a_vm_that_the_destination_lost_right_after_the_grant_goes_back() {
     let id = cluster.migrate("a", "h2").await.unwrap();
     assert_eq!(cluster.ended(id).await.phase.name(), "completed");
     cluster.settled().await;
+}
+
+/// A migration to `h2` that has committed, and the host is dead.
+async fn committed_to_a_dead_host(cluster: &Cluster) -> MigrationId {
+    cluster.create("a", "h1").await;
+    cluster.world.set_mute(true);
+    let id = cluster.migrate("a", "h2").await.unwrap();
+    let vm = "a".parse().unwrap();
+    eventually("both are ready", || async { cluster.world.runs(&vm).is_empty() }).await;
+    cluster.world.set_silent("h2", true);
+    let asked = CommitAsked {
+        migration: id,
+        vm,
+        host: "h2".parse().unwrap(),
+        source_epoch: cluster.migration(id).await.source_epoch,
+    };
+    cluster.controller.commit_migration(&asked).await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn a_vm_of_a_fenced_host_is_given_back() {
+    let cluster = Cluster::start().await;
+    let id = committed_to_a_dead_host(&cluster).await;
+    let settle = async |host: &str| {
+        let host = host.parse().unwrap();
+        cluster.controller.settle_migration(id, &host, Settlement::GiveBack, reasons()).await
+    };
+    assert_eq!(settle("h3").await.unwrap_err().code, RefusalCode::InvalidArgument);
+    settle("h2").await.unwrap();
+    let vm = "a".parse().unwrap();
+    eventually("the source goes on", || async {
+        let here: Vec<_> = cluster.world.runs(&vm).into_iter().map(|it| it.0.to_string()).collect();
+        here == ["h1"]
+    })
+    .await;
+    // The host comes back, against the operator's word: it must not run the VM.
+    cluster.world.set_silent("h2", false);
+    cluster.world.set_mute(false);
+    let migration = cluster.ended(id).await;
+    assert_eq!(migration.phase.name(), "failed");
+    assert!(format!("{:?}", migration.phase).contains("declared fenced"), "{migration:?}");
+    assert_eq!(cluster.settled().await["a"], "h1");
+    assert_eq!(settle("h2").await.unwrap_err().code, RefusalCode::WrongState);
+}
+
+#[tokio::test]
+async fn a_vm_is_lost_with_a_fenced_host() {
+    let cluster = Cluster::start().await;
+    let id = committed_to_a_dead_host(&cluster).await;
+    let host = "h2".parse().unwrap();
+    let lost = Settlement::Lost;
+    cluster.controller.settle_migration(id, &host, lost, reasons()).await.unwrap();
+    assert_eq!(cluster.ended(id).await.phase.name(), "failed");
+    let vm = "a".parse().unwrap();
+    eventually("the source discards its copy", || async {
+        !cluster.world.holds(&vm).iter().any(|host| host.as_str() == "h1")
+    })
+    .await;
+    assert!(cluster.world.runs(&vm).is_empty());
+}
+
+#[tokio::test]
+async fn a_host_that_answers_is_not_fenced() {
+    let cluster = Cluster::start().await;
+    let id = committed_to_a_dead_host(&cluster).await;
+    cluster.world.fail("h2", Call::Resolve, &[Fault::Lost; 1000]);
+    cluster.world.set_silent("h2", false);
+    let host = "h2".parse().unwrap();
+    let answer = cluster.controller.settle_migration(id, &host, Settlement::Lost, reasons()).await;
+    assert_eq!(answer.unwrap_err().code, RefusalCode::WrongState);
 }

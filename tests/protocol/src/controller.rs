@@ -28,6 +28,10 @@ pub enum Step {
     End,
     /// The end of an aborted migration is written though not everybody was told.
     EndImpatiently,
+    /// The destination of a committed migration is fenced; an operator has the VM given back.
+    GiveBack,
+    /// The same, and declares the VM lost.
+    DeclareLost,
     /// A host that came back with a stale copy is told to destroy it.
     DestroyStale(Side),
 }
@@ -63,7 +67,14 @@ impl World {
 
     fn drive(&mut self, step: Step, record: Record, leader: u8) -> Option<()> {
         let Record { attempt, from, source_epoch, stage, revision } = record;
-        let write = |hands_to, stage| Write { leader, attempt, revision, hands_to, stage };
+        let write = |hands_to, stage| Write {
+            leader,
+            attempt,
+            revision,
+            hands_to,
+            stage,
+            by_word: matches!(step, Step::GiveBack | Step::DeclareLost),
+        };
         match (step, stage) {
             (Step::Prepare, Stage::Preparing) => {
                 self.send(Message::Prepare { attempt, to: from.other(), source_epoch });
@@ -87,6 +98,13 @@ impl World {
                         self.send(Message::Resolve { attempt, to, verdict: Told::Commit, epoch });
                     }
                 };
+            }
+            (Step::GiveBack, Stage::Committed) if self.is_fenced(from.other()) => {
+                let hands_to = Some((self.store.epoch, from));
+                self.writes.insert(write(hands_to, Stage::Aborting));
+            }
+            (Step::DeclareLost, Stage::Committed) if self.is_fenced(from.other()) => {
+                self.writes.insert(write(None, Stage::Failed));
             }
             (Step::Supersede, Stage::Committed) if self.arrival(record)? == Arrival::Runs => {
                 let (verdict, epoch) = (Told::Superseded, source_epoch + 1);
@@ -120,6 +138,11 @@ impl World {
             _ => return None,
         }
         Some(())
+    }
+
+    /// Nothing runs there, and nobody answers. An agent may still come back.
+    fn is_fenced(&self, side: Side) -> bool {
+        self.host(side).agent.is_none() && self.host(side).machine.is_none()
     }
 
     /// What the destination says of itself, judged. None while its agent does not answer.
@@ -163,6 +186,7 @@ impl World {
                     revision: record.revision,
                     hands_to: None,
                     stage: Stage::Transferring,
+                    by_word: false,
                 });
             }
             Message::Resolved { attempt, by, verdict } => {
@@ -188,6 +212,7 @@ impl World {
                             revision: record.revision,
                             hands_to: Some((self.store.epoch, by)),
                             stage: Stage::Committed,
+                            by_word: false,
                         });
                     }
                     Err(_) => self.send(Message::Refused { attempt, to: by }),
@@ -218,7 +243,13 @@ impl World {
             found.stage = write.stage;
             found.revision += 1;
         }
-        let Some((_, to)) = write.hands_to else { return };
+        let Some((_, to)) = write.hands_to else {
+            self.lost |= write.by_word;
+            return;
+        };
+        if let Some(copy) = self.host_mut(to).machine.as_mut().filter(|_| write.by_word) {
+            copy.overtaken = false;
+        }
         let owner = self.store.owner().handed_to(to.host());
         (self.store.owner, self.store.epoch) = (to, owner.epoch.0);
         if write.stage == Stage::Committed && self.controller.is_some() {

@@ -171,6 +171,8 @@ impl World {
             Step::Supersede,
             Step::TellAbort,
             Step::End,
+            Step::GiveBack,
+            Step::DeclareLost,
             Step::DestroyStale(Side::A),
             Step::DestroyStale(Side::B),
         ];

@@ -167,6 +167,8 @@ pub struct Write {
     pub hands_to: Option<(u64, Side)>,
     /// The stage to be written.
     pub stage: Stage,
+    /// By an operator's word: what a fenced host did with the VM counts no longer.
+    pub by_word: bool,
 }
 
 /// What goes between controller and agents.
