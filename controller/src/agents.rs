@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use ballast_model::{Bytes, Epoch, HostId, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
 use ballast_proto::convert::field::{required, text};
 use ballast_proto::error::from_status;
-use ballast_proto::limits::snapshot_time_max;
+use ballast_proto::limits::{prefault_time_max, snapshot_time_max};
 use ballast_proto::v1;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -165,7 +165,7 @@ impl Agent for GrpcAgent {
             restore_from: start.restore_from.as_deref().map(text).unwrap_or_default(),
         };
         let restored = start.restore_from.as_ref().map(|_| snapshot_time_max(start.spec.memory));
-        let limit = WORK_TIMEOUT + restored.unwrap_or_default();
+        let limit = WORK_TIMEOUT + prefault_time_max(&start.spec) + restored.unwrap_or_default();
         let answer = self.call(limit, self.client().create_vm(request)).await?;
         required(answer.status, "status")
     }
@@ -210,7 +210,9 @@ impl Agent for GrpcAgent {
     }
 
     async fn prepare(&self, request: v1::PrepareMigrationRequest) -> Result<Prepared, Refusal> {
-        let answer = self.call(WORK_TIMEOUT, self.client().prepare_migration(request)).await?;
+        let spec = request.spec.clone().map(VmSpec::try_from).transpose()?;
+        let limit = WORK_TIMEOUT + spec.as_ref().map(prefault_time_max).unwrap_or_default();
+        let answer = self.call(limit, self.client().prepare_migration(request)).await?;
         let v1::PrepareMigrationResponse { address, token, public_key } = answer;
         Ok(Prepared { address, token, public_key })
     }

@@ -9,7 +9,7 @@
 //! (4.71) before any vCPU; memory slots before a vCPU runs; `KVM_SET_CPUID2`
 //! (4.20) before any register is set, because KVM checks them against it.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::cpu::{self, CpuModel};
 use crate::devices::{Beginning, Devices, virtio};
 use crate::kvm::ioctl::{DirtyLogKind, enable_manual_dirty_log, has_sregs2, xsave_bytes};
 use crate::kvm::{self, failed};
-use crate::memory::{Layout, Memory, PAGE_BYTES, Slot};
+use crate::memory::{Layout, Memory, PAGE_BYTES, Slot, Taken};
 use crate::state::MachineState;
 use crate::vcpu::{OnEnd, Vcpus};
 
@@ -54,6 +54,15 @@ pub(crate) struct Traits {
     pub(crate) msrs: Vec<u32>,
 }
 
+/// What a machine is built into.
+pub(crate) struct Surroundings {
+    /// Where local disks are.
+    pub(crate) disk_root: PathBuf,
+    pub(crate) on_end: OnEnd,
+    /// How far its memory is, while it is built.
+    pub(crate) taken: Arc<Taken>,
+}
+
 /// The parts, before threads are started.
 struct Parts {
     fds: Vec<VcpuFd>,
@@ -64,14 +73,13 @@ struct Parts {
 }
 
 impl Machine {
-    /// A machine about to run its kernel's first instruction, paused. Its local disks are beneath
-    /// `disk_root`.
+    /// A machine about to run its kernel's first instruction, paused.
     ///
     /// # Errors
     /// `NotFound` and others for the kernel (see [`boot::load`]),
     /// `CapacityExceeded` for memory, `HostFailure` and `Unsupported` for KVM.
-    pub(crate) fn boot(spec: &VmSpec, disk_root: &Path, on_end: &OnEnd) -> Result<Self, Refusal> {
-        let parts = Parts::build(spec, disk_root, Beginning::Boot)?;
+    pub(crate) fn boot(spec: &VmSpec, around: &Surroundings) -> Result<Self, Refusal> {
+        let parts = Parts::build(spec, around, Beginning::Boot)?;
         let devices: Vec<_> = parts.devices.slots().map(mmio_device).collect();
         let order = boot::Order {
             kernel: &spec.kernel,
@@ -85,7 +93,7 @@ impl Machine {
         for (index, vcpu) in (0..).zip(&parts.fds) {
             state.apply(vcpu, index)?;
         }
-        parts.assemble(on_end)
+        parts.assemble(&around.on_end)
     }
 
     /// A machine without contents, paused, for a state to be loaded into.
@@ -94,11 +102,10 @@ impl Machine {
     /// `CapacityExceeded` for memory, `HostFailure` and `Unsupported` for KVM.
     pub(crate) fn empty(
         spec: &VmSpec,
-        disk_root: &Path,
         beginning: Beginning,
-        on_end: &OnEnd,
+        around: &Surroundings,
     ) -> Result<Self, Refusal> {
-        Parts::build(spec, disk_root, beginning)?.assemble(on_end)
+        Parts::build(spec, around, beginning)?.assemble(&around.on_end)
     }
 
     /// Lets the guest run, its devices first, and before them makes the disks this machine's.
@@ -165,11 +172,12 @@ impl Machine {
 }
 
 impl Parts {
-    fn build(spec: &VmSpec, disk_root: &Path, beginning: Beginning) -> Result<Self, Refusal> {
+    fn build(spec: &VmSpec, around: &Surroundings, beginning: Beginning) -> Result<Self, Refusal> {
         let kvm = kvm::open()?;
         let cpu = cpu::baseline::apply(&CpuModel::of_host(kvm)?, spec.cpu)?;
         check_limits(kvm, spec)?;
-        let memory = Memory::map(Layout::of_size(spec.memory), spec.memory_backing)?;
+        let memory =
+            Memory::map_watched(Layout::of_size(spec.memory), spec.memory_backing, &around.taken)?;
         let vm = create_vm(kvm)?;
         let dirty_log = enable_manual_dirty_log(&vm);
         for slot in memory.slots() {
@@ -197,7 +205,8 @@ impl Parts {
             msrs,
         };
         let vm = Arc::new(vm);
-        let devices = Arc::new(Devices::new(&vm, memory.mmap(), spec, disk_root, beginning)?);
+        let devices =
+            Arc::new(Devices::new(&vm, memory.mmap(), spec, &around.disk_root, beginning)?);
         Ok(Self { fds, devices, vm, traits, memory })
     }
 

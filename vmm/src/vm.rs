@@ -27,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::devices::Beginning;
 use crate::devices::console::log::LogFiles;
-use crate::machine::Machine;
+use crate::machine::{Machine, Surroundings};
+use crate::memory::Taken;
 use crate::migration::control::Control;
 use crate::migration::{destination, source};
 use crate::power::GuestEnd;
@@ -65,8 +66,8 @@ struct Owned {
 #[derive(Debug)]
 enum Stage {
     Created,
-    /// A machine is being built.
-    Building,
+    /// A machine is being built; how far its memory is.
+    Building(Arc<Taken>),
     Runs(Arc<Machine>),
     Incoming(Arc<Machine>),
     /// It has ended, and goes on from this file.
@@ -105,7 +106,7 @@ fn on_end() -> OnEnd {
 impl Owned {
     fn state(&self) -> VmState {
         match &self.stage {
-            Stage::Created | Stage::Building => VmState::Created,
+            Stage::Created | Stage::Building(_) => VmState::Created,
             Stage::Incoming(_) => VmState::Incoming,
             Stage::Saved(_) | Stage::Gone => VmState::Stopped,
             Stage::Runs(machine) if machine.vcpus.ended().is_some() => VmState::Stopped,
@@ -116,7 +117,10 @@ impl Owned {
 
     fn detail(&self) -> String {
         match &self.stage {
-            Stage::Building => "its machine is being built".to_owned(),
+            Stage::Building(taken) => match taken.percent() {
+                Some(percent) => format!("{percent} % of its memory is taken"),
+                None => "its machine is being built".to_owned(),
+            },
             Stage::Saved(path) => format!("stopped by its snapshot {}", path.display()),
             Stage::Gone => "it is no longer here".to_owned(),
             Stage::Runs(machine) => {
@@ -129,7 +133,7 @@ impl Owned {
     fn machine(&self) -> Option<&Arc<Machine>> {
         match &self.stage {
             Stage::Runs(machine) | Stage::Incoming(machine) => Some(machine),
-            Stage::Created | Stage::Building | Stage::Saved(_) | Stage::Gone => None,
+            Stage::Created | Stage::Building(_) | Stage::Saved(_) | Stage::Gone => None,
         }
     }
 
@@ -184,7 +188,7 @@ impl Vm {
     /// # Errors
     /// `WrongState` when there is a machine already, and those of [`Machine::boot`].
     pub(crate) fn boot(&self, spec: VmSpec, epoch: Epoch) -> Result<(), Refusal> {
-        let machine = self.build(&spec, |spec| Machine::boot(spec, &self.disk_root, &on_end()))?;
+        let machine = self.build(&spec, Machine::boot)?;
         self.run(&machine)?;
         tracing::info!(%epoch, kernel = %spec.kernel.display(), "the guest runs");
         let mut owned = lock(&self.owned);
@@ -198,8 +202,7 @@ impl Vm {
     /// # Errors
     /// `WrongState` when there is a machine already, and those of [`snapshot::restore`].
     pub(crate) fn restore(&self, spec: VmSpec, epoch: Epoch, path: &Path) -> Result<(), Refusal> {
-        let machine =
-            self.build(&spec, |spec| snapshot::restore(spec, &self.disk_root, path, &on_end()))?;
+        let machine = self.build(&spec, |spec, around| snapshot::restore(spec, path, around))?;
         self.run(&machine)?;
         tracing::info!(%epoch, from = %path.display(), "the guest goes on");
         let mut owned = lock(&self.owned);
@@ -245,9 +248,9 @@ impl Vm {
         source_epoch: Epoch,
         migration: MigrationId,
     ) -> Result<Arc<Control>, Refusal> {
-        let machine = self.build(&spec, |spec| {
+        let machine = self.build(&spec, |spec, around| {
             self.unrun.set()?;
-            Machine::empty(spec, &self.disk_root, Beginning::Arrival, &on_end())
+            Machine::empty(spec, Beginning::Arrival, around)
         })?;
         let control = Control::new(migration, self.id.clone(), Role::Destination, State::Listening);
         let control = Arc::new(control);
@@ -266,7 +269,7 @@ impl Vm {
     fn build(
         &self,
         spec: &VmSpec,
-        build: impl FnOnce(&VmSpec) -> Result<Machine, Refusal>,
+        build: impl FnOnce(&VmSpec, &Surroundings) -> Result<Machine, Refusal>,
     ) -> Result<Arc<Machine>, Refusal> {
         if spec.id != self.id {
             return Err(Refusal::new(
@@ -275,6 +278,11 @@ impl Vm {
                 "start a process of its own for each VM",
             ));
         }
+        let around = Surroundings {
+            disk_root: self.disk_root.clone(),
+            on_end: on_end(),
+            taken: Arc::default(),
+        };
         {
             let mut owned = lock(&self.owned);
             if !matches!(owned.stage, Stage::Created) {
@@ -283,9 +291,9 @@ impl Vm {
                     "start a process of its own for each VM",
                 ));
             }
-            owned.stage = Stage::Building;
+            owned.stage = Stage::Building(Arc::clone(&around.taken));
         }
-        let machine = build(spec).map(Arc::new);
+        let machine = build(spec, &around).map(Arc::new);
         match &machine {
             Ok(machine) => match lock(&self.console_log).take().map(LogFiles::start) {
                 Some(Ok(log)) => machine.devices.console.log_to(log),

@@ -348,3 +348,26 @@ async fn what_the_host_does_not_have_is_refused_before_anything_starts() {
     vmm.boot(lab.spec(32, &quick())).await.unwrap();
     vmm.beats(3).await;
 }
+
+/// While a machine takes its memory, whoever asks hears how far it is.
+#[tokio::test]
+async fn a_machine_that_takes_its_memory_says_how_far_it_is() {
+    if !have_kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut vmm = lab.vmm("a").await;
+    let mut spec = lab.spec(2048, &quick());
+    spec.memory_backing = Some(v1::MemoryBacking { pages: 0, prefault: true });
+    let mut client = vmm.client.clone();
+    let request = v1::BootRequest { spec: Some(spec), epoch: 1, restore_from: String::new() };
+    let booting = tokio::spawn(async move { client.boot(request).await.map(|_| ()) });
+    let mut said = Vec::new();
+    while !booting.is_finished() {
+        said.push(vmm.status().await.detail);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    booting.await.unwrap().unwrap();
+    assert!(said.iter().any(|detail| detail.ends_with(" % of its memory is taken")), "{said:?}");
+    vmm.beats(1).await;
+}

@@ -8,11 +8,10 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::virtio::testing::{Ring, drive, notify};
 use super::*;
-use crate::machine::Machine;
+use crate::machine::{Machine, Surroundings};
 use crate::memory::PAGE_BYTES;
 use crate::migration::dirty::DirtyLog;
 use crate::state::MachineState;
-use crate::vcpu::OnEnd;
 
 const RING: u64 = 0x1000;
 const HEADER: u64 = 0x10000;
@@ -38,8 +37,9 @@ fn spec(dir: &Path) -> VmSpec {
 }
 
 fn machine(spec: &VmSpec) -> Machine {
-    let quiet: OnEnd = Arc::new(|_: &_| {});
-    Machine::empty(spec, Path::new("/"), Beginning::Arrival, &quiet).unwrap()
+    let around =
+        Surroundings { disk_root: "/".into(), on_end: Arc::new(|_: &_| {}), taken: Arc::default() };
+    Machine::empty(spec, Beginning::Arrival, &around).unwrap()
 }
 
 fn disk(machine: &Machine) -> &Transport {

@@ -27,6 +27,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMm
 
 use backing::Mapping;
 pub(crate) use layout::Layout;
+pub(crate) use prefault::Taken;
 
 /// The unit of transfer and of dirty tracking, in bytes.
 pub(crate) const PAGE_BYTES: usize = 4096;
@@ -84,12 +85,17 @@ impl HostAddress {
 }
 
 impl Memory {
-    /// Maps memory for this layout, and takes all of it at once where the backing says so.
+    /// Maps memory for this layout, and takes all of it at once where the backing says so; `taken`
+    /// tells meanwhile how far it is.
     ///
     /// # Errors
     /// `CapacityExceeded` when the machine has not that much available;
     /// `InvalidArgument` for a size that huge pages do not make up.
-    pub(crate) fn map(layout: Layout, backing: MemoryBacking) -> Result<Self, Refusal> {
+    pub(crate) fn map_watched(
+        layout: Layout,
+        backing: MemoryBacking,
+        taken: &Taken,
+    ) -> Result<Self, Refusal> {
         backing::check_available(&layout, backing.pages)?;
         let mut mappings = Vec::new();
         let mut regions = Vec::new();
@@ -113,12 +119,18 @@ impl Memory {
             mappings.push(mapping);
         }
         if backing.prefault {
-            prefault::take(&slots)?;
+            prefault::take(&slots, taken)?;
         }
         let mmap = GuestRam::from_regions(regions).map_err(|error| {
             Refusal::new(RefusalCode::Internal, format!("guest memory: {error}"), "report a defect")
         })?;
         Ok(Self { layout, slots, mmap, _mappings: mappings })
+    }
+
+    /// The same when nobody looks.
+    #[cfg(test)]
+    pub(crate) fn map(layout: Layout, backing: MemoryBacking) -> Result<Self, Refusal> {
+        Self::map_watched(layout, backing, &Taken::default())
     }
 
     pub(crate) fn layout(&self) -> &Layout {
@@ -293,7 +305,10 @@ mod tests {
     fn prefaulted_memory_is_there_whatever_its_pages() {
         for pages in [PageSize::Auto, PageSize::Small] {
             let backing = MemoryBacking { pages, prefault: true };
-            let memory = Memory::map(Layout::of_size(Bytes::mib(48)), backing).unwrap();
+            let (layout, taken) = (Layout::of_size(Bytes::mib(48)), Taken::default());
+            assert_eq!(taken.percent(), None);
+            let memory = Memory::map_watched(layout, backing, &taken).unwrap();
+            assert_eq!(taken.percent(), Some(100));
             let slot = memory.slots()[0];
             let mut present = vec![0u8; usize::try_from(slot.pages).unwrap()];
             // SAFETY: asks about a mapping of this process; one byte a page is written.

@@ -3,9 +3,10 @@
 //!
 //! All of it: threads take chunk after chunk; what the kernel zeroes is the time it takes,
 //! so more threads than CPUs would not help, and more than a few would starve
-//! the host's other VMs. How far it is stands in the log.
+//! the host's other VMs. How far it is stands in the log, and in a [`Taken`] for
+//! whoever asks meanwhile.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use ballast_model::{Bytes, Refusal, RefusalCode};
@@ -17,6 +18,30 @@ const THREADS_MAX: usize = 8;
 /// How many times progress is told.
 const TOLD: usize = 10;
 
+/// How much of a machine's memory has been taken.
+#[derive(Debug)]
+pub(crate) struct Taken(AtomicU8);
+
+impl Taken {
+    const NOT_ASKED: u8 = u8::MAX;
+
+    /// In percent; none while nothing is being taken.
+    pub(crate) fn percent(&self) -> Option<u8> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|&percent| percent != Self::NOT_ASKED)
+    }
+
+    fn set(&self, done: usize, of: usize) {
+        let percent = u8::try_from(done * 100 / of.max(1)).unwrap_or(100);
+        self.0.store(percent.min(100), Ordering::Relaxed);
+    }
+}
+
+impl Default for Taken {
+    fn default() -> Self {
+        Self(AtomicU8::new(Self::NOT_ASKED))
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Chunk {
     start: HostAddress,
@@ -27,12 +52,14 @@ struct Chunk {
 ///
 /// # Errors
 /// `CapacityExceeded` when the host runs out of them.
-pub(super) fn take(slots: &[Slot]) -> Result<(), Refusal> {
+pub(super) fn take(slots: &[Slot], taken: &Taken) -> Result<(), Refusal> {
     let began = Instant::now();
     let chunks = chunks(slots);
+    taken.set(0, chunks.len());
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = cpus.min(THREADS_MAX).min(chunks.len());
-    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let failed = AtomicBool::new(false);
     let work = || {
         while !failed.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -40,8 +67,10 @@ pub(super) fn take(slots: &[Slot]) -> Result<(), Refusal> {
             if !take_chunk(*chunk) {
                 failed.store(true, Ordering::Relaxed);
             }
-            if (number + 1) * TOLD / chunks.len() > number * TOLD / chunks.len() {
-                let percent = (number + 1) * 100 / chunks.len();
+            let before = done.fetch_add(1, Ordering::Relaxed);
+            taken.set(before + 1, chunks.len());
+            if (before + 1) * TOLD / chunks.len() > before * TOLD / chunks.len() {
+                let percent = (before + 1) * 100 / chunks.len();
                 tracing::info!(percent, "guest memory is being taken");
             }
         }

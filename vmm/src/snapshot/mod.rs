@@ -27,11 +27,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ballast_model::{Bytes, Refusal, RefusalCode, VmSpec};
 
 use crate::devices::Beginning;
-use crate::machine::Machine;
+use crate::machine::{Machine, Surroundings};
 use crate::migration::dirty::{DirtyLog, PageSet};
 use crate::migration::negotiation::Proposal;
 use crate::state::MachineState;
-use crate::vcpu::OnEnd;
 use disks::Fingerprint;
 use file::{Header, Reader, Writer};
 
@@ -171,13 +170,12 @@ pub(crate) fn describe(path: &Path) -> Result<String, Refusal> {
 /// written to meanwhile; `Incompatible` when this host cannot go on with it; those of [`Machine::empty`].
 pub(crate) fn restore(
     spec: &VmSpec,
-    disk_root: &Path,
     path: &Path,
-    on_end: &OnEnd,
+    around: &Surroundings,
 ) -> Result<Machine, Refusal> {
     let (mut reader, header) = Reader::open(path)?;
     same_machine(spec, &header.spec, path)?;
-    let machine = Machine::empty(spec, disk_root, Beginning::Restore, on_end)?;
+    let machine = Machine::empty(spec, Beginning::Restore, around)?;
     header.machine.check(&Proposal::of(&machine, false, 1)).map_err(|refusal| {
         let reason = format!(
             "{} (the source is the host the snapshot {} was taken on)",
@@ -188,7 +186,7 @@ pub(crate) fn restore(
     })?;
     let contents = reader.contents(&machine.memory)?;
     machine.devices.acquire_disks()?;
-    Fingerprint::check(&contents.disks, &spec.disks, disk_root)?;
+    Fingerprint::check(&contents.disks, &spec.disks, &around.disk_root)?;
     let mut state = MachineState::decode(&contents.state)
         .map_err(|malformed| reader.damaged(&malformed.to_string()))?;
     machine.load(&state)?;

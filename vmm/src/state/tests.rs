@@ -9,8 +9,8 @@ use ballast_model::{Bytes, VmSpec};
 
 use super::*;
 use crate::devices::Beginning;
+use crate::machine::Surroundings;
 use crate::memory::PAGE_BYTES;
-use crate::vcpu::OnEnd;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -22,8 +22,12 @@ fn have_kvm() -> bool {
     have
 }
 
-fn quiet() -> OnEnd {
-    Arc::new(|why: &crate::power::GuestEnd| eprintln!("the guest ended: {why}"))
+fn quiet() -> Surroundings {
+    Surroundings {
+        disk_root: "/".into(),
+        on_end: Arc::new(|why: &crate::power::GuestEnd| eprintln!("the guest ended: {why}")),
+        taken: Arc::default(),
+    }
 }
 
 /// A guest that has run for a while and is paused, and what is needed to build its like.
@@ -36,7 +40,7 @@ fn paused_guest(vcpus: u32) -> (tempfile::TempDir, VmSpec, Machine) {
         cmdline: params.to_cmdline(),
         ..VmSpec::new("probe".parse().unwrap(), vcpus, Bytes::mib(32), kernel)
     };
-    let machine = Machine::boot(&spec, Path::new("/"), &quiet()).unwrap();
+    let machine = Machine::boot(&spec, &quiet()).unwrap();
     machine.resume().unwrap();
     heartbeats(&machine, 5);
     machine.pause().unwrap();
@@ -82,7 +86,7 @@ fn check_exact(vcpus: u32) {
     let decoded = MachineState::decode(&bytes).unwrap();
     assert_eq!(decoded, saved);
 
-    let destination = Machine::empty(&spec, Path::new("/"), Beginning::Arrival, &quiet()).unwrap();
+    let destination = Machine::empty(&spec, Beginning::Arrival, &quiet()).unwrap();
     copy_memory(&source, &destination);
     drop(source);
     destination.load(&decoded).unwrap();

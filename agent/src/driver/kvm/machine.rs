@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ballast_model::{Epoch, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
 use ballast_proto::convert::field::text;
-use ballast_proto::limits::snapshot_time_max;
+use ballast_proto::limits::{prefault_time_max, snapshot_time_max};
 use ballast_proto::v1::{self, MigrationState, MigrationStatus, MigrationVerdict, VmState};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -213,7 +213,8 @@ impl Machine for KvmMachine {
         let restored = restore_from.map(|_| snapshot_time_max(spec.memory)).unwrap_or_default();
         let restore_from = restore_from.map(text).unwrap_or_default();
         let request = v1::BootRequest { spec: Some(spec.into()), epoch: epoch.0, restore_from };
-        call(BUILD_TIMEOUT + restored, client.boot(request)).await?;
+        let limit = BUILD_TIMEOUT + prefault_time_max(spec) + restored;
+        call(limit, client.boot(request)).await?;
         self.settle().await;
         Ok(())
     }
@@ -238,7 +239,8 @@ impl Machine for KvmMachine {
             source_epoch: incoming.source_epoch.0,
             tls: incoming.tls,
         };
-        let answer = call(BUILD_TIMEOUT, client.receive_migration(request)).await?;
+        let limit = BUILD_TIMEOUT + prefault_time_max(&incoming.spec);
+        let answer = call(limit, client.receive_migration(request)).await?;
         self.settle().await;
         let v1::ReceiveMigrationResponse { address, public_key } = answer;
         // Never in the clear because a program is too old to know better.
