@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use ballast_model::snapshot::{Mobility, MoveInFlight, PlacedVm};
 use ballast_model::{
-    ClusterSnapshot, Host, HostId, HostState, MigrationOutcome, MigrationPhase, Rule, Timestamp,
-    VmId, VmSpec,
+    Bytes, ClusterSnapshot, Host, HostId, HostState, MigrationOutcome, MigrationPhase, Rule,
+    Timestamp, VmId, VmSpec,
 };
 use ballast_proto::v1;
 
@@ -66,6 +66,7 @@ pub fn build(
         let placed = PlacedVm {
             demand: view.demand.unwrap_or_else(|| spec.size()),
             dirty_rate: view.dirty_rate,
+            local_disks: view.local_disks,
             automation: spec.automation,
             mobility: mobility(vm, &view, purpose, rests),
             ..PlacedVm::new(id.clone(), owner.clone(), spec.size())
@@ -110,9 +111,12 @@ fn add_flight(snapshot: &mut ClusterSnapshot, migration: &ballast_model::Migrati
 }
 
 fn host_of(host: &HostRecord, live: &Live) -> Host {
+    let view = live.host(&host.id);
+    let room = view.load.and_then(|load| load.local_disk_free_bytes);
     Host {
         state: host.state,
-        telemetry: live.host(&host.id).telemetry,
+        telemetry: view.telemetry,
+        local_disk_room: room.map(Bytes),
         link: host.link,
         labels: host.labels.clone(),
         ..Host::new(host.id.clone(), host.capacity)
@@ -160,6 +164,16 @@ pub fn mobility(
                 "check that its agent runs and reports",
             );
         }
+    }
+    let spec = &vm.record.value.spec;
+    if let Some(disk) = spec.disks.iter().find(|disk| !disk.shared && disk.readonly) {
+        return fixed(
+            format!(
+                "its disk {} is local and read-only: it may be others' too",
+                disk.path.display()
+            ),
+            "put the same file on every host and do not mark it local",
+        );
     }
     if purpose == Purpose::Balance && view.demand.is_none() {
         return fixed("there are too few samples of its load".into(), "wait for more reports");

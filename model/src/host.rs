@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BytesPerSec, HostId, Resources};
+use crate::{Bytes, BytesPerSec, HostId, Resources};
 
 /// One host of the snapshot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,9 @@ pub struct Host {
     /// [`PlacedVm::needs`](crate::snapshot::PlacedVm::needs).
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub offers: BTreeSet<String>,
+    /// What is free where it keeps local disks; none when that is not known.
+    #[serde(rename = "local_disk_free_bytes", default, skip_serializing_if = "Option::is_none")]
+    pub local_disk_room: Option<Bytes>,
     /// What each of its NUMA nodes has; empty when that is not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub numa: Vec<Resources>,
@@ -44,6 +47,7 @@ impl Host {
             link: BytesPerSec::ZERO,
             labels: BTreeMap::new(),
             offers: BTreeSet::new(),
+            local_disk_room: None,
             numa: Vec::new(),
         }
     }

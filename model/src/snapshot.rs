@@ -17,8 +17,8 @@ use crate::pool::Claims;
 use crate::refusal::{Refusal, RefusalCode};
 use crate::vm::Automation;
 use crate::{
-    BytesPerSec, Host, HostId, MigrationId, Pool, PoolId, Ratio, Resources, Revision, Rule, RuleId,
-    Timestamp, VmId,
+    Bytes, BytesPerSec, Host, HostId, MigrationId, Pool, PoolId, Ratio, Resources, Revision, Rule,
+    RuleId, Timestamp, VmId,
 };
 
 /// The snapshot format this build reads and writes.
@@ -97,6 +97,9 @@ pub struct PlacedVm {
     /// How fast it dirties memory.
     #[serde(rename = "dirty_bytes_per_sec", default)]
     pub dirty_rate: BytesPerSec,
+    /// What its local disks take: it goes along, and the target must have room for it.
+    #[serde(rename = "local_disk_bytes", default, skip_serializing_if = "no_bytes")]
+    pub local_disks: Bytes,
     /// What the balancer may do with it.
     #[serde(default)]
     pub automation: Automation,
@@ -126,6 +129,10 @@ const fn is_false(flag: &bool) -> bool {
     !*flag
 }
 
+fn no_bytes(bytes: &Bytes) -> bool {
+    *bytes == Bytes::ZERO
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref)] // the signature serde asks for
 const fn is_zero(count: &u32) -> bool {
     *count == 0
@@ -140,6 +147,7 @@ impl PlacedVm {
             size,
             demand: size,
             dirty_rate: BytesPerSec::ZERO,
+            local_disks: Bytes::ZERO,
             automation: Automation::default(),
             mobility: Mobility::default(),
             needs: BTreeSet::new(),

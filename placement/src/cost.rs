@@ -36,7 +36,9 @@ pub(crate) fn of_move(vm: &PlacedVm, from: &Host, to: &Host) -> StepCost {
     let rate = |host: &Host| if host.link == BytesPerSec::ZERO { LINK_ASSUMED } else { host.link };
     let link = rate(from).min(rate(to)).get() as f64;
     let memory = vm.size.memory.get() as f64;
-    let sent = bytes_sent(memory, vm.dirty_rate.get() as f64, link);
+    // Disks go once, before memory; what is written to them meanwhile is little beside them.
+    let disks = vm.local_disks.get() as f64;
+    let sent = disks + bytes_sent(memory, vm.dirty_rate.get() as f64, link);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     // float-to-int casts saturate
     let bytes = Bytes(sent.round() as u64);
@@ -70,6 +72,18 @@ mod tests {
     fn an_idle_vm_is_sent_once() {
         let cost = cost(1, 0, 1 << 30);
         assert_eq!((cost.bytes, cost.duration), (gib(1), Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn local_disks_are_a_part_of_it() {
+        let mut cluster = Cluster::new(2, 4, 64).vm("v", "h0", 100, 1).0;
+        let hosts: Vec<_> = cluster.hosts.values().cloned().collect();
+        let vm = cluster.vms.values_mut().next().unwrap();
+        let without = of_move(vm, &hosts[0], &hosts[1]);
+        vm.local_disks = gib(10);
+        let with = of_move(vm, &hosts[0], &hosts[1]);
+        assert_eq!(with.bytes - without.bytes, gib(10));
+        assert!(with.duration > without.duration * 10);
     }
 
     #[test]

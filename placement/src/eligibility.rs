@@ -197,6 +197,14 @@ pub(crate) fn explain(state: &State<'_, '_>, vm: VmIx, to: HostIx, obstacle: Obs
                 "choose a host that offers it",
             )
         }
+        Obstacle::Disk { room } => Refusal::new(
+            RefusalCode::CapacityExceeded,
+            format!(
+                "VM {vm_id} takes {} of local disks along, and host {to_id} has {room} free for them",
+                info.vm.local_disks
+            ),
+            "choose another host, make room there, or move the disks to shared storage",
+        ),
         Obstacle::Numa => Refusal::new(
             RefusalCode::CapacityExceeded,
             format!("VM {vm_id} must fit one NUMA node, and host {to_id} has none of its size"),

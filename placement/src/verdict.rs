@@ -271,7 +271,9 @@ pub(crate) fn why_no_target(
                 other += 1;
                 rules.insert(problem.rule(rule).id.to_string());
             }
-            Some(Obstacle::Cpu | Obstacle::Lacks | Obstacle::Numa) => unfit += 1,
+            Some(Obstacle::Cpu | Obstacle::Lacks | Obstacle::Numa | Obstacle::Disk { .. }) => {
+                unfit += 1
+            }
             None if !state.cpu_allows(vm, host, cause, options) => busy += 1,
             None => other += 1,
         }

@@ -8,6 +8,7 @@ mod bad_input;
 mod crash;
 mod demo;
 mod faults;
+mod local_disks;
 mod snapshot;
 
 /// The program under test.

@@ -282,6 +282,7 @@ impl VmmService for Api {
             cpu_millicores: load.cpu.get(),
             resident_bytes: load.resident.get(),
             dirty_bytes_per_sec: load.dirty_rate.get(),
+            local_disk_bytes: load.local_disks.get(),
             cpu_time_nanos: micros(load.cpu_time).saturating_mul(1000),
         };
         Ok(Response::new(v1::SampleResponse { load: Some(load) }))

@@ -18,6 +18,7 @@ use rand::Rng;
 
 use crate::machine::Machine;
 use crate::memory::{Memory, PAGE_BYTES};
+use crate::migration::storage::DiskTerms;
 use crate::migration::verify::hash_page;
 
 /// Pages hashed at each look.
@@ -31,6 +32,8 @@ pub(crate) struct Load {
     pub(crate) cpu: Millicores,
     pub(crate) resident: Bytes,
     pub(crate) dirty_rate: BytesPerSec,
+    /// What its local disks take.
+    pub(crate) local_disks: Bytes,
     /// Of all vCPU threads since the VM began here.
     pub(crate) cpu_time: Duration,
 }
@@ -69,6 +72,9 @@ impl Sampler {
             cpu,
             resident: resident(&machine.memory),
             dirty_rate: self.dirty_rate,
+            local_disks: Bytes(
+                DiskTerms::of(&machine.devices).iter().map(|disk| disk.allocated).sum(),
+            ),
             cpu_time: now.cpu_time,
         }
     }

@@ -14,6 +14,7 @@ use super::proc::{self, CpuTicks, Traffic};
 use crate::config::LoadScope;
 use crate::driver::ProcessId;
 use crate::host::Host;
+use crate::vm::disks::LocalDisks;
 
 /// Machines asked at once.
 const ASKED_AT_ONCE: usize = 16;
@@ -110,6 +111,9 @@ impl Sampler {
             (Some(before), Some(after)) => self.host_load(before, after, &vms),
             _ => None,
         };
+        let disks = self.host.context().disks.as_ref();
+        let local_disk_free_bytes = disks.and_then(LocalDisks::room).map(Bytes::get);
+        let host = host.map(|load| HostLoad { local_disk_free_bytes, ..load });
         self.last = reading;
         Observation { at: Timestamp::from(SystemTime::now()), host, vms }
     }
@@ -135,6 +139,7 @@ impl Sampler {
                 memory_pressure_ratio: read_proc("pressure/memory")
                     .and_then(|t| proc::pressure(&t)),
                 io_pressure_ratio: read_proc("pressure/io").and_then(|t| proc::pressure(&t)),
+                ..HostLoad::default()
             }),
             LoadScope::Share => Some(self.share_load(before, after, time, machine, vms)),
         }

@@ -21,7 +21,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use ballast_model::{DiskSpec, Refusal, RefusalCode, VmSpec};
+use ballast_model::{Bytes, DiskSpec, Refusal, RefusalCode, VmSpec};
 
 use crate::config::User;
 
@@ -40,6 +40,15 @@ fn local(spec: &VmSpec) -> impl Iterator<Item = &DiskSpec> {
 }
 
 impl LocalDisks {
+    /// What is free where they are; none when they may be anywhere.
+    pub fn room(&self) -> Option<Bytes> {
+        if self.root == Path::new("/") {
+            return None;
+        }
+        let found = rustix::fs::statvfs(&self.root).ok()?;
+        Some(Bytes(found.f_bavail.saturating_mul(found.f_frsize)))
+    }
+
     /// Makes the files that the VM's disks will arrive in.
     ///
     /// # Errors
@@ -167,8 +176,6 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use ballast_model::Bytes;
-
     use super::*;
 
     struct Host {

@@ -97,6 +97,7 @@ pub(super) fn agent(
     let vmm = Table::from_iter([
         text("binary", &path("bin/ballast-vmm")),
         ("snapshot_dirs".to_owned(), Value::Array(vec![path(SNAPSHOTS).into()])),
+        text("disk_root", &disk_root(dir, places.host).to_string_lossy()),
     ]);
     let config = Table::from_iter([
         text("host", places.host),
@@ -109,7 +110,15 @@ pub(super) fn agent(
         ("capacity".to_owned(), Value::Table(capacity)),
         ("vmm".to_owned(), Value::Table(vmm)),
     ]);
+    let disks = disk_root(dir, places.host);
+    std::fs::create_dir_all(&disks).map_err(|error| cannot_write(&disks, &error))?;
     write(dir, places.host, &config)
+}
+
+/// Where the local disks of a host are, in the cluster's directory: what is two hosts is two
+/// directories.
+pub(super) fn disk_root(dir: &Path, host: &str) -> PathBuf {
+    dir.join("disks").join(host)
 }
 
 fn text(key: &str, value: &str) -> (String, Value) {
@@ -128,14 +137,16 @@ fn merge(base: &mut Table, over: &Table) {
 
 fn write(dir: &Path, name: &str, config: &Table) -> Result<PathBuf, Refusal> {
     let path = dir.join("config").join(format!("{name}.toml"));
-    std::fs::write(&path, config.to_string()).map_err(|error| {
-        Refusal::new(
-            RefusalCode::HostFailure,
-            format!("cannot write {}: {error}", path.display()),
-            "check that TMPDIR is writable and has room",
-        )
-    })?;
+    std::fs::write(&path, config.to_string()).map_err(|error| cannot_write(&path, &error))?;
     Ok(path)
+}
+
+fn cannot_write(path: &Path, error: &std::io::Error) -> Refusal {
+    Refusal::new(
+        RefusalCode::HostFailure,
+        format!("cannot write {}: {error}", path.display()),
+        "check that TMPDIR is writable and has room",
+    )
 }
 
 #[cfg(test)]

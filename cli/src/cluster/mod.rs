@@ -149,6 +149,11 @@ impl Cluster {
         self.dir.path().join(config::SNAPSHOTS)
     }
 
+    /// The directory that a host's local disks are beneath.
+    pub fn disk_root(&self, host: &str) -> PathBuf {
+        config::disk_root(self.dir.path(), host)
+    }
+
     /// The directory everything is in.
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -9,7 +9,8 @@ use std::time::Duration;
 use ballast_model::audit::{AuditOutcome, action};
 use ballast_model::migration::Progress;
 use ballast_model::{
-    BytesPerSec, Epoch, MigrationId, MigrationOutcome, MigrationPhase, Refusal, RefusalCode, VmId,
+    Bytes, BytesPerSec, Epoch, MigrationId, MigrationOutcome, MigrationPhase, Refusal, RefusalCode,
+    VmId,
 };
 use ballast_proto::v1::{self, MigrationVerdict};
 use ballast_service::holdpoint::hold;
@@ -30,6 +31,8 @@ use crate::store::{Transaction, keys};
 const TRANSFER_TIMES: u32 = 8;
 /// The link rate assumed where neither host nor the configuration says one.
 const LINK_ASSUMED: BytesPerSec = BytesPerSec(50_000_000);
+/// What disks take and give at least.
+const DISK_ASSUMED: BytesPerSec = BytesPerSec(100_000_000);
 /// How long one look at a side's figures may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -148,7 +151,7 @@ impl Controller {
         }
     }
 
-    /// In proportion to the memory that has to go over the link.
+    /// In proportion to the memory and the disks that have to go over the link.
     async fn transfer_limit(&self, record: &MigrationRecord) -> Result<Duration, Refusal> {
         let migration = &record.migration;
         let memory = self.repository.known_vm(&migration.vm).await?.record.value.spec.memory;
@@ -157,7 +160,9 @@ impl Controller {
         let to = self.repository.known_host(&migration.to).await?.value.link;
         let told = [cap, from, to].into_iter().filter(|rate| *rate > BytesPerSec::ZERO);
         let link = told.min().unwrap_or(LINK_ASSUMED);
-        let once = memory.time_at(link).unwrap_or_default();
+        let disks = self.live.vm(&migration.vm, &migration.from).local_disks;
+        let time = |bytes: Bytes, rate| bytes.time_at(rate).unwrap_or_default();
+        let once = time(memory, link) + time(disks, link.min(DISK_ASSUMED));
         let least = Duration::from_millis(self.config.migration.transfer_timeout_min_ms);
         Ok(least + once * TRANSFER_TIMES)
     }

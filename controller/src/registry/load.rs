@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ballast_model::{
-    BytesPerSec, HostId, Refusal, RefusalCode, Resources, Telemetry, Timestamp, VmId,
+    Bytes, BytesPerSec, HostId, Refusal, RefusalCode, Resources, Telemetry, Timestamp, VmId,
 };
 use ballast_proto::v1;
 
@@ -36,6 +36,8 @@ pub struct VmView {
     pub demand: Option<Resources>,
     /// How fast it dirties memory.
     pub dirty_rate: BytesPerSec,
+    /// What its local disks take.
+    pub local_disks: Bytes,
     /// Whether the host reported at all since it registered.
     pub host_reports: bool,
 }
@@ -101,8 +103,11 @@ impl Live {
     /// A VM as `owner` said last.
     pub fn vm(&self, vm: &VmId, owner: &HostId) -> VmView {
         let windows = self.windows();
+        let status = windows.status(owner, vm).cloned();
+        let load = status.as_ref().and_then(|status| status.load);
         VmView {
-            status: windows.status(owner, vm).cloned(),
+            status,
+            local_disks: Bytes(load.map_or(0, |load| load.local_disk_bytes)),
             demand: windows.demand(vm, now()),
             dirty_rate: windows.dirty_rate(vm),
             host_reports: windows.host_load(owner).is_some(),

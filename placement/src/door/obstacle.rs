@@ -23,6 +23,8 @@ pub(crate) enum Obstacle {
     Lacks,
     /// No NUMA node of the host is large enough.
     Numa,
+    /// The host has too little room for its local disks.
+    Disk { room: Bytes },
     /// A rule of hosts or groups of hosts does not allow it.
     Forbidden { rule: RuleIx },
     /// Another rule that holds at every moment would be broken, or more than it is.
@@ -162,6 +164,12 @@ pub(crate) fn lacking(
 ) -> Option<Obstacle> {
     if !vm.needs.is_subset(&host.offers) {
         return Some(Obstacle::Lacks);
+    }
+    // Where it is, they are.
+    if let Some(room) = host.local_disk_room.filter(|room| vm.local_disks > *room)
+        && vm.host != host.id
+    {
+        return Some(Obstacle::Disk { room });
     }
     let fits =
         |node: &ballast_model::Resources| vm.size.memory <= node.memory && vm.size.cpu <= node.cpu;

@@ -73,6 +73,7 @@ pub(super) struct Bench {
     dir: TempDir,
     guest: Guest,
     guests: u32,
+    disks: Disks,
     hosts: Vec<v1::HostDescription>,
     summary: Summary,
 }
@@ -88,16 +89,28 @@ fn params() -> Params {
     }
 }
 
-fn disk_of(dir: &Path, number: u32) -> PathBuf {
-    dir.join(format!("disk-{number}.img"))
+/// Where the guests' disks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Disks {
+    /// Every host finds them at one place.
+    Shared,
+    /// On the host the guest is on: they go along.
+    Local,
 }
 
-async fn new_guest(test: &TestCluster, dir: &Path, number: u32) -> Guest {
-    let path = disk_of(dir, number);
+fn disk_name(number: u32) -> String {
+    format!("disk-{number}.img")
+}
+
+async fn new_guest(test: &TestCluster, dir: &Path, number: u32, disks: Disks) -> Guest {
+    let local = disks == Disks::Local;
+    let dir = if local { test.cluster.disk_root("host-1") } else { dir.to_owned() };
+    let path = dir.join(disk_name(number));
     let disk = std::fs::File::create(&path).expect("a disk");
     disk.set_len(DISK_BYTES).expect("its size");
+    let path = if local { Path::new("/").join(disk_name(number)) } else { path };
     let path = path.to_string_lossy().into_owned();
-    let disks = vec![v1::Disk { path, ..v1::Disk::default() }];
+    let disks = vec![v1::Disk { path, local, ..v1::Disk::default() }];
     Guest::create_with(test, &format!("probe-{number}"), "host-1", &params(), disks).await
 }
 
@@ -107,14 +120,14 @@ fn index_of(host: &str) -> usize {
 }
 
 impl Bench {
-    pub(super) async fn start(store: StoreKind) -> Self {
+    pub(super) async fn start(store: StoreKind, disks: Disks) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let hold = HoldFile::new(dir.path());
         let env = vec![("BALLAST_HOLD".to_owned(), hold.path().to_string_lossy().into_owned())];
         let test = TestCluster::start_with(PROGRAM, store, env).await;
-        let guest = new_guest(&test, dir.path(), 0).await;
+        let guest = new_guest(&test, dir.path(), 0, disks).await;
         let hosts = test.hosts().await;
-        Self { test, hold, dir, guest, guests: 1, hosts, summary: Summary::default() }
+        Self { test, hold, dir, guest, guests: 1, disks, hosts, summary: Summary::default() }
     }
 
     /// A migration without any fault.
@@ -169,6 +182,9 @@ impl Bench {
         if !as_expected {
             self.summary.faults.push(outcome);
         }
+        if let Err(why) = self.disk() {
+            self.summary.faults.push(format!("{point:?} × {fault:?}: {why}"));
+        }
         match host {
             Some(host) => {
                 self.guest.goes_on(&self.test).await;
@@ -180,7 +196,7 @@ impl Bench {
             None => {
                 self.summary.died += 1;
                 self.bury().await;
-                self.guest = new_guest(&self.test, self.dir.path(), self.guests).await;
+                self.guest = new_guest(&self.test, self.dir.path(), self.guests, self.disks).await;
                 self.guests += 1;
             }
         }
@@ -317,7 +333,7 @@ impl Bench {
         let deleted =
             self.test.client.delete_vm(v1::DeleteVmRequest { vm: vm.clone(), actor }).await;
         deleted.unwrap_or_else(|refusal| panic!("{refusal}"));
-        let disk = disk_of(self.dir.path(), self.guests - 1);
+        let disk = self.disk().expect("one disk");
         // Read beside the runtime, which has to answer its connections meanwhile.
         let read = {
             let disk = disk.clone();
@@ -330,6 +346,24 @@ impl Bench {
         let faults = report.faults.iter().cloned().chain(runs);
         self.summary.faults.extend(faults.map(|fault| format!("{vm}: disk: {fault}")));
         std::fs::remove_file(disk).expect("its disk");
+    }
+
+    /// The guest's disk: one file, whatever has become of the guest, and no part of another.
+    fn disk(&self) -> Result<PathBuf, String> {
+        let name = disk_name(self.guests - 1);
+        if self.disks == Disks::Shared {
+            return Ok(self.dir.path().join(name));
+        }
+        let mut found = Vec::new();
+        for host in &self.hosts {
+            let entries = std::fs::read_dir(self.test.cluster.disk_root(&host.host));
+            found
+                .extend(entries.expect("its directory").map(|entry| entry.expect("a file").path()));
+        }
+        match found.as_slice() {
+            [disk] if disk.file_name().is_some_and(|found| *found == *name) => Ok(disk.clone()),
+            _ => Err(format!("the disks found are {found:?}, not one {name}")),
+        }
     }
 
     /// What the cluster's processes hold now.
@@ -363,7 +397,7 @@ impl Bench {
             .collect();
         footprint.processes = members.len();
         let inode = std::os::unix::fs::MetadataExt::ino(
-            &std::fs::metadata(disk_of(self.dir.path(), self.guests - 1)).expect("the disk"),
+            &std::fs::metadata(self.disk().expect("one disk")).expect("the disk"),
         );
         let locks = std::fs::read_to_string("/proc/locks").expect("locks");
         footprint.locks = locks.lines().filter(|line| line.contains(&format!(":{inode} "))).count();

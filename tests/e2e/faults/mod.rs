@@ -15,14 +15,14 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-use bench::{Bench, Summary};
+use bench::{Bench, Disks, Summary};
 
 /// Runs all cells with one of these faults, on one cluster.
-async fn check_cells(name: &str, chosen: impl Fn(Point, Fault) -> bool) {
+async fn check_cells(name: &str, disks: Disks, chosen: impl Fn(Point, Fault) -> bool) {
     if !kvm_or_skip(name) {
         return;
     }
-    let mut bench = Bench::start(StoreKind::Embedded).await;
+    let mut bench = Bench::start(StoreKind::Embedded, disks).await;
     for (point, fault, expected) in cells().filter(|(point, fault, _)| chosen(*point, *fault)) {
         bench.run(point, fault, expected).await;
     }
@@ -34,44 +34,50 @@ async fn check_cells(name: &str, chosen: impl Fn(Point, Fault) -> bool) {
 #[tokio::test]
 async fn a_vmm_is_killed_at_every_point() {
     let vmm = |who| matches!(who, Who::SourceVmm | Who::DestinationVmm);
-    check_cells("killed VMMs", |_, fault| matches!(fault, Fault::Kill(who) if vmm(who))).await;
+    let chosen = |_, fault| matches!(fault, Fault::Kill(who) if vmm(who));
+    check_cells("killed VMMs", Disks::Local, chosen).await;
 }
 
 #[tokio::test]
 async fn an_agent_is_killed_at_every_point() {
     let agent = |who| matches!(who, Who::SourceAgent | Who::DestinationAgent);
-    check_cells("killed agents", |_, fault| matches!(fault, Fault::Kill(who) if agent(who))).await;
+    let chosen = |_, fault| matches!(fault, Fault::Kill(who) if agent(who));
+    check_cells("killed agents", Disks::Local, chosen).await;
 }
 
 #[tokio::test]
 async fn the_controller_is_killed_at_every_point() {
-    check_cells("a killed controller", |_, fault| fault == Fault::Kill(Who::Controller)).await;
+    check_cells("a killed controller", Disks::Shared, |_, fault| {
+        fault == Fault::Kill(Who::Controller)
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_process_stands_still() {
     let short = [Point::Round, Point::Pause, Point::Ready, Point::Granted];
     let chosen = |point, fault| matches!(fault, Fault::Freeze(_)) && short.contains(&point);
-    check_cells("frozen processes", chosen).await;
+    check_cells("frozen processes", Disks::Shared, chosen).await;
 }
 
 /// The long form of the one above; `make soak-migrate` comes by these cells, too.
 #[tokio::test]
 #[ignore = "takes two minutes"]
 async fn a_process_stands_still_at_every_point() {
-    check_cells("frozen processes", |_, fault| matches!(fault, Fault::Freeze(_))).await;
+    check_cells("frozen processes", Disks::Shared, |_, fault| matches!(fault, Fault::Freeze(_)))
+        .await;
 }
 
 #[tokio::test]
 async fn the_link_fails_at_every_point() {
-    check_cells("links", |_, fault| matches!(fault, Fault::Cut | Fault::Stall)).await;
+    check_cells("links", Disks::Local, |_, fault| matches!(fault, Fault::Cut | Fault::Stall)).await;
 }
 
 /// Random cells, the same for the same seed.
 async fn soak(count: usize, seed: u64) -> Summary {
     let mut random = StdRng::seed_from_u64(seed);
     let all: Vec<_> = cells().collect();
-    let mut bench = Bench::start(StoreKind::Embedded).await;
+    let mut bench = Bench::start(StoreKind::Embedded, Disks::Shared).await;
     for _ in 0..count {
         let (point, fault, expected) = *all.choose(&mut random).expect("there are cells");
         bench.run(point, fault, expected).await;
@@ -111,7 +117,7 @@ async fn a_hundred_migrations_leave_nothing_behind() {
     if !kvm_or_skip("a hundred migrations") {
         return;
     }
-    let mut bench = Bench::start(StoreKind::Embedded).await;
+    let mut bench = Bench::start(StoreKind::Embedded, Disks::Shared).await;
     // What is made once is made by the first few.
     for _ in 0..6 {
         bench.migrate().await;

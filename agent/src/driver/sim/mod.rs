@@ -237,6 +237,7 @@ impl Machine for SimMachine {
             resident_bytes: guest.resident().get(),
             dirty_bytes_per_sec: of_running(guest.dirty().get()),
             cpu_time_nanos: micros(guest.cpu_time(inner.ran())).saturating_mul(1000),
+            local_disk_bytes: 0,
         })
     }
 
