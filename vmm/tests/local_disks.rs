@@ -360,3 +360,56 @@ async fn disks_that_cannot_go_along_are_refused_with_their_remedy() {
     let mut third = b.vmm(&lab, "third").await;
     check_refused(third.listen(spec).await, RefusalCode::InvalidArgument, "is not empty");
 }
+
+/// Figures, on a machine that has nothing else to do: a full disk of 1 GiB beside one that is
+/// being written to.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn a_gibibyte_goes_along() {
+    if !have_kvm() {
+        return;
+    }
+    for verify in [false, true] {
+        let lab = Lab::new();
+        let (a, b) = (Host::new(&lab, "a"), Host::new(&lab, "b"));
+        let [log, data] = a.disks().map(|path| File::create_new(path).unwrap());
+        log.set_len(1 << 30).unwrap();
+        let mut block = vec![0u8; 1 << 20];
+        for at in 0..1024u64 {
+            block.fill(u8::try_from(at % 255).unwrap() + 1);
+            data.write_all_at(&block, at << 20).unwrap();
+        }
+        data.sync_all().unwrap();
+        let params = Params { log_per_sec: 4000, ..params() };
+        let spec = v1::VmSpec { cmdline: params.to_cmdline(), ..spec(&lab) };
+        let mut source = a.vmm(&lab, "source").await;
+        source.boot(spec.clone()).await.unwrap();
+        let before = records(&mut source, 1000).await;
+        b.expect_disks();
+        let mut destination = b.vmm(&lab, "destination").await;
+        let address = destination.listen(spec).await.unwrap();
+        let began = std::time::Instant::now();
+        source.send(&address, |send| send.verify = verify).await.unwrap();
+        destination.watch_state(MigrationState::Ready).await;
+        source.watch_state(MigrationState::Ready).await;
+        let sent = source.migration().await.progress.unwrap();
+        source.read_console().await;
+        std::mem::swap(&mut source.console, &mut destination.console);
+        destination.resolve(MigrationVerdict::Commit, 2).await.unwrap();
+        let total = began.elapsed();
+        let received = destination.migration().await.progress.unwrap();
+        let after = records(&mut destination, 100).await;
+        let stall = destination.console.report().stall_max;
+        eprintln!(
+            "verify {verify}: {total:?}; {} rounds, {} MiB of disks sent for {} MiB, at {} MiB/s; \
+             {} records written meanwhile; downtime {:?} and {:?}; guest stall {stall:?}",
+            sent.rounds,
+            sent.disk_bytes_sent >> 20,
+            sent.disk_bytes_total >> 20,
+            (sent.bytes_sent >> 20) as f64 / total.as_secs_f64(),
+            after - before,
+            sent.downtime.unwrap(),
+            received.downtime.unwrap(),
+        );
+    }
+}

@@ -218,6 +218,7 @@ impl<'a> Arrival<'a> {
                 }
                 Frame::DiskHashes { disk, first, hashes } if terms.verify => {
                     self.disk_comparison.compare(filling.landing, disk, first, &hashes)?;
+                    filling.report();
                 }
                 Frame::State(chunk) => self.take_state(&chunk)?,
                 Frame::End { state_bytes, state_hash } => {

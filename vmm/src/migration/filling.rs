@@ -179,6 +179,7 @@ impl<'a> Filling<'a> {
             }
             Frame::DiskZero { disk, offset, bytes } => {
                 self.landing.take_zeroes(disk, offset, bytes)?;
+                self.report();
             }
             _ => return Err(Malformed("the order of frames").into()),
         }
@@ -219,7 +220,8 @@ impl<'a> Filling<'a> {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    fn report(&self) {
+    /// Now and then, how far it is: whoever watches sees that it goes on.
+    pub(super) fn report(&self) {
         let Ok(mut reported) = self.reported.try_lock() else { return };
         if reported.elapsed() >= PROGRESS_INTERVAL {
             *reported = Instant::now();

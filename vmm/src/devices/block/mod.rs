@@ -100,8 +100,10 @@ impl Block {
         if held.is_none() {
             let disk = &self.disk;
             *held = Some(DiskLock::take(disk, &self.vm)?);
-            // It may have been another host's until now.
-            disk.forget_cache();
+            // It may have been another host's until now; a local one never was.
+            if !disk.is_local() {
+                disk.forget_cache();
+            }
         }
         Ok(())
     }
