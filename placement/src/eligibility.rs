@@ -445,6 +445,23 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_goes_where_its_local_disks_have_room() {
+        let mut snapshot = Cluster::new(4, 4, 16).vm("a", "h0", 100, 1).0;
+        snapshot.vms.values_mut().for_each(|vm| vm.local_disks = gib(20));
+        // h3 does not say.
+        for (host, room) in [("h0", 0), ("h1", 19), ("h2", 20)] {
+            let host = snapshot.hosts.get_mut(&host.parse().unwrap()).unwrap();
+            host.local_disk_room = Some(gib(room));
+        }
+        refused(&snapshot, "a", "h1", CapacityExceeded, "takes 20.0 GiB of local disks along");
+        for host in ["h2", "h3"] {
+            check_step(&snapshot, &"a".parse().unwrap(), &host.parse().unwrap()).unwrap();
+        }
+        let chosen = choose_target(&snapshot, &"a".parse().unwrap(), &PlanOptions::default());
+        assert_eq!(chosen.unwrap().as_str(), "h2");
+    }
+
+    #[test]
     fn a_vm_may_go_where_there_is_room_even_if_the_cpu_gets_tight() {
         let snapshot = Cluster::new(2, 4, 16).vm("a", "h0", 9000, 8).vm("b", "h1", 9000, 8).0;
         check_step(&snapshot, &"a".parse().unwrap(), &"h1".parse().unwrap()).unwrap();

@@ -26,6 +26,7 @@ fn status(name: &str, cpu: u64, second: u64) -> VmStatus {
             resident_bytes: 32 << 20,
             dirty_bytes_per_sec: 1 << 20,
             cpu_time_nanos: second * 1_000_000,
+            local_disk_bytes: 0,
         }),
         ..VmStatus::default()
     }
@@ -282,6 +283,7 @@ proptest! {
             resident_bytes: resident,
             dirty_bytes_per_sec: dirty,
             cpu_time_nanos: time,
+            local_disk_bytes: 0,
         };
         let believed = windows.report(&host("a"), wild, at(6)).unwrap().is_ok();
         prop_assert_eq!(is_known(&windows, 6), believed);

@@ -183,7 +183,8 @@ impl Blocks {
     fn new(parts: Vec<Part>, sent: &Arc<AtomicU64>) -> Self {
         let mut chunks = Vec::new();
         for (place, part) in parts.iter().enumerate() {
-            let starts = (0..part.written.grains().div_ceil(CHUNK_GRAINS)).map(|chunk| chunk * CHUNK_GRAINS);
+            let starts =
+                (0..part.written.grains().div_ceil(CHUNK_GRAINS)).map(|chunk| chunk * CHUNK_GRAINS);
             let filled = starts.filter(|start| part.set.count_in(*start..start + CHUNK_GRAINS) > 0);
             chunks.extend(filled.map(|start| (place, start)));
         }
