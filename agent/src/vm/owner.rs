@@ -686,7 +686,7 @@ impl Owner {
             spec: self.record.as_ref().map(|record| Arc::new(record.spec.clone())),
             epoch: self.standing().epoch,
             phase: self.phase,
-            state: if self.phase == Phase::Stopped { VmState::Stopped } else { seen.state },
+            state: react::shown(self.phase, what_matters(&seen)),
             detail: ended.unwrap_or(seen.detail),
             migration: seen.migration,
             machine: self.machine.clone(),

@@ -69,6 +69,17 @@ pub fn to_machine(phase: Phase, seen: Seen, proof: Proof) -> Reaction {
     }
 }
 
+/// What is shown of the guest. That an incoming VM has stopped says that it ran here, and is not
+/// said of a machine that ended until it has been judged: a controller that lists it in between
+/// would have the source discard the only copy there is.
+pub const fn shown(phase: Phase, seen: Seen) -> VmState {
+    match phase {
+        Phase::Stopped => VmState::Stopped,
+        Phase::Incoming(_) if !seen.alive => VmState::Incoming,
+        _ => seen.guest,
+    }
+}
+
 /// Where a VM stands that an earlier agent left, or what is to be done of it. `incoming` is what
 /// its record says; `machine` is none when its process is gone, and then nobody saw it end;
 /// `outgoing` is the migration by which the machine sends it away.
@@ -107,6 +118,16 @@ mod tests {
 
     fn seen(guest: VmState, migration: Option<MigrationState>) -> Seen {
         Seen { alive: true, guest, migration }
+    }
+
+    #[test]
+    fn the_end_of_an_incoming_machine_is_not_shown_before_it_is_judged() {
+        let gone = Seen { alive: false, ..seen(VmState::Stopped, Some(MigrationState::Ready)) };
+        assert_eq!(shown(Phase::Incoming(id(1)), gone), VmState::Incoming);
+        assert_eq!(shown(Phase::Stopped, gone), VmState::Stopped);
+        assert_eq!(shown(Phase::Running, gone), VmState::Stopped);
+        let ready = seen(VmState::Paused, Some(MigrationState::Ready));
+        assert_eq!(shown(Phase::Incoming(id(1)), ready), VmState::Paused);
     }
 
     #[test]
