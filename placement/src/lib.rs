@@ -24,6 +24,7 @@
 //! | [`order::order_moves`] | in which order, so that every interleaving is legal |
 //! | [`defrag::defrag`] | room for big VMs with a bounded number of moves |
 //! | [`simulate::replay`] | whether a plan is legal, by one that knows nothing of how it came about |
+//! | [`yardstick::greedy`] | what the planner is measured against |
 //!
 //! What always holds:
 //! - **Hard**: memory (size, not demand, counted on both hosts while a VM moves), anti-affinity, VM-host `must` rules.
@@ -55,6 +56,7 @@ mod solve;
 mod testing;
 mod usage;
 mod verdict;
+pub mod yardstick;
 
 pub use cost::LINK_ASSUMED;
 pub use eligibility::{check_move, check_start, check_step, choose_target, place};

@@ -98,6 +98,11 @@ impl Sums {
         fall
     }
 
+    /// The sum of the loads of one metric.
+    pub(crate) fn sum(&self, metric: usize) -> f64 {
+        self.sum[metric]
+    }
+
     /// The mean load of one metric.
     pub(crate) fn mean(&self, metric: usize) -> Ratio {
         Ratio::new(self.sum[metric] / self.hosts.max(1) as f64)

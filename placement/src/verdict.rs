@@ -12,7 +12,7 @@ use crate::door::state::{Cause, Move, State};
 use crate::eligibility::{explain, why_it_cannot_leave};
 use crate::options::PlanOptions;
 use crate::score::{CPU, MEMORY};
-use crate::solve;
+use crate::solve::{self, scan::Scan};
 
 /// The loads of a move's two hosts before it.
 pub(crate) struct Shares {
@@ -104,6 +104,7 @@ pub(crate) fn of_the_rest(
     verdicts: &mut BTreeMap<VmId, Verdict>,
 ) {
     let last: BTreeMap<VmIx, &Move> = found.iter().map(|step| (step.vm, step)).collect();
+    let scan = Scan::new(state);
     for vm in state.problem.vm_ixs() {
         let id = state.problem.vm(vm).id;
         if verdicts.contains_key(id) {
@@ -117,13 +118,13 @@ pub(crate) fn of_the_rest(
                     options.steps_max
                 ),
             },
-            None => of_unmoved(state, vm, options),
+            None => of_unmoved(state, &scan, vm, options),
         };
         verdicts.insert(id.clone(), verdict);
     }
 }
 
-fn of_unmoved(state: &State<'_, '_>, vm: VmIx, options: &PlanOptions) -> Verdict {
+fn of_unmoved(state: &State<'_, '_>, scan: &Scan, vm: VmIx, options: &PlanOptions) -> Verdict {
     let problem = state.problem;
     let info = problem.vm(vm);
     if let Some(bound_for) = info.bound_for {
@@ -146,7 +147,7 @@ fn of_unmoved(state: &State<'_, '_>, vm: VmIx, options: &PlanOptions) -> Verdict
             reason: "its automation is manual: only an operator moves it".to_owned(),
         };
     }
-    of_levelled(state, vm, options)
+    of_levelled(state, scan, vm, options)
 }
 
 /// What is wrong with the VM where it is.
@@ -318,12 +319,12 @@ pub(crate) fn why_no_target(
 }
 
 /// A VM that is well where it is: why nothing better is done with it.
-fn of_levelled(state: &State<'_, '_>, vm: VmIx, options: &PlanOptions) -> Verdict {
+fn of_levelled(state: &State<'_, '_>, scan: &Scan, vm: VmIx, options: &PlanOptions) -> Verdict {
     let (problem, at) = (state.problem, state.at(vm));
     if !options.causes.balance {
         return Verdict::Stays { reason: "nothing is wrong with it where it is".to_owned() };
     }
-    let best = solve::best_unhindered(state, vm).filter(|best| best.gain >= options.gain_floor());
+    let best = solve::best_unhindered(state, scan, vm, options.gain_floor());
     let Some(best) = best else {
         let sums = state.sums();
         return Verdict::Stays {

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 /// Verbs of `bench`: the planner's parts on public problems, without a controller. Each prints one line of JSON.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
+    /// Level, empty in part, or lose hosts of, a made-up cluster
+    Balance(BalanceArgs),
     /// Meet all constraints of a BtrPlace instance with few moves
     Btrplace {
         /// The instance in JSON, plain or gzip
@@ -37,6 +39,43 @@ pub enum BenchCommand {
     },
     /// Machine reassignment (ROADEF/EURO challenge 2012)
     Roadef(RoadefArgs),
+}
+
+/// Options of `bench balance`.
+#[derive(Debug, Args)]
+pub struct BalanceArgs {
+    /// Hosts of the cluster
+    #[arg(long, default_value_t = 1_000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(2..=20_000))]
+    pub hosts: usize,
+    /// VMs of the cluster
+    #[arg(long, default_value_t = 10_000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=200_000))]
+    pub vms: usize,
+    /// What is asked of the planner
+    #[arg(long, value_enum, default_value_t = BalanceCase::Level)]
+    pub case: BalanceCase,
+    /// How many percent of the hosts are emptied or lost
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=50))]
+    pub percent: u8,
+    /// How small a gain is worth a move, 1 to 5
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub aggressiveness: u8,
+    /// Where the random numbers begin
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Leave out the comparison, which takes long beyond 2,000 hosts
+    #[arg(long)]
+    pub no_greedy: bool,
+}
+
+/// What `bench balance` asks of the planner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BalanceCase {
+    /// Level the load
+    Level,
+    /// Empty hosts
+    Drain,
+    /// Start the VMs of lost hosts again
+    Loss,
 }
 
 /// Options of `bench roadef`.

@@ -55,6 +55,13 @@ fn table() -> ObjectiveTable {
         .with(Term::ItemMoves, 2, 1)
 }
 
+/// What a move costs in the last level of the objective.
+pub(crate) fn move_cost(options: &PlanOptions) -> f64 {
+    // One unit of the weighted spread, as in `score`, with the factor two of the weights of the resources.
+    let unit = (UTILISATION_ONE * UTILISATION_ONE * 2) as f64;
+    (options.gain_floor() * unit).ceil()
+}
+
 /// The VMs that are elsewhere in `found` than where they are now.
 pub(crate) fn changes(state: &State<'_, '_>, found: &Assignment) -> Vec<(VmIx, HostIx)> {
     let place = |vm: VmIx| found.host(Item(vm.number())).map(|host| HostIx(host.ix()));
@@ -115,10 +122,8 @@ impl Builder<'_, '_> {
     }
 
     fn items(&mut self) {
-        // One unit of the weighted spread, as in `score`, with the factor two of the weights above.
-        let unit = (UTILISATION_ONE * UTILISATION_ONE * 2) as f64;
         #[allow(clippy::cast_possible_truncation)] // a share of a small number
-        let floor = (self.options.gain_floor() * unit).ceil() as i64;
+        let floor = move_cost(self.options) as i64;
         for vm in self.problem.vm_ixs() {
             let info = self.problem.vm(vm);
             let at = info.bound_for.unwrap_or(info.host);

@@ -15,22 +15,44 @@ const EXCHANGE_EVERY: usize = 3;
 const HEAT: f64 = 0.3 * 2.0 * (UTILISATION_ONE * UTILISATION_ONE) as f64;
 const COLD: f64 = 1e-6;
 
-/// The best assignment met while weighing so many moves.
+/// The best assignment met while weighing so many moves, from where everything is.
 pub(crate) fn search(problem: &Problem, seed: u64, weighed_max: u64) -> Assignment {
+    walk(problem, problem.initial(), seed, weighed_max, (HEAT, COLD))
+}
+
+/// The best assignment met near `from`, which is good already: the heat is about what one move must be worth.
+pub(crate) fn refine(
+    problem: &Problem,
+    from: Assignment,
+    seed: u64,
+    weighed_max: u64,
+    move_cost: f64,
+) -> Assignment {
+    walk(problem, from, seed, weighed_max, (move_cost * 0.5, 0.01))
+}
+
+fn walk(
+    problem: &Problem,
+    from: Assignment,
+    seed: u64,
+    weighed_max: u64,
+    (hot, cold): (f64, f64),
+) -> Assignment {
     let free: Vec<Item> = (0..problem.items())
         .map(Item::from)
         .filter(|item| !problem.pinned(*item) && !problem.open_hosts(*item).is_empty())
         .collect();
-    let mut best = problem.initial();
+    let mut best = from;
     if free.is_empty() {
         return best;
     }
     let mut walk = Walk { state: State::new(problem, &best), random: Rng::new(seed), free };
     let mut best_score = walk.state.score();
     for weighed in 0..weighed_max {
-        let heat = HEAT * COLD.powf(weighed as f64 / weighed_max as f64);
+        let heat = hot * cold.powf(weighed as f64 / weighed_max as f64);
         let changed = match walk.random.below(EXCHANGE_EVERY) {
             0 => walk.exchange(heat),
+            1 if weighed % 4 == 0 => walk.back(heat),
             _ => walk.shift(heat),
         };
         if changed && walk.state.score() < best_score {
@@ -60,6 +82,22 @@ impl Walk<'_> {
         match self.state.delta(item, to) {
             Some(delta) if self.takes(&delta, heat) => {
                 self.state.apply(item, Some(to));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Home again, for one that is not.
+    fn back(&mut self, heat: f64) -> bool {
+        let item = self.any();
+        let home = self.state.problem().home(item);
+        let Some(home) = home.filter(|home| self.state.place(item) != Some(*home)) else {
+            return false;
+        };
+        match self.state.delta(item, home) {
+            Some(delta) if self.takes(&delta, heat) => {
+                self.state.apply(item, Some(home));
                 true
             }
             _ => false,

@@ -1,14 +1,17 @@
 //! Levelling: best-improvement local search over single moves, then swaps.
 //!
-//! Hosts are taken from the most loaded down; each gives away its best VM as
-//! long as that is worth it. When a sweep over all hosts moves nothing, swaps
-//! with the least loaded hosts are tried. A sweep costs one O(1) evaluation for
-//! each VM and target.
+//! The best move of all VMs is made as long as it is worth it, then those are taken back that do not pay any
+//! more. When a sweep moves nothing, swaps with the least loaded hosts are tried.
+//! A sweep costs one O(1) evaluation for each VM and target at most.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::{Cause, State};
 use crate::score::{METRICS, spread_bound};
 use crate::solve::Solver;
+use crate::solve::scan::Scan;
 
 /// The most sweeps in one run.
 const SWEEPS_MAX: usize = 64;
@@ -16,43 +19,35 @@ const SWEEPS_MAX: usize = 64;
 const SWAP_PARTNERS_MAX: usize = 16;
 /// How many of the best swaps of a host are tried before it is left alone.
 const SWAP_TRIES_MAX: usize = 16;
+/// Differences of the spread below this are rounding.
+const NOISE: f64 = 1e-9;
 
 /// A move and what it is worth.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Best {
     /// By how much the spread falls.
     pub(crate) gain: f64,
-    pub(crate) vm: VmIx,
     pub(crate) to: HostIx,
-}
-
-impl Best {
-    /// Larger gain, then less memory to move, then smaller numbers.
-    fn is_better_than(&self, other: &Self, state: &State<'_, '_>) -> bool {
-        let memory = |best: &Self| state.problem.vm(best.vm).memory;
-        other
-            .gain
-            .total_cmp(&self.gain)
-            .then(memory(self).cmp(&memory(other)))
-            .then((self.vm, self.to).cmp(&(other.vm, other.to)))
-            .is_lt()
-    }
 }
 
 /// Moves and swaps VMs until no move is worth it.
 pub(super) fn level(solver: &mut Solver<'_, '_, '_>) {
     let floor = solver.options.gain_floor();
+    let home: Vec<HostIx> = solver.state.problem.vm_ixs().map(|vm| solver.state.at(vm)).collect();
     for _ in 0..SWEEPS_MAX {
         // No move lowers the spread by more than what is above its bound.
         if solver.state.sums().spread() - spread_bound() < floor {
             return;
         }
-        let order = from_most_loaded(solver.state);
-        let mut moved = false;
-        for host in &order {
-            moved |= give_away(solver, *host, floor);
+        let mut moved = give_away(solver, floor);
+        moved |= take_back(solver, &home, floor);
+        if !moved {
+            let order = from_most_loaded(solver.state);
+            for host in &order {
+                moved |= swap(solver, *host, &order, 2.0 * floor);
+            }
         }
-        if !moved && !order.iter().any(|host| swap(solver, *host, &order, 2.0 * floor)) {
+        if !moved {
             return;
         }
     }
@@ -72,38 +67,61 @@ fn from_most_loaded(state: &State<'_, '_>) -> Vec<HostIx> {
     order.into_iter().map(|(_, host)| host).collect()
 }
 
-fn give_away(solver: &mut Solver<'_, '_, '_>, host: HostIx, floor: f64) -> bool {
+/// A move in the queue: the larger gain first, then less memory, then the smaller number. A gain is positive, so its
+/// bits are in its order.
+type Queued = (u64, Reverse<u64>, Reverse<VmIx>, HostIx, u64);
+
+/// Makes the best of all moves as long as one is worth it. Each VM's best is weighed once; only what comes to the
+/// top of the queue is weighed again, when one of its hosts has changed since.
+fn give_away(solver: &mut Solver<'_, '_, '_>, floor: f64) -> bool {
+    let problem = solver.state.problem;
+    let mut scan = Scan::new(solver.state);
+    let mut changes = vec![0_u64; problem.hosts.len()];
+    let weigh = |solver: &Solver<'_, '_, '_>, scan: &Scan, changes: &[u64], vm: VmIx| {
+        let counts = problem.host(solver.state.at(vm)).counts();
+        if !counts || !problem.may_move(vm, Cause::Balance) {
+            return None;
+        }
+        let best = scan.best(solver.state, vm, floor, |to| allowed(solver, vm, to))?;
+        let stamp = changes[solver.state.at(vm).0] + changes[best.to.0];
+        let memory = Reverse(problem.vm(vm).memory);
+        Some((best.gain.to_bits(), memory, Reverse(vm), best.to, stamp))
+    };
+    let mut queue: BinaryHeap<Queued> =
+        problem.vm_ixs().filter_map(|vm| weigh(solver, &scan, &changes, vm)).collect();
     let mut moved = false;
-    for _ in 0..solver.state.vms_on(host).len() {
-        let Some(best) = best_from(solver, host, floor) else { break };
-        solver.make(best.vm, best.to, Cause::Balance);
+    while let Some((_, _, Reverse(vm), to, stamp)) = queue.pop() {
+        let from = solver.state.at(vm);
+        if stamp != changes[from.0] + changes[to.0] {
+            queue.extend(weigh(solver, &scan, &changes, vm));
+            continue;
+        }
+        solver.make(vm, to, Cause::Balance);
+        scan.note(solver.state, [from, to]);
+        changes[from.0] += 1;
+        changes[to.0] += 1;
         moved = true;
     }
     moved
 }
 
-fn best_from(solver: &Solver<'_, '_, '_>, host: HostIx, floor: f64) -> Option<Best> {
-    let (state, problem) = (&*solver.state, solver.state.problem);
-    let mut best: Option<Best> = None;
-    for &vm in state.vms_on(host) {
-        if !problem.may_move(vm, Cause::Balance) {
-            continue;
-        }
-        let departure = state.departure(vm);
-        for to in problem.host_ixs() {
-            if !problem.host(to).counts() || to == host {
-                continue;
-            }
-            let found = Best { gain: state.gain_after(departure, vm, to), vm, to };
-            if found.gain >= floor
-                && best.as_ref().is_none_or(|best| found.is_better_than(best, state))
-                && allowed(solver, vm, to)
-            {
-                best = Some(found);
-            }
+/// Sends VMs home whose move does not pay any more, now that others have moved.
+fn take_back(solver: &mut Solver<'_, '_, '_>, home: &[HostIx], floor: f64) -> bool {
+    let problem = solver.state.problem;
+    let mut moved = false;
+    for vm in problem.vm_ixs() {
+        let (at, back) = (solver.state.at(vm), home[vm.0]);
+        let counts = problem.host(back).counts() && problem.may_move(vm, Cause::Balance);
+        if at != back
+            && counts
+            && solver.state.gain(vm, back) > NOISE - floor
+            && allowed(solver, vm, back)
+        {
+            solver.make(vm, back, Cause::Balance);
+            moved = true;
         }
     }
-    best
+    moved
 }
 
 /// Whether a balance move breaks nothing and gives up no preference.
@@ -157,18 +175,12 @@ fn exchange(solver: &mut Solver<'_, '_, '_>, first: VmIx, second: VmIx) -> bool 
     false
 }
 
-/// The best target of a VM for balance, obstacles or not.
-pub(super) fn best_unhindered(state: &State<'_, '_>, vm: VmIx) -> Option<Best> {
-    let departure = state.departure(vm);
-    let mut best: Option<Best> = None;
-    for to in state.problem.host_ixs() {
-        if !state.problem.host(to).counts() || to == state.at(vm) {
-            continue;
-        }
-        let found = Best { gain: state.gain_after(departure, vm, to), vm, to };
-        if best.as_ref().is_none_or(|best| found.is_better_than(best, state)) {
-            best = Some(found);
-        }
-    }
-    best
+/// The best target of a VM for balance if it is worth `floor`, obstacles or not.
+pub(super) fn best_unhindered(
+    state: &State<'_, '_>,
+    scan: &Scan,
+    vm: VmIx,
+    floor: f64,
+) -> Option<Best> {
+    scan.best(state, vm, floor, |_| true)
 }

@@ -14,6 +14,7 @@
 
 use ballast_model::Refusal;
 
+use crate::core::{Assignment, Host, Place, Problem as Dense};
 use crate::door::dense;
 use crate::door::ground::Floor;
 use crate::door::problem::{HostIx, Problem, VmIx};
@@ -26,7 +27,11 @@ use crate::solve::{self, anneal, quality::Quality};
 const WEIGHED_PER_PAIR: u64 = 16;
 const WEIGHED: std::ops::RangeInclusive<u64> = 2_000..=3_000_000;
 /// Pairs of VM and host beyond which the search is asked only to mend: level load is the descent's business there.
-const PAIRS_MAX: u64 = 200_000;
+const PAIRS_MAX: u64 = 500_000;
+/// Pairs up to which the hot search from the start is worth its time though nothing is wrong.
+const HOT_PAIRS_MAX: u64 = 2_000;
+/// Moves weighed for each pair near a good state.
+const REFINED_PER_PAIR: u64 = 128;
 /// Rounds of pruning; each makes at least one move fewer.
 const PRUNINGS_MAX: usize = 8;
 
@@ -58,9 +63,19 @@ pub(crate) fn improve<'p, 'a>(
         Quality::of(&start, one, options).is_better_than(&Quality::of(&start, other, options))
     };
     let mut target = descended.clone();
-    let found = search_from(&start, options)?;
-    if is_better(&found, &target) {
-        target = found;
+    let dense = dense::problem(problem, options)?;
+    // The walk from the start is for what is wrong; level load is best looked for near where the descent ends.
+    if Quality::of(&start, &start, options).is_wrong() || pairs <= HOT_PAIRS_MAX {
+        let found = search_from(&start, &dense, options);
+        if is_better(&found, &target) {
+            target = found;
+        }
+    }
+    if pairs <= PAIRS_MAX {
+        let found = refined(&start, &target, &dense, options);
+        if is_better(&found, &target) {
+            target = found;
+        }
     }
     // Where the descent rests, only a mended wrong is worth a plan.
     let rests = moved(&start, descended).is_empty();
@@ -76,20 +91,46 @@ pub(crate) fn improve<'p, 'a>(
 /// Where the search leads from `start`, at rest: no single step of the descent pays.
 fn search_from<'p, 'a>(
     start: &State<'p, 'a>,
+    dense: &Dense,
     options: &PlanOptions,
-) -> Result<State<'p, 'a>, Refusal> {
+) -> State<'p, 'a> {
+    let found = anneal::search(dense, options.seed, weighed(start, WEIGHED_PER_PAIR));
+    at_rest(start, &found, options)
+}
+
+/// Where the search leads from a good state, at rest.
+fn refined<'p, 'a>(
+    start: &State<'p, 'a>,
+    good: &State<'p, 'a>,
+    dense: &Dense,
+    options: &PlanOptions,
+) -> State<'p, 'a> {
+    let place = |vm: VmIx| Some(Place::on(Host(good.at(vm).number())));
+    let from = Assignment::from_places(start.problem.vm_ixs().map(place));
+    let weighed = weighed(start, REFINED_PER_PAIR);
+    let move_cost = dense::move_cost(options);
+    let found = anneal::refine(dense, from, options.seed, weighed, move_cost);
+    at_rest(start, &found, options)
+}
+
+fn weighed(start: &State<'_, '_>, per_pair: u64) -> u64 {
     let problem = start.problem;
-    let dense = dense::problem(problem, options)?;
     let pairs = (problem.vms.len() as u64).saturating_mul(problem.hosts.len() as u64);
-    let weighed = pairs.saturating_mul(WEIGHED_PER_PAIR).clamp(*WEIGHED.start(), *WEIGHED.end());
-    let found = anneal::search(&dense, options.seed, weighed);
+    pairs.saturating_mul(per_pair).clamp(*WEIGHED.start(), *WEIGHED.end())
+}
+
+fn at_rest<'p, 'a>(
+    start: &State<'p, 'a>,
+    found: &Assignment,
+    options: &PlanOptions,
+) -> State<'p, 'a> {
     let mut target = start.clone();
-    for (vm, to) in dense::changes(start, &found) {
+    for (vm, to) in dense::changes(start, found) {
         target.shift(vm, to);
     }
     prune(start, &mut target, options);
     solve::solve(&mut target, options);
-    Ok(target)
+    target
 }
 
 /// Takes back moves that do not pay.

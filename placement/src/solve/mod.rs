@@ -17,6 +17,7 @@ mod balance;
 mod forced;
 pub(crate) mod joint;
 pub(crate) mod quality;
+pub(crate) mod scan;
 
 pub(crate) use balance::Best;
 
@@ -72,9 +73,15 @@ pub(crate) fn solve(state: &mut State<'_, '_>, options: &PlanOptions) -> Vec<Mov
     solver.moves
 }
 
-/// The best move of the VM for balance if nothing but rules of thumb stood in its way: what a verdict explains.
-pub(crate) fn best_unhindered(state: &State<'_, '_>, vm: VmIx) -> Option<Best> {
-    balance::best_unhindered(state, vm)
+/// The best move of the VM for balance if nothing but rules of thumb stood in its way and it is worth `floor`: what a
+/// verdict explains.
+pub(crate) fn best_unhindered(
+    state: &State<'_, '_>,
+    scan: &scan::Scan,
+    vm: VmIx,
+    floor: f64,
+) -> Option<Best> {
+    balance::best_unhindered(state, scan, vm, floor)
 }
 
 /// The best target for a move that must be made.

@@ -1,9 +1,10 @@
-//! `ballast bench`: the planner's parts on public problems, one file a problem.
+//! `ballast bench`: the planner's parts on public problems, one problem a call.
 //!
 //! Each prints one line of JSON, so that a table can be made of many runs. A
 //! plan is replayed by the simulator before anything is printed: a benchmark
 //! does not report what could not be executed.
 
+mod balance;
 mod btrplace;
 mod fragments;
 mod input;
@@ -19,6 +20,7 @@ const REPLAYS: usize = 4;
 
 pub(super) fn run(command: BenchCommand) -> Result<(), Refusal> {
     match command {
+        BenchCommand::Balance(args) => balance::run(&args),
         BenchCommand::Btrplace { file } => btrplace::run(&file),
         BenchCommand::Fragments { file, moves, seconds, seed, threads, unit, out } => {
             let options = fragments::Options { moves, seconds, seed, threads, unit };
