@@ -7,9 +7,10 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use ballast_lab::{Cluster, Lab, LinuxGuest, LinuxVm};
+use ballast_lab::{Cluster, Host, Lab, LinuxGuest, LinuxVm};
 
 /// Generous: an emulated machine on a machine that does other things.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -22,10 +23,12 @@ const CLOCKS_DIFFER_MAX_SECS: i64 = 2;
 const COMPLAINTS: &str =
     "unstable|lockup|stall|hung|BUG|Oops|Call Trace|I/O error|watchdog|backwards|TSC ADJUST";
 
-/// In the guest: numbered records, each on the disk before the next is written.
-const WRITER: &str = "i=0; while [ ! -e /run/stop ]; do \
-    printf '%-511s\\n' \"record $i\" | dd of=/dev/vda bs=512 seek=$i conv=notrunc,fsync \
-    2>/dev/null || echo $i >>/run/failed; i=$((i + 1)); echo $i >/run/written; done; \
+/// The disk that goes along, on the host that has the VM.
+const LOCAL_DISK: &str = "/vm/local.img";
+/// In the guest: numbered records on both disks, each on the disk before the next is written.
+const WRITER: &str = "i=0; while [ ! -e /run/stop ]; do for disk in vda vdb; do \
+    printf '%-511s\\n' \"record $i\" | dd of=/dev/$disk bs=512 seek=$i conv=notrunc,fsync \
+    2>/dev/null || echo $i >>/run/failed; done; i=$((i + 1)); echo $i >/run/written; done; \
     touch /run/stopped";
 /// On a host: one connection, in which the guest's shell is asked the time, again and again.
 const SESSION: &str = "n=0; while :; do n=$((n + 1)); \
@@ -42,8 +45,12 @@ fn a_linux_guest_moves_there_and_back() {
     println!("up after {:?}", lab.boot_times());
     let cluster = Cluster::start(&lab).unwrap();
     let vm = LinuxVm::new(&cluster, "debian", 0);
-    let hardware = "--disk /dev/vda --net bridge=br0 --cpus 2 --memory 160MiB --host h0";
-    cluster.ballast(&vm.create_words(hardware), LIMIT).unwrap();
+    let make_disk = format!("dd if=/dev/zero of={LOCAL_DISK} bs=1M count={}", DISK_BYTES >> 20);
+    lab.host(0).sh(&make_disk).unwrap();
+    let hardware = format!(
+        "--disk /dev/vda --disk {LOCAL_DISK},local --net bridge=br0 --cpus 2 --memory 160MiB --host h0"
+    );
+    cluster.ballast(&vm.create_words(&hardware), LIMIT).unwrap();
     vm.wait_for_prompt().unwrap();
     println!("{}", vm.sh("uname -a").unwrap());
     // The emulated processor itself is reason for some, while the guest boots.
@@ -55,11 +62,14 @@ fn a_linux_guest_moves_there_and_back() {
     session.wait_for_answers(5);
     // It booted with it a little off: ticks are lost on a processor as slow as this.
     let ahead = clock_ahead(&lab, &vm);
-    for to in ["h1", "h0"] {
+    for (from, to) in [("h0", "h1"), ("h1", "h0")] {
         let before = session.answers();
         let moved = cluster.ballast(&format!("vm migrate debian --to {to} --wait"), LIMIT).unwrap();
         println!("{moved}");
         assert_eq!(vm.show().unwrap().host, to);
+        let with_disk = |host: &&Host| host.sh(&format!("test -e {LOCAL_DISK}")).is_ok();
+        let hosts: Vec<_> = lab.hosts().iter().filter(with_disk).map(Host::name).collect();
+        assert_eq!(hosts, [to], "its own disk has left {from}");
         session.wait_for_answers(before + 10);
         let now = clock_ahead(&lab, &vm);
         println!("wall clock ahead by {ahead:?} s, then {now:?} s");
@@ -74,17 +84,21 @@ fn a_linux_guest_moves_there_and_back() {
     println!("{written} records on the disk");
     assert_eq!(vm.sh("cat /run/failed 2>/dev/null; true").unwrap(), "");
     // Also as the guest sees it, from the disk and not from what it remembers.
-    let inside = vm.sh("echo 3 >/proc/sys/vm/drop_caches; sha256sum </dev/vda").unwrap();
+    vm.sh("echo 3 >/proc/sys/vm/drop_caches").unwrap();
+    let inside = ["vda", "vdb"].map(|disk| vm.sh(&format!("sha256sum </dev/{disk}")).unwrap());
     assert_eq!(complaints(), from_boot, "the guest's kernel has noticed something");
     let said = vm.typed("nproc").unwrap();
     assert!(said.lines().any(|line| line.trim() == "2"), "{said}");
     vm.leave("poweroff -f").unwrap();
     assert!(vm.ended().unwrap().starts_with("power-off:"));
+    let local_disk = dir.path().join("local");
+    lab.host(0).pull(LOCAL_DISK, &local_disk).unwrap();
     lab.shut_down().unwrap();
-    check_records(&disk, written);
-    let outside =
-        std::process::Command::new("sha256sum").stdin(File::open(&disk).unwrap()).output();
-    assert_eq!(inside, String::from_utf8(outside.unwrap().stdout).unwrap().trim_end());
+    for (disk, inside) in [&disk, &local_disk].into_iter().zip(inside) {
+        check_records(disk, written);
+        let outside = Command::new("sha256sum").stdin(File::open(disk).unwrap()).output();
+        assert_eq!(inside, String::from_utf8(outside.unwrap().stdout).unwrap().trim_end());
+    }
 }
 
 /// One TCP connection from the first host to the guest's shell.
