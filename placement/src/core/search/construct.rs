@@ -10,6 +10,8 @@ use crate::core::objective::Score;
 use crate::core::rng::Rng;
 use crate::core::state::State;
 
+use super::SearchOptions;
+
 /// Hosts weighed at first for one item; all are when none of these will do.
 const SAMPLE: usize = 256;
 
@@ -23,8 +25,10 @@ const ASIDE_HOSTS: usize = 64;
 const ROUNDS: usize = 4;
 
 /// Repairs what can be repaired simply. Returns the number of moves weighed.
-pub(super) fn repair<const L: usize>(state: &mut State<'_, L>, seed: u64) -> u64 {
-    let mut rng = Rng::new(seed ^ 0xc0de);
+///
+/// Moves away from home stay within the limits of the options.
+pub(super) fn repair<const L: usize>(state: &mut State<'_, L>, options: &SearchOptions) -> u64 {
+    let mut rng = Rng::new(options.seed ^ 0xc0de);
     let mut evaluations = 0;
     for _ in 0..ROUNDS {
         if state.score().hard == 0 {
@@ -32,7 +36,9 @@ pub(super) fn repair<const L: usize>(state: &mut State<'_, L>, seed: u64) -> u64
         }
         let before = state.score();
         for item in broken_items(state) {
-            evaluations += settle(state, item, &mut rng);
+            if options.within(state, item) {
+                evaluations += settle(state, item, options, &mut rng);
+            }
         }
         if state.score() >= before {
             break;
@@ -42,7 +48,12 @@ pub(super) fn repair<const L: usize>(state: &mut State<'_, L>, seed: u64) -> u64
 }
 
 /// Finds the cheapest lawful place for an item, if that is a gain.
-fn settle<const L: usize>(state: &mut State<'_, L>, item: Item, rng: &mut Rng) -> u64 {
+fn settle<const L: usize>(
+    state: &mut State<'_, L>,
+    item: Item,
+    options: &SearchOptions,
+    rng: &mut Rng,
+) -> u64 {
     let (place, mut evaluations) = best_place(state, item, SAMPLE, rng);
     if let Some((place, delta)) = place {
         if delta.is_gain() {
@@ -50,7 +61,7 @@ fn settle<const L: usize>(state: &mut State<'_, L>, item: Item, rng: &mut Rng) -
         }
         return evaluations;
     }
-    evaluations += make_room(state, item, rng);
+    evaluations += make_room(state, item, options, rng);
     evaluations
 }
 
@@ -87,7 +98,12 @@ pub(super) fn best_place<const L: usize>(
 }
 
 /// Pushes one item of some host aside so that this one fits there.
-fn make_room<const L: usize>(state: &mut State<'_, L>, item: Item, rng: &mut Rng) -> u64 {
+fn make_room<const L: usize>(
+    state: &mut State<'_, L>,
+    item: Item,
+    options: &SearchOptions,
+    rng: &mut Rng,
+) -> u64 {
     let problem = state.problem();
     let hosts = problem.open_hosts(item);
     let mut evaluations = 0;
@@ -96,12 +112,16 @@ fn make_room<const L: usize>(state: &mut State<'_, L>, item: Item, rng: &mut Rng
         let there: Vec<u32> = state.items_on(host).to_vec();
         for other in there.into_iter().map(Item) {
             let Some(back) = state.place(other) else { continue };
+            if !options.within(state, other) {
+                continue;
+            }
             let before = state.score();
             let (aside, weighed) = best_aside(state, other, host, rng);
             evaluations += weighed;
             let Some(aside) = aside else { continue };
             state.apply(other, Some(aside));
-            for shape in 0..problem.shapes(item) {
+            let shapes = if options.within(state, item) { problem.shapes(item) } else { 0 };
+            for shape in 0..shapes {
                 evaluations += 1;
                 let place = Place { host, shape };
                 if let Some(delta) = state.delta(item, place)

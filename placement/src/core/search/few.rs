@@ -86,15 +86,6 @@ impl<const L: usize> Greedy<'_, '_, L> {
         self.meter.progress(self.evaluations) >= 1.0
     }
 
-    /// Whether one more move of the item is within the limits.
-    fn within(&self, item: Item) -> bool {
-        let problem = self.state.problem();
-        let new = problem.home(item).is_none() || self.state.place(item) != problem.home(item);
-        let bytes = self.state.moved_bytes().saturating_add(problem.move_bytes(item));
-        new || (self.options.moves_max.is_none_or(|most| self.state.moved() < most)
-            && self.options.bytes_max.is_none_or(|most| bytes <= most))
-    }
-
     fn add_moves(&mut self) {
         self.sort_targets();
         let mut heap: BinaryHeap<Candidate<L>> = BinaryHeap::new();
@@ -107,7 +98,7 @@ impl<const L: usize> Greedy<'_, '_, L> {
         let mut since_sorting = 0;
         while let Some(Reverse((_, ix, place, stamp))) = heap.pop() {
             let item = Item(ix);
-            if !self.within(item) {
+            if !self.options.within(&self.state, item) {
                 continue;
             }
             if stamp != self.stamp(item, place) {

@@ -20,6 +20,7 @@ mod keeper;
 mod tests;
 
 use super::assignment::{Assignment, Move};
+use super::ids::Item;
 use super::objective::{LEVELS_MAX, Objective, Score};
 use super::problem::Problem;
 use super::state::State;
@@ -43,6 +44,18 @@ pub struct SearchOptions {
 impl Default for SearchOptions {
     fn default() -> Self {
         Self { seed: 0, threads: 1, moves_max: None, bytes_max: None }
+    }
+}
+
+impl SearchOptions {
+    /// Whether a move of the item is within the limits. One that is away from home, or has none, counts already.
+    fn within<const L: usize>(&self, state: &State<'_, L>, item: Item) -> bool {
+        let problem = state.problem();
+        let counted = problem.home(item).is_none() || state.place(item) != problem.home(item);
+        let bytes = state.moved_bytes().saturating_add(problem.move_bytes(item));
+        counted
+            || (self.moves_max.is_none_or(|most| state.moved() < most)
+                && self.bytes_max.is_none_or(|most| bytes <= most))
     }
 }
 
@@ -149,7 +162,7 @@ fn search_levels<const L: usize>(
 ) -> Found {
     let mut state = State::<L>::new(problem, &problem.initial());
     let initial = point(&state);
-    let repaired = construct::repair(&mut state, options.seed);
+    let repaired = construct::repair(&mut state, options);
     if options.moves_max.is_some() || options.bytes_max.is_some() {
         let found = few::few(state, options, &budget.meter(1));
         let mut curve = vec![initial];

@@ -158,3 +158,22 @@ fn limits_on_moves_and_bytes_are_kept_and_the_curve_falls() {
         assert!(most == 0 || found.moves.len() * 2 > most, "nothing was gained");
     }
 }
+
+#[test]
+fn repair_keeps_the_limit_on_moves() {
+    use crate::core::*;
+    let mut b = ProblemBuilder::new(ObjectiveTable::cluster());
+    b.resource(ResourceSpec::allocation());
+    let leaving = b.host(HostSpec { capacity: vec![100], drained: true, ..HostSpec::default() });
+    b.host(HostSpec { capacity: vec![100], ..HostSpec::default() });
+    for _ in 0..6 {
+        let home = Some(Place::on(leaving));
+        b.item(ItemSpec { shapes: vec![vec![10]], home, ..ItemSpec::default() });
+    }
+    let problem = b.build().unwrap();
+    for most in [0, 2, 6] {
+        let limited = SearchOptions { moves_max: Some(most), ..options(1, 1) };
+        let found = search(&problem, &limited, &Budget::evaluations(10_000));
+        assert_eq!(found.moves.len(), most as usize);
+    }
+}
