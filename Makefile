@@ -8,7 +8,8 @@
 #   make soak-migrate   SOAK_COUNT=1000 migrations with random faults, by SOAK_SEED
 #   make endure-migrate   ENDURE_COUNT=50 moves between two hosts under one TCP connection (needs root)
 #   make bench   the benchmarks, with medians and spread
-#   make bench-placement DATA=…   the planner on public problems, one line of JSON a run
+#   make bench-placement DATA=…   the planner on public problems, one line of JSON a run; KINDS=roadef: machine
+#                reassignment only, a table of the medians of ROADEF_SEEDS=5 runs of ROADEF_SECONDS=10,60
 #   make bench-migrate   live migration next to QEMU's, PAIRS=9 of each case (needs root)
 #   make bench-vmm   boot time, overhead, disks and networks next to QEMU's, ROUNDS=5 of each (needs root)
 #   make fuzz    hostile guests against the virtio devices, FUZZ_MINUTES minutes each
@@ -84,10 +85,16 @@ endure-migrate: bootstrap-test
 	ENDURE_COUNT=$(ENDURE_COUNT) $(CARGO) test -p ballast-vmm --test continuity -- \
 		--ignored --exact --nocapture a_connection_lives_through_many_moves
 
+KINDS ?=
+ROADEF_SECONDS ?= 10
+ROADEF_SEEDS ?= 5
+
+bench-placement: export ROADEF_SECONDS := $(ROADEF_SECONDS)
+bench-placement: export ROADEF_SEEDS := $(ROADEF_SEEDS)
 bench-placement: bootstrap-build
-	@test -n "$(DATA)" || { echo 'say DATA=a folder with btrplace/ and vmr/' >&2; exit 2; }
+	@test -n "$(DATA)" || { echo 'say DATA=a folder with btrplace/, vmr/ and roadef/' >&2; exit 2; }
 	$(CARGO) build --quiet --release -p ballast-cli
-	placement/benches/public.sh $${CARGO_TARGET_DIR:-target}/release/ballast $(DATA)
+	placement/benches/public.sh $${CARGO_TARGET_DIR:-target}/release/ballast $(DATA) $(KINDS)
 
 bootstrap-build:
 	@deploy/bootstrap.sh build

@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
 # The planner on public problems: one line of JSON a run on standard output.
 #
-#   placement/benches/public.sh BALLAST DATA [btrplace|fragments]...
+#   placement/benches/public.sh BALLAST DATA [btrplace|fragments|roadef]...
 #
-# BALLAST is the command, DATA a folder with btrplace/*.json.gz and vmr/gen.py
-# (which writes clusters: gen.py OUT_DIR COUNT). Every plan is replayed by the
-# simulator; a run whose plan is refused fails the script.
+# BALLAST is the command, DATA a folder with btrplace/*.json.gz, vmr/gen.py
+# (which writes clusters: gen.py OUT_DIR COUNT) and roadef/*.txt.xz. Every plan
+# is replayed by the simulator, every cost of machine reassignment counted by a
+# checker of its own; a run that does not hold fails the script. Machine
+# reassignment ends with a table of medians; ROADEF_SECONDS (10, or 10,60,300)
+# and ROADEF_SEEDS (5) say how long it takes.
 set -euo pipefail
 
 ballast=$1
 data=$2
 shift 2
 kinds=("$@")
-[[ ${#kinds[@]} -gt 0 ]] || kinds=(btrplace fragments)
+[[ ${#kinds[@]} -gt 0 ]] || kinds=(btrplace fragments roadef)
 clusters=${CLUSTERS:-5}
 
 work=$(mktemp -d)
@@ -31,8 +34,12 @@ for kind in "${kinds[@]}"; do
             "$ballast" bench fragments "$file" --moves 50 --seconds 5
         done
         ;;
+    roadef)
+        "$(dirname "$0")"/roadef.py "$ballast" "$data/roadef" \
+            --seconds "${ROADEF_SECONDS:-10}" --seeds "${ROADEF_SEEDS:-5}"
+        ;;
     *)
-        echo "public.sh: unknown kind '$kind'; use 'btrplace' or 'fragments'" >&2
+        echo "public.sh: unknown kind '$kind'; use 'btrplace', 'fragments' or 'roadef'" >&2
         exit 2
         ;;
     esac

@@ -1,8 +1,8 @@
 //! Instances in the manner of the challenge's set B, as its text.
 //!
-//! Thousands of services of very different sizes, needs with a heavy tail, a
-//! lawful initial assignment that leaves some machines crowded and others
-//! idle. Spread and dependencies are drawn from what the initial assignment
+//! Thousands of services of very different sizes, needs with a heavy tail and
+//! large next to what moves cost, as in the published sets, a lawful initial
+//! assignment that leaves some machines crowded and others idle. Spread and dependencies are drawn from what the initial assignment
 //! keeps, so it is lawful by construction.
 
 use std::collections::BTreeSet;
@@ -81,7 +81,7 @@ impl Instance {
         }
         let need = (0..size.processes)
             .map(|_| {
-                let scale = 20.0 * (1.0 / (1.0 - rng.unit() * 0.995)).powf(0.9);
+                let scale = 20_000.0 * (1.0 / (1.0 - rng.unit() * 0.995)).powf(0.9);
                 (0..size.resources)
                     .map(
                         |_| if rng.below(5) == 0 { 0 } else { (scale * (0.2 + rng.unit())) as i64 },
