@@ -34,6 +34,20 @@ pub enum Blocker {
     Rule(Rule),
 }
 
+/// From where on a move need not be weighed to the end, in an objective of one sum.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limit {
+    /// The largest loss of interest.
+    pub(super) most: f64,
+    /// What use above capacity counts in a relaxed walk, see [`State::relaxed_delta`].
+    pub(super) price: f64,
+}
+
+impl Limit {
+    /// Every move is weighed to the end.
+    pub(super) const NONE: Self = Self { most: f64::INFINITY, price: 0.0 };
+}
+
 /// An assignment with everything needed to weigh changes of it.
 #[derive(Debug, Clone)]
 pub struct State<'p, const L: usize = LEVELS_MAX> {
@@ -53,6 +67,8 @@ pub struct State<'p, const L: usize = LEVELS_MAX> {
     overload_weight: Vec<f64>,
     /// Resources whose capacity a relaxed walk keeps.
     kept: Vec<u32>,
+    /// Whether no rule and no preference can make a move cheaper than its load and its way are.
+    rules_never_pay: bool,
     tallies: TallyCounts,
     group_moved: Vec<u32>,
     /// How many move groups have so many moved items.
@@ -106,6 +122,8 @@ impl<'p, const L: usize> State<'p, L> {
             host_excess: vec![0.0; problem.hosts],
             overload_weight: problem.overload_weight.clone(),
             kept: Vec::new(),
+            rules_never_pay: problem.rules.iter().all(|rule| rule.strength == Strength::Hard)
+                && (0..problem.items).all(|ix| problem.preferred.row(ix).is_empty()),
             tallies: TallyCounts::new(problem),
             group_moved: vec![0; problem.move_groups],
             group_histogram,
@@ -216,24 +234,50 @@ impl<'p, const L: usize> State<'p, L> {
     /// further. An item may go home to a closed host, not to a drained one.
     #[inline]
     pub fn delta(&self, item: Item, to: Place) -> Option<Score<L>> {
-        self.weigh::<false>(item, to)
+        self.weigh::<false>(item, to, Limit::NONE).map(|(delta, _)| delta)
     }
 
-    /// As [`delta`](Self::delta) for moves between hosts, but capacities may be exceeded, except those
+    /// As [`delta`](Self::delta), but `None` also for a move that is over the limit: that is found out
+    /// early, mostly without a look at the rules.
+    #[inline]
+    pub(super) fn delta_within(&self, item: Item, to: Place, limit: Limit) -> Option<Score<L>> {
+        self.weigh::<false>(item, to, limit).map(|(delta, _)| delta)
+    }
+
+    /// As [`delta_within`](Self::delta_within) for moves between hosts, but capacities may be exceeded, except those
     /// [`keep_transient`](Self::keep_transient) speaks of. The second number is by how much more that happens, relative to the mean capacity of
     /// a host; the hard part of the first then leaves capacities out.
     #[inline]
-    pub(super) fn relaxed_delta(&self, item: Item, to: Place) -> Option<(Score<L>, f64)> {
+    pub(super) fn relaxed_delta(
+        &self,
+        item: Item,
+        to: Place,
+        limit: Limit,
+    ) -> Option<(Score<L>, f64)> {
         let from = self.places[item.ix()];
         if !from.is_somewhere() || from.host == to.host {
             return None;
         }
-        let delta = self.weigh::<true>(item, to)?;
+        self.weigh::<true>(item, to, limit)
+    }
+
+    /// How much more is used above capacity after a move between hosts.
+    #[inline]
+    fn excess_delta(&self, item: Item, from: Place, to: Place) -> f64 {
         let (left, need) = (self.problem.claim(item, from), self.problem.claim(item, to));
         let arrival = self.excess(to.host.ix(), |r, room| room - need[r]);
         let departure = self.excess(from.host.ix(), |r, room| room + left[r]);
         let before = self.host_excess[to.host.ix()] + self.host_excess[from.host.ix()];
-        Some((delta, arrival + departure - before))
+        arrival + departure - before
+    }
+
+    /// Whether what is known of a move without its rules is over the limit for good.
+    #[inline]
+    fn over<const RELAXED: bool>(&self, delta: Score<L>, excess: f64, limit: Limit) -> bool {
+        L == 1
+            && self.rules_never_pay
+            && (RELAXED || self.score.hard == 0)
+            && delta.soft[0] as f64 + limit.price * excess > limit.most
     }
 
     /// Makes relaxed walks keep the capacities of transient resources: what is held at home all the
@@ -264,25 +308,38 @@ impl<'p, const L: usize> State<'p, L> {
     }
 
     #[inline]
-    fn weigh<const RELAXED: bool>(&self, item: Item, to: Place) -> Option<Score<L>> {
+    fn weigh<const RELAXED: bool>(
+        &self,
+        item: Item,
+        to: Place,
+        limit: Limit,
+    ) -> Option<(Score<L>, f64)> {
         let problem = self.problem;
         let from = self.places[item.ix()];
         if from == to || !self.open(item, to) || !self.fits::<RELAXED>(item, to) {
+            return None;
+        }
+        let mut delta = self.arrival(item, from, to);
+        if from.is_somewhere() && from.host != to.host {
+            delta += self.departure::<RELAXED>(item, from);
+        }
+        let excess = if RELAXED { self.excess_delta(item, from, to) } else { 0.0 };
+        // Leaving home never makes a move cheaper.
+        if from == problem.home[item.ix()] && self.over::<RELAXED>(delta, excess, limit) {
+            return None;
+        }
+        delta += self.placement_delta(item, from, to);
+        delta.add(problem.levels.group_moves, self.group_delta(item, from, to));
+        if self.over::<RELAXED>(delta, excess, limit) {
             return None;
         }
         let change = self.rules_change(item, from, to, &[]);
         if change.worse {
             return None;
         }
-        let mut delta = self.placement_delta(item, from, to);
         delta.hard += change.hard;
         delta.add(problem.levels.soft_rules, change.soft);
-        delta += self.arrival(item, from, to);
-        if from.is_somewhere() && from.host != to.host {
-            delta += self.departure::<RELAXED>(item, from);
-        }
-        delta.add(problem.levels.group_moves, self.group_delta(item, from, to));
-        Some(delta)
+        Some((delta, excess))
     }
 
     /// Whether an item may go somewhere, by every hard rule.
@@ -344,55 +401,77 @@ impl<'p, const L: usize> State<'p, L> {
     /// `to_b`, on the host `a` is on. `None` if one may not go there after the other left.
     #[inline]
     pub fn swap_delta(&self, a: Item, to_a: Place, b: Item, to_b: Place) -> Option<Score<L>> {
-        self.weigh_swap::<false>(a, to_a, b, to_b)
+        self.weigh_swap::<false>((a, to_a), (b, to_b), Limit::NONE).map(|(delta, _)| delta)
     }
 
-    /// As [`swap_delta`](Self::swap_delta), relaxed as [`relaxed_delta`](Self::relaxed_delta).
+    /// As [`swap_delta`](Self::swap_delta), within a limit as [`delta_within`](Self::delta_within).
+    #[inline]
+    pub(super) fn swap_delta_within(
+        &self,
+        a: (Item, Place),
+        b: (Item, Place),
+        limit: Limit,
+    ) -> Option<Score<L>> {
+        self.weigh_swap::<false>(a, b, limit).map(|(delta, _)| delta)
+    }
+
+    /// As [`swap_delta_within`](Self::swap_delta_within), relaxed as [`relaxed_delta`](Self::relaxed_delta).
     #[inline]
     pub(super) fn relaxed_swap_delta(
         &self,
-        a: Item,
-        to_a: Place,
-        b: Item,
-        to_b: Place,
+        a: (Item, Place),
+        b: (Item, Place),
+        limit: Limit,
     ) -> Option<(Score<L>, f64)> {
+        self.weigh_swap::<true>(a, b, limit)
+    }
+
+    /// How much more is used above capacity after an exchange.
+    #[inline]
+    fn swap_excess_delta(&self, (a, to_a): (Item, Place), (b, to_b): (Item, Place)) -> f64 {
         let (from_a, from_b) = (self.places[a.ix()], self.places[b.ix()]);
-        let delta = self.weigh_swap::<true>(a, to_a, b, to_b)?;
         let claim = |item, place| self.problem.claim(item, place);
         let (come, go) = (claim(a, to_a), claim(b, from_b));
         let at_b = self.excess(to_a.host.ix(), |r, room| room + go[r] - come[r]);
         let (come, go) = (claim(b, to_b), claim(a, from_a));
         let at_a = self.excess(to_b.host.ix(), |r, room| room + go[r] - come[r]);
         let before = self.host_excess[to_a.host.ix()] + self.host_excess[to_b.host.ix()];
-        Some((delta, at_a + at_b - before))
+        at_a + at_b - before
     }
 
     #[inline]
     fn weigh_swap<const RELAXED: bool>(
         &self,
-        a: Item,
-        to_a: Place,
-        b: Item,
-        to_b: Place,
-    ) -> Option<Score<L>> {
+        (a, to_a): (Item, Place),
+        (b, to_b): (Item, Place),
+        limit: Limit,
+    ) -> Option<(Score<L>, f64)> {
         let (from_a, from_b) = (self.places[a.ix()], self.places[b.ix()]);
         debug_assert!(to_a.host == from_b.host && to_b.host == from_a.host);
         if from_a.host == from_b.host || !self.open(a, to_a) || !self.open(b, to_b) {
             return None;
         }
-        let mut delta = Score::ZERO;
-        delta += self.exchange::<RELAXED>(a, to_a, b, from_b)?;
+        let mut delta = self.exchange::<RELAXED>(a, to_a, b, from_b)?;
         delta += self.exchange::<RELAXED>(b, to_b, a, from_a)?;
-        let change = self.swap_rules_change(a, (from_a, to_a), b, (from_b, to_b))?;
-        delta.hard += change.hard;
-        delta.add(self.problem.levels.soft_rules, change.soft);
+        let excess = if RELAXED { self.swap_excess_delta((a, to_a), (b, to_b)) } else { 0.0 };
+        let home = &self.problem.home;
+        let leave = from_a == home[a.ix()] && from_b == home[b.ix()];
+        if leave && self.over::<RELAXED>(delta, excess, limit) {
+            return None;
+        }
         delta += self.placement_delta(a, from_a, to_a);
         delta += self.placement_delta(b, from_b, to_b);
         delta.add(
             self.problem.levels.group_moves,
             self.swap_group_delta(a, (from_a, to_a), b, (from_b, to_b)),
         );
-        Some(delta)
+        if self.over::<RELAXED>(delta, excess, limit) {
+            return None;
+        }
+        let change = self.swap_rules_change(a, (from_a, to_a), b, (from_b, to_b))?;
+        delta.hard += change.hard;
+        delta.add(self.problem.levels.soft_rules, change.soft);
+        Some((delta, excess))
     }
 
     // ---- parts of a delta ----

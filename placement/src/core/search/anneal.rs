@@ -12,7 +12,7 @@ use crate::core::assignment::Assignment;
 use crate::core::ids::{Host, Item, Place};
 use crate::core::objective::Score;
 use crate::core::rng::Rng;
-use crate::core::state::State;
+use crate::core::state::{Limit, State};
 
 use super::Meter;
 use super::keeper::Keeper;
@@ -214,9 +214,14 @@ impl<const L: usize> Walk<'_, L> {
     }
 
     #[inline]
+    fn random_item(&mut self) -> Item {
+        Item(self.movable[self.rng.below(self.movable.len())])
+    }
+
+    #[inline]
     fn random_shift(&mut self) -> (Item, Place) {
         let problem = self.state.problem();
-        let item = Item(self.movable[self.rng.below(self.movable.len())]);
+        let item = self.random_item();
         let hosts = problem.open_hosts(item);
         let host = Host(hosts[self.rng.below(hosts.len())]);
         (item, Place { host, shape: self.shape(item) })
@@ -230,17 +235,31 @@ impl<const L: usize> Walk<'_, L> {
         }
     }
 
+    /// How large a loss is accepted this time: drawn before a move is weighed, so that what is
+    /// hopeless is found out early.
+    #[inline]
+    fn limit(&mut self) -> Limit {
+        if L > 1 {
+            return Limit::NONE;
+        }
+        let draw = -self.rng.unit().ln();
+        let most =
+            if draw < 20.0 { draw * self.temperature[0] } else { 20.0 * self.temperature[0] };
+        Limit { most, price: self.penalty }
+    }
+
     #[inline]
     fn try_shift(&mut self) {
         let (item, place) = self.random_shift();
+        let limit = self.limit();
         self.evaluations += 1;
         let weighed = if self.penalty > 0.0 {
-            self.state.relaxed_delta(item, place)
+            self.state.relaxed_delta(item, place, limit)
         } else {
-            self.state.delta(item, place).map(|delta| (delta, 0.0))
+            self.state.delta_within(item, place, limit).map(|delta| (delta, 0.0))
         };
         if let Some((delta, excess)) = weighed
-            && self.accepts(delta, excess)
+            && self.accepts(delta, excess, limit)
         {
             self.state.apply(item, Some(place));
             self.keeper.touched(item);
@@ -250,19 +269,19 @@ impl<const L: usize> Walk<'_, L> {
 
     #[inline]
     fn try_swap(&mut self) {
-        let a = Item(self.movable[self.rng.below(self.movable.len())]);
-        let b = Item(self.movable[self.rng.below(self.movable.len())]);
+        let (a, b) = (self.random_item(), self.random_item());
+        let limit = self.limit();
         self.evaluations += 1;
         let (Some(at_a), Some(at_b)) = (self.state.place(a), self.state.place(b)) else { return };
         let to_a = Place { host: at_b.host, shape: self.shape(a) };
         let to_b = Place { host: at_a.host, shape: self.shape(b) };
         let weighed = if self.penalty > 0.0 {
-            self.state.relaxed_swap_delta(a, to_a, b, to_b)
+            self.state.relaxed_swap_delta((a, to_a), (b, to_b), limit)
         } else {
-            self.state.swap_delta(a, to_a, b, to_b).map(|delta| (delta, 0.0))
+            self.state.swap_delta_within((a, to_a), (b, to_b), limit).map(|delta| (delta, 0.0))
         };
         if let Some((delta, excess)) = weighed
-            && self.accepts(delta, excess)
+            && self.accepts(delta, excess, limit)
         {
             self.state.apply(a, Some(to_a));
             self.state.apply(b, Some(to_b));
@@ -273,20 +292,18 @@ impl<const L: usize> Walk<'_, L> {
     }
 
     #[inline]
-    fn accepts(&mut self, delta: Score<L>, excess: f64) -> bool {
+    fn accepts(&mut self, delta: Score<L>, excess: f64, limit: Limit) -> bool {
         if self.penalty > 0.0 {
-            if delta.hard > 0 {
-                return false;
-            }
-            let amount = delta.soft[0] as f64 + self.penalty * excess;
-            let loss = amount / self.temperature[0];
-            return loss <= 0.0 || loss < 20.0 && self.rng.unit() < (-loss).exp();
+            return delta.hard <= 0 && delta.soft[0] as f64 + self.penalty * excess <= limit.most;
         }
         let (level, amount) = delta.leading();
         if amount <= 0 {
             return true;
         }
         let Some(level) = level else { return false };
+        if L == 1 {
+            return amount as f64 <= limit.most;
+        }
         let loss = amount as f64 / self.temperature[level];
         loss < 20.0 && self.rng.unit() < (-loss).exp()
     }
