@@ -203,7 +203,8 @@ impl Vcpus {
         lock(&self.shared.threads).iter().map(thread_cpu_time).collect()
     }
 
-    /// Keeps one vCPU from running for this long, or until it is to park. Does not wait for it.
+    /// Keeps one vCPU from running for this long, or until it is to park; if it naps already,
+    /// after that. Does not wait for it.
     pub(crate) fn nap(&self, index: usize, time: Duration) {
         let shared = &self.shared;
         let Some(vcpu) = shared.vcpus.get(index) else { return };
@@ -315,18 +316,19 @@ impl Shared {
     fn nap(&self, index: usize) -> bool {
         let vcpu = &self.vcpus[index];
         let mut state = lock(&self.state);
-        let time = Duration::from_micros(vcpu.nap_micros.swap(0, Ordering::SeqCst));
-        if state.order == Order::Run && !time.is_zero() {
+        // Again when more was asked for meanwhile.
+        while state.order == Order::Run {
+            let time = Duration::from_micros(vcpu.nap_micros.swap(0, Ordering::SeqCst));
+            if time.is_zero() {
+                // Under the lock, as in `park`: an order to stop sets it again.
+                vcpu.immediate_exit().store(0, Ordering::SeqCst);
+                return true;
+            }
             let waited =
                 self.changed.wait_timeout_while(state, time, |state| state.order == Order::Run);
             (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        let run = state.order == Order::Run;
-        if run {
-            // Under the lock, as in `park`: an order to stop sets it again.
-            vcpu.immediate_exit().store(0, Ordering::SeqCst);
-        }
-        run
+        false
     }
 
     /// Parks the whole machine, for good.

@@ -2,10 +2,10 @@
 //! running for a share of every period.
 //!
 //! Which vCPU writes how much KVM does not say without a dirty ring, so time
-//! decides. Every vCPU has an [`Account`]: it may run for so much of a period, and what it ran
-//! beyond that – this thread is woken late on a busy host – it sits out in the
-//! periods that follow. A vCPU that hardly runs owes nothing and is left alone, and with it
-//! whatever it serves. Dropping the [`Throttle`] lets all run again.
+//! decides. Every vCPU has an [`Account`]: it may run for its share of the time that has really
+//! passed, and what it ran beyond that – this thread is woken late on a busy host, and nothing
+//! stops a vCPU meanwhile – it sits out afterwards. A vCPU that hardly runs owes nothing and is
+//! left alone, and with it whatever it serves. Dropping the [`Throttle`] lets all run again.
 
 use std::sync::mpsc;
 use std::thread::{Scope, ScopedJoinHandle};
@@ -15,12 +15,12 @@ use crate::vcpu::Vcpus;
 
 /// What the share is of. As long as a guest does not notice.
 const PERIOD: Duration = Duration::from_millis(20);
-/// A vCPU that owes much sits out so many periods at a time: a guest's watchdogs wait longer.
-const PERIODS_MAX: u32 = 10;
+/// The longest a vCPU sits out at a time: a guest's watchdogs wait longer.
+const NAP_MAX: Duration = Duration::from_millis(200);
 /// More than this a vCPU never owes, so that one slow moment of the host is not paid for long.
 const OWED_MAX: Duration = Duration::from_millis(50);
-/// How often it is told what the vCPUs ran, in periods.
-const TELL_PERIODS: u32 = 50;
+/// How often it is told what the vCPUs ran, in looks.
+const TELL_LOOKS: u32 = 50;
 
 /// The thread that slows a guest down.
 #[derive(Debug)]
@@ -77,23 +77,30 @@ impl Drop for Throttle<'_> {
 struct Account {
     /// What it ran beyond what it was let.
     owed: Duration,
-    /// Periods it still sits out.
-    out: u32,
+    /// How long it still sits out.
+    out: Duration,
 }
 
 impl Account {
-    /// A period has passed in which the vCPU ran for `ran`. How long it is to nap from now on,
-    /// if at all; it may run for `slice` in each period.
-    fn period(&mut self, ran: Duration, slice: Duration) -> Option<Duration> {
-        self.owed = (self.owed + ran).saturating_sub(slice).min(OWED_MAX);
-        self.out = self.out.saturating_sub(1);
-        if self.out > 0 || ran + self.owed < slice / 2 {
+    /// Since the last look `passed`, in which the vCPU ran for `ran`. How long it is to nap, after
+    /// the nap it is in if it is in one; it may run for `slice` of each period.
+    fn look(&mut self, passed: Duration, ran: Duration, slice: Duration) -> Option<Duration> {
+        let share = slice.as_secs_f64() / PERIOD.as_secs_f64();
+        let may = passed.mul_f64(share);
+        let hardly_runs = self.owed.is_zero() && ran < may / 2;
+        self.owed = (self.owed + ran).saturating_sub(may).min(OWED_MAX);
+        self.out = self.out.saturating_sub(passed);
+        // Until the next look, also when that comes late.
+        if self.out >= NAP_MAX / 2 || hardly_runs {
             return None;
         }
-        // Each further period without running pays for one slice.
-        let further = self.owed.as_micros().div_ceil(slice.as_micros().max(1));
-        self.out = 1 + u32::try_from(further).unwrap_or(PERIODS_MAX).min(PERIODS_MAX - 1);
-        Some((PERIOD * self.out).saturating_sub(slice))
+        // To sit out what it owes, beyond what the nap it is in pays for; and, from then on, so
+        // much that it has its slice until the look after that.
+        let unpaid = self.owed.saturating_sub(self.out.mul_f64(share));
+        let nap = unpaid.div_f64(share.max(0.01)) + (PERIOD - slice).saturating_sub(self.out);
+        let nap = nap.min(NAP_MAX.saturating_sub(self.out));
+        self.out += nap;
+        (!nap.is_zero()).then_some(nap)
     }
 }
 
@@ -101,27 +108,27 @@ fn run(vcpus: &Vcpus, orders: &mpsc::Receiver<u8>) {
     let mut slice = PERIOD;
     let mut accounts = vec![Account::default(); vcpus.count()];
     let (mut before, mut looked) = (vcpus.cpu_times(), Instant::now());
-    let mut told = before.clone();
-    for period in 1u32.. {
+    let (mut told, mut told_at) = (before.clone(), looked);
+    for look in 1u32.. {
         match orders.recv_timeout(PERIOD) {
             Ok(percent) => slice = PERIOD * u32::from(100 - percent.min(99)) / 100,
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
         }
-        let now = vcpus.cpu_times();
-        // A period that was longer than it should be let the vCPUs run no longer.
+        let (now, at) = (vcpus.cpu_times(), Instant::now());
+        let passed = at - looked;
         for (index, account) in accounts.iter_mut().enumerate() {
             let ran = now[index].saturating_sub(before[index]);
-            if let Some(nap) = account.period(ran, slice) {
+            if let Some(nap) = account.look(passed, ran, slice) {
                 vcpus.nap(index, nap);
             }
         }
-        if period.is_multiple_of(TELL_PERIODS) {
+        if look.is_multiple_of(TELL_LOOKS) {
             let ran: Vec<_> = now.iter().zip(&told).map(|it| it.0.saturating_sub(*it.1)).collect();
-            tracing::debug!(?ran, of = ?looked.elapsed(), may = ?(slice * TELL_PERIODS), "slowed down");
-            (told, looked) = (now.clone(), Instant::now());
+            tracing::debug!(?ran, of = ?(at - told_at), may = ?slice, in_each = ?PERIOD, "slowed down");
+            (told, told_at) = (now.clone(), at);
         }
-        before = now;
+        (before, looked) = (now, at);
     }
 }
 
@@ -131,39 +138,51 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
+    /// A vCPU that runs whenever it may, looked at after each of these times; what it ran in all.
+    fn run_for(looks: impl IntoIterator<Item = Duration>, percent: u32) -> Duration {
+        let slice = PERIOD * (100 - percent) / 100;
+        let (mut account, mut napping, mut ran_in_all) =
+            (Account::default(), Duration::ZERO, Duration::ZERO);
+        for passed in looks {
+            let ran = passed.saturating_sub(napping);
+            napping = napping.saturating_sub(passed);
+            ran_in_all += ran;
+            if let Some(nap) = account.look(passed, ran, slice) {
+                napping += nap;
+                assert!(napping <= NAP_MAX, "{napping:?}");
+            }
+        }
+        ran_in_all
+    }
+
     #[test]
     fn who_hardly_runs_is_left_alone() {
         let mut account = Account::default();
         for _ in 0..100 {
-            assert_eq!(account.period(MS / 2, 2 * MS), None);
+            assert_eq!(account.look(PERIOD, MS / 2, 2 * MS), None);
         }
     }
 
     #[test]
-    fn who_keeps_to_its_share_naps_for_the_rest_of_each_period() {
-        let mut account = Account::default();
-        for _ in 0..100 {
-            assert_eq!(account.period(8 * MS, 8 * MS), Some(12 * MS));
+    fn a_vcpu_has_its_share_and_no_more() {
+        for percent in [30, 60, 90, 99] {
+            let ran = run_for(std::iter::repeat_n(PERIOD, 5000), percent);
+            let may = PERIOD * 5000 * (100 - percent) / 100;
+            assert!(
+                ran >= may * 8 / 10 && ran <= may * 11 / 10 + OWED_MAX,
+                "{percent}: {ran:?} of {may:?}"
+            );
         }
     }
 
     #[test]
-    fn what_a_vcpu_ran_too_long_it_sits_out() {
-        for (too_long, percent) in [(MS, 90), (3 * MS, 99), (20 * MS, 60), (200 * MS, 95)] {
-            let slice = PERIOD * (100 - percent) / 100;
-            let mut account = Account::default();
-            let (mut ran, mut may) = (Duration::ZERO, Duration::ZERO);
-            // In each period in which it is not out it runs for its slice, and once too long.
-            for period in 0..2000 {
-                let extra = if period == 0 { too_long } else { Duration::ZERO };
-                let runs = if account.out > 1 { Duration::ZERO } else { slice + extra };
-                (ran, may) = (ran + runs, may + slice);
-                if let Some(nap) = account.period(runs, slice) {
-                    assert!(nap <= PERIOD * PERIODS_MAX);
-                }
-            }
-            assert!(ran <= may + too_long.saturating_sub(OWED_MAX) + slice, "{ran:?} of {may:?}");
-            assert!(ran * 10 >= may * 9, "{ran:?} of {may:?}");
+    fn looks_that_come_late_let_it_run_no_longer() {
+        for (percent, late) in [(60, 7), (84, 23), (99, 13), (99, 31)] {
+            // Every look is late, by up to two periods.
+            let looks: Vec<_> = (0..5000u32).map(|n| PERIOD + MS * (n * late % 41)).collect();
+            let may = looks.iter().sum::<Duration>() * (100 - percent) / 100;
+            let ran = run_for(looks, percent);
+            assert!(ran <= may * 3 / 2 + OWED_MAX, "{percent}: {ran:?} of {may:?}");
         }
     }
 }
