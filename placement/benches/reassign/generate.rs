@@ -10,7 +10,8 @@ use std::fmt::Write;
 
 use ballast_placement::core::Rng;
 
-/// How large an instance is: `machines,processes,seed[,resources[,transient[,services[,balances]]]]`.
+/// How large an instance is: `machines,processes,seed[,resources[,transient[,services[,balances[,scale]]]]]`.
+/// The scale is how large needs are next to what moves cost.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
     machines: usize,
@@ -20,6 +21,7 @@ pub(crate) struct Size {
     transient: usize,
     services: usize,
     balances: usize,
+    scale: usize,
 }
 
 impl Size {
@@ -34,6 +36,7 @@ impl Size {
             transient: or(4, 2),
             services: or(5, numbers[1] / 3),
             balances: or(6, 1),
+            scale: or(7, 1000),
         }
     }
 
@@ -81,7 +84,7 @@ impl Instance {
         }
         let need = (0..size.processes)
             .map(|_| {
-                let scale = 20_000.0 * (1.0 / (1.0 - rng.unit() * 0.995)).powf(0.9);
+                let scale = 20.0 * size.scale as f64 * (1.0 / (1.0 - rng.unit() * 0.995)).powf(0.9);
                 (0..size.resources)
                     .map(
                         |_| if rng.below(5) == 0 { 0 } else { (scale * (0.2 + rng.unit())) as i64 },
