@@ -45,10 +45,17 @@ impl Moment {
                 test.signal_controller(Signal::STOP);
                 eventually("both sides are READY", async || {
                     let sides = test.everywhere(&hosts, vm).await;
-                    let ready = sides.iter().filter(|(_, side)| {
-                        let migration = side.migration.as_ref();
-                        migration.is_some_and(|m| m.state() == v1::MigrationState::Ready)
-                    });
+                    let migrations =
+                        || sides.iter().filter_map(|(_, side)| side.migration.as_ref());
+                    if !migrations()
+                        .any(|m| m.migration == migration && m.role() == v1::MigrationRole::Source)
+                    {
+                        // It was stopped before it had told the source to begin.
+                        test.signal_controller(Signal::CONT);
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                        test.signal_controller(Signal::STOP);
+                    }
+                    let ready = migrations().filter(|m| m.state() == v1::MigrationState::Ready);
                     (ready.count() == 2).then_some(())
                 })
                 .await;

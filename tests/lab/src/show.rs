@@ -47,7 +47,7 @@ pub(crate) fn run(args: &ShowArgs) -> Result<(), Refusal> {
     let guest = LinuxGuest::write(dir.path())?;
     // The guest, its snapshot, the disk and all programs.
     let memory_mib = 2 * args.guest_memory_mib + 512;
-    let lab = Lab::builder().cpus(2).memory_mib(memory_mib).network(Net::None);
+    let lab = Lab::builder().memory_mib(memory_mib).network(Net::None);
     let lab = guest.give_to(lab).build()?;
     let cluster = start_cluster(&lab, began)?;
     let vm = LinuxVm::new(&cluster, VM, 0);

@@ -20,7 +20,7 @@ const MEMORY_MIB: u64 = 192;
 fn linux_guests_are_confined_and_end_with_a_reason() {
     let dir = tempfile::tempdir().unwrap();
     let guest = LinuxGuest::write(dir.path()).unwrap();
-    let lab = Lab::builder().program(env!("CARGO_BIN_EXE_lab")).cpus(1).memory_mib(1024);
+    let lab = Lab::builder().program(env!("CARGO_BIN_EXE_lab")).memory_mib(1024);
     let lab = guest.give_to(lab).build().unwrap();
     let host = lab.host(0);
     host.sh("for dir in /sys/fs/cgroup /sys/fs/cgroup/ballast; do mkdir -p $dir; \
