@@ -22,11 +22,12 @@ const STREAMS: u32 = 4;
 const CHUNK_BYTES: usize = 64 << 10;
 /// What may be under way in one direction of one connection: 64 MiB.
 const CHUNKS_MAX: usize = 1024;
-/// On the wire: a header, and the longest answer that is not a Failed.
+/// On the wire: a header, and the longest answer that is not a Failed; from the proposal on two
+/// checksums.
 const WELCOME_BYTES: u64 = 8 + 2;
-const ACCEPT_BYTES: u64 = 8 + 2 + 32;
-const ROUND_DONE_BYTES: u64 = 8 + 4;
-const READY_BYTES: u64 = 8 + 8;
+const ACCEPT_BYTES: u64 = 8 + 2 + 32 + 8;
+const ROUND_DONE_BYTES: u64 = 8 + 4 + 8;
+const READY_BYTES: u64 = 8 + 8 + 8;
 
 /// A link: connections to its address come out elsewhere, everything late or slowly.
 struct Link {

@@ -93,6 +93,7 @@ impl<'env> Crew<'env> {
         let join = move |stream: u16| {
             let mut connection = connect(peer, common.control)?;
             connection.send_raw(&Join { stream, key: terms.key }.encode())?;
+            connection.speak(terms.version);
             Ok(connection)
         };
         // All at a time: each takes a round trip.

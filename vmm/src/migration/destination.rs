@@ -250,7 +250,8 @@ impl<'a> Arrival<'a> {
             }
             match joined.recv_timeout(JOIN_LOOK) {
                 Ok((number, wire)) if number < terms.streams => {
-                    let stream = Stream::new(wire)?;
+                    let mut stream = Stream::new(wire)?;
+                    stream.speak(terms.version);
                     self.control.attach(stream.handle()?);
                     self.filling.add(scope, stream, main.handle()?)?;
                     missing -= 1;
@@ -285,6 +286,7 @@ impl<'a> Arrival<'a> {
         if self.state.len() as u64 != bytes || xxh3_64(&self.state) != hash {
             return Err(Malformed("the state's checksum").into());
         }
+        self.filling.check()?;
         if terms.verify {
             self.comparison.finish(self.machine.memory.layout().pages())?;
             self.disk_comparison.finish(self.filling.landing)?;

@@ -15,11 +15,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use ballast_model::Bytes;
+use ballast_model::{Bytes, Refusal};
 
 use super::Trouble;
 use super::control::Control;
 use super::framing::Frame;
+use super::integrity::Doubts;
 use super::sender::add_to_runs;
 use super::storage::landing::Landing;
 use super::stream::{Handle, Stream};
@@ -39,6 +40,7 @@ pub(crate) struct Filling<'a> {
     pub(super) landing: &'a Landing,
     /// Pages that are no longer as fresh memory is.
     written: AtomicPageSet,
+    doubts: Doubts,
     zeroes: AtomicU64,
     bytes: AtomicU64,
     began: Instant,
@@ -71,6 +73,7 @@ impl<'a> Filling<'a> {
             control,
             landing,
             written: AtomicPageSet::empty(memory.layout().pages()),
+            doubts: Doubts::none(memory.layout().pages()),
             zeroes: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             began: now,
@@ -191,7 +194,8 @@ impl<'a> Filling<'a> {
 
     fn take_runs(&self, stream: &mut Stream, runs: &[(u64, u64)]) -> Result<(), Trouble> {
         let before = stream.bytes;
-        stream.receive_pages(self.memory, runs)?;
+        let differing = stream.receive_pages(self.memory, runs)?;
+        self.doubts.settle(runs, &differing);
         for &(first, count) in runs {
             self.written.insert(first, count);
         }
@@ -206,6 +210,7 @@ impl<'a> Filling<'a> {
         for &(first, count) in runs {
             let end = first.checked_add(count).filter(|&end| end <= total);
             let end = end.ok_or(Malformed("the number of a zero page"))?;
+            self.doubts.settle(&[(first, count)], &[]);
             for page in first..end {
                 if self.written.remove(page) {
                     self.memory.clear_page(page);
@@ -214,6 +219,11 @@ impl<'a> Filling<'a> {
             self.zeroes.fetch_add(count, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// When all pages have come: whether they are as they were sent.
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        self.doubts.finish(self.memory.layout().pages())
     }
 
     fn bytes(&self) -> u64 {

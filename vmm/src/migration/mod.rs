@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`framing`] | the frames of the stream, encoded and decoded without IO |
 //! | [`stream`] | frames and pages over one connection |
+//! | [`integrity`] | checksums of all that is not encrypted |
 //! | [`wire`], [`tls`] | its bytes, plain or encrypted; who the destination is |
 //! | [`link`] | what the link is like, and how many connections it takes |
 //! | [`lobby`] | the destination's door: who may come in |
@@ -65,7 +66,8 @@
 //!
 //! Hello never changes. It carries the range of versions its sender speaks; the
 //! highest both speak is used. A release speaks its own version and the one
-//! before ([`framing::VERSIONS`]). To a peer of version 1 there is one connection.
+//! before ([`framing::VERSIONS`]). To a peer of version 1 there is one connection;
+//! version 3 has checksums where nothing is encrypted.
 
 pub(crate) mod control;
 pub(crate) mod convergence;
@@ -74,6 +76,7 @@ pub(crate) mod destination;
 pub(crate) mod dirty;
 pub(crate) mod filling;
 pub(crate) mod framing;
+pub(crate) mod integrity;
 pub(crate) mod link;
 pub(crate) mod lobby;
 pub(crate) mod negotiation;

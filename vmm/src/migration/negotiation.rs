@@ -158,6 +158,7 @@ pub(crate) fn propose(
         Frame::Welcome { version } if (VERSIONS.0..=VERSIONS.1).contains(&version) => version,
         _ => return Err(Malformed("the answer to the greeting").into()),
     };
+    stream.speak(version);
     storage::check_leaving(&machine.devices, version)?;
     stream.send(&Frame::Proposal(proposal.encode(version)))?;
     let terms = Terms { version, verify: proposal.verify, streams: 1, key: [0; TOKEN_BYTES] };
@@ -181,6 +182,7 @@ pub(crate) fn answer(
 ) -> Result<Terms, Trouble> {
     let version = common_version(hello.versions)?;
     stream.send(&Frame::Welcome { version })?;
+    stream.speak(version);
     let Frame::Proposal(bytes) = stream.receive()? else {
         return Err(Malformed("the order of frames").into());
     };

@@ -2,6 +2,7 @@
 //!
 //! Pages go from guest memory to the socket and from the socket to guest memory
 //! without a copy in between, unless it is encrypted. Every read and write has a timeout.
+//! What is not encrypted carries checksums: see [`integrity`](super::integrity).
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::Trouble;
 use super::framing::{Frame, HEADER_BYTES};
+use super::integrity::{self, PageSums, SUM_BYTES};
 use super::wire::Wire;
 use crate::codec::Malformed;
 use crate::memory::Memory;
@@ -25,6 +27,9 @@ pub(crate) struct Stream {
     pub(crate) bytes: u64,
     /// What was received last that went nowhere else.
     data: Vec<u8>,
+    /// Whether everything carries checksums.
+    checked: bool,
+    sums: PageSums,
 }
 
 fn io_trouble(what: &'static str) -> impl Fn(std::io::Error) -> Trouble {
@@ -42,7 +47,12 @@ impl Stream {
             tcp.set_read_timeout(Some(IO_TIMEOUT))
         };
         setup().map_err(io_trouble("setting up the connection"))?;
-        Ok(Self { wire, bytes: 0, data: Vec::new() })
+        Ok(Self { wire, bytes: 0, data: Vec::new(), checked: false, sums: PageSums::default() })
+    }
+
+    /// From now on this version is spoken.
+    pub(crate) fn speak(&mut self, version: u16) {
+        self.checked = version >= integrity::SINCE_VERSION && !self.wire.is_encrypted();
     }
 
     /// From now on a read waits for as long as the connection is there: somebody else watches
@@ -83,7 +93,17 @@ impl Stream {
 
     /// Sends a frame that no pages follow.
     pub(crate) fn send(&mut self, frame: &Frame) -> Result<(), Trouble> {
-        self.send_raw(&frame.encode())
+        self.send_raw(&self.encode(frame))
+    }
+
+    fn encode(&self, frame: &Frame) -> Vec<u8> {
+        let bytes = frame.encode();
+        if self.checked { integrity::seal(&bytes) } else { bytes }
+    }
+
+    /// What a checksum takes here.
+    fn sum_bytes(&self) -> usize {
+        if self.checked { SUM_BYTES } else { 0 }
     }
 
     /// Sends a frame and the pages that follow it, as they are in guest memory now: runs of
@@ -94,8 +114,9 @@ impl Stream {
         memory: &Memory,
         runs: &[(u64, u64)],
     ) -> Result<(), Trouble> {
-        let head = frame.encode();
-        let mut slices = Vec::with_capacity(runs.len() + 1);
+        let head = self.encode(frame);
+        let sums = if self.checked { self.sums.of(memory, runs) } else { &[] };
+        let mut slices = Vec::with_capacity(runs.len() + 2);
         slices.push(IoSlice::new(&head));
         for &(first, count) in runs {
             let (start, bytes) = memory.run(first, count).ok_or(Malformed("a run of pages"))?;
@@ -104,6 +125,7 @@ impl Stream {
             // the kernel, or copied once and encrypted from there.
             slices.push(IoSlice::new(unsafe { std::slice::from_raw_parts(start.as_ptr(), bytes) }));
         }
+        slices.push(IoSlice::new(sums));
         let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
         self.wire.write_all_vectored(&mut slices).map_err(io_trouble("sending pages"))?;
         self.bytes += bytes as u64;
@@ -112,28 +134,32 @@ impl Stream {
 
     /// Sends a frame and the data that follows it.
     pub(crate) fn send_data(&mut self, frame: &Frame, data: &[u8]) -> Result<(), Trouble> {
-        let head = frame.encode();
-        let mut slices = [IoSlice::new(&head), IoSlice::new(data)];
-        self.wire.write_all_vectored(&mut slices).map_err(io_trouble("sending a disk"))?;
-        self.bytes += (head.len() + data.len()) as u64;
+        let head = self.encode(frame);
+        let sum = integrity::sum(data).to_le_bytes();
+        let sum = &sum[..self.sum_bytes()];
+        let mut slices = [IoSlice::new(&head), IoSlice::new(data), IoSlice::new(sum)];
+        self.wire.write_all_vectored(&mut slices).map_err(io_trouble("sending data"))?;
+        self.bytes += (head.len() + data.len() + sum.len()) as u64;
         Ok(())
     }
 
     /// Receives so many bytes that follow a frame; whoever asks has checked how many.
     pub(crate) fn receive_data(&mut self, bytes: usize) -> Result<&[u8], Trouble> {
-        self.data.resize(bytes, 0);
-        self.wire.read_exact(&mut self.data).map_err(io_trouble("receiving a disk"))?;
-        self.bytes += bytes as u64;
-        Ok(&self.data)
+        let whole = bytes + self.sum_bytes();
+        self.data.resize(whole, 0);
+        self.wire.read_exact(&mut self.data).map_err(io_trouble("receiving data"))?;
+        self.bytes += whole as u64;
+        if self.checked { integrity::open(&self.data, "data") } else { Ok(&self.data) }
     }
 
-    /// Receives the contents of these runs of pages into guest memory.
+    /// Receives the contents of these runs of pages into guest memory. Answers with the pages
+    /// that differ from what their checksums say: see [`integrity`].
     pub(crate) fn receive_pages(
         &mut self,
         memory: &Memory,
         runs: &[(u64, u64)],
-    ) -> Result<(), Trouble> {
-        let mut slices = Vec::with_capacity(runs.len());
+    ) -> Result<Vec<u64>, Trouble> {
+        let mut slices = Vec::with_capacity(runs.len() + 1);
         for &(first, count) in runs {
             let (start, bytes) = memory.run(first, count).ok_or(Malformed("a run of pages"))?;
             // SAFETY: `run` yields mapped guest memory; the machine it belongs to has not run,
@@ -142,21 +168,27 @@ impl Stream {
             let slice = unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), bytes) };
             slices.push(IoSliceMut::new(slice));
         }
+        if self.checked {
+            slices.push(IoSliceMut::new(self.sums.room_for(runs)));
+        }
         let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
         self.wire.read_exact_vectored(&mut slices).map_err(io_trouble("receiving pages"))?;
         self.bytes += bytes as u64;
-        Ok(())
+        Ok(if self.checked { self.sums.differing(memory, runs) } else { Vec::new() })
     }
 
     /// Receives the next frame; a Failed of the peer is trouble.
     pub(crate) fn receive(&mut self) -> Result<Frame, Trouble> {
-        let mut header = [0; HEADER_BYTES];
-        self.wire.read_exact(&mut header).map_err(io_trouble("waiting for a frame"))?;
-        let (kind, length) = Frame::decode_header(&header)?;
-        let mut body = vec![0; length];
+        let mut head = [0; HEADER_BYTES + SUM_BYTES];
+        let head = &mut head[..HEADER_BYTES + self.sum_bytes()];
+        self.wire.read_exact(head).map_err(io_trouble("waiting for a frame"))?;
+        let header = if self.checked { integrity::open(head, "a frame's header")? } else { &*head };
+        let (kind, length) = Frame::decode_header(header)?;
+        let mut body = vec![0; length + self.sum_bytes()];
         self.wire.read_exact(&mut body).map_err(io_trouble("receiving a frame"))?;
-        self.bytes += (HEADER_BYTES + length) as u64;
-        match Frame::decode(kind, &body)? {
+        self.bytes += (head.len() + body.len()) as u64;
+        let body = if self.checked { integrity::open(&body, "a frame")? } else { &body };
+        match Frame::decode(kind, body)? {
             Frame::Failed(refusal) => Err(Trouble::PeerFailed(refusal)),
             frame => Ok(frame),
         }

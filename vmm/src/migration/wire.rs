@@ -84,6 +84,11 @@ impl Wire {
         Ok(Self::new(tcp, tls))
     }
 
+    /// Whether what goes over it is encrypted, and so authenticated.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// From now on a reader is woken when so much has come (`SO_RCVLOWAT`), which must be on its
     /// way: on a slow link a wake-up for every packet costs more than copying it.
     fn wake_at(&mut self, bytes: usize) {

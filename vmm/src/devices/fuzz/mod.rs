@@ -26,6 +26,7 @@ use super::DevicesState;
 use super::virtio::state::TransportState;
 use crate::codec::{Decoder, Encoder};
 use crate::migration::framing::{Frame, HEADER_BYTES, HELLO_BYTES, Hello, Join};
+use crate::migration::integrity::{self, SUM_BYTES};
 use crate::migration::negotiation::Proposal;
 use crate::state::MachineState;
 use engine::{Bound, Target};
@@ -85,6 +86,13 @@ fn fuzz_migration(data: &[u8]) {
                 assert_eq!(join.encode(), rest);
             }
         }
+        250 => {
+            let _ = integrity::open(rest, "noise");
+            let sealed = integrity::seal(rest);
+            let (header, body) = sealed.split_at(HEADER_BYTES.min(rest.len()) + SUM_BYTES);
+            let opened = [header, body].map(|part| integrity::open(part, "a part").unwrap());
+            assert_eq!(opened.concat(), rest);
+        }
         version @ 251..=252 => {
             let version = u16::from(version) - 250;
             if let Ok(proposal) = Proposal::decode(rest, version) {
@@ -95,8 +103,7 @@ fn fuzz_migration(data: &[u8]) {
         kind => {
             if let Ok(frame) = Frame::decode(kind.into(), rest) {
                 let (header, body) = (frame.encode(), rest.len());
-                let header = header.first_chunk::<HEADER_BYTES>().unwrap();
-                let (kind, _) = Frame::decode_header(header).unwrap();
+                let (kind, _) = Frame::decode_header(&header[..HEADER_BYTES]).unwrap();
                 assert_eq!(
                     Frame::decode(kind, &frame.encode()[HEADER_BYTES..]),
                     Ok(frame),
