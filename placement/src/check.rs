@@ -112,8 +112,10 @@ impl<'c, 'a> Checker<'c, 'a> {
     }
 
     fn note_ancestors(&mut self, n: usize) -> Result<(), String> {
-        let mut ancestors = Bits::new(n);
-        for &earlier in &self.steps[n].after {
+        let waits = &self.steps[n].after;
+        // Most steps wait for nothing and take no room.
+        let mut ancestors = Bits::new(waits.iter().max().map_or(0, |last| (*last).min(n) + 1));
+        for &earlier in waits {
             if earlier >= n {
                 return Err(format!("it waits for step {earlier}, which is not before it"));
             }

@@ -3,7 +3,7 @@
 use ballast_model::{Ratio, Refusal, RefusalCode};
 
 /// The most steps a plan may have, whatever the options say.
-pub const STEPS_MAX: usize = 10_000;
+pub const STEPS_MAX: usize = 50_000;
 
 /// Which causes a plan may act on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +93,7 @@ impl PlanOptions {
         if !(1..=STEPS_MAX).contains(&self.steps_max) {
             return invalid(
                 format!("a plan of at most {} steps is asked for", self.steps_max),
-                "use a steps_max of 1 to 10000",
+                "use a steps_max of 1 to 50000",
             );
         }
         if !(0.001..=1.0).contains(&self.gain_min.get()) {

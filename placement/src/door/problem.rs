@@ -102,6 +102,8 @@ pub(crate) struct Problem<'a> {
     pub(crate) hosts: Vec<HostInfo<'a>>,
     pub(crate) vms: Vec<VmInfo<'a>>,
     pub(crate) rules: Vec<RuleInfo<'a>>,
+    /// The hosts that count for the imbalance.
+    pub(crate) counted: Vec<HostIx>,
 }
 
 impl<'a> Problem<'a> {
@@ -150,7 +152,8 @@ impl<'a> Problem<'a> {
                 }
             }
         }
-        Ok(Self { snapshot, hosts, vms, rules })
+        let counted = (0..hosts.len()).map(HostIx).filter(|host| hosts[host.0].counts()).collect();
+        Ok(Self { snapshot, hosts, vms, rules, counted })
     }
 
     pub(crate) fn host(&self, host: HostIx) -> &HostInfo<'a> {

@@ -5,6 +5,7 @@
 //! to change for it to hold: zero when it does.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use ballast_model::rule::{Domain, Hold, Strength};
 use ballast_model::{ClusterSnapshot, HostId, Rule, RuleId, RuleKind, VmId};
@@ -21,8 +22,8 @@ pub(crate) struct RuleInfo<'a> {
     pub(crate) vms: Vec<VmIx>,
     /// The VMs that those need; only of a `Near` rule.
     pub(crate) needs: Vec<VmIx>,
-    /// By host, the domain it counts in; [`NO_DOMAIN`]: it does not count.
-    pub(crate) domain: Vec<u32>,
+    /// By host, the domain it counts in; [`NO_DOMAIN`]: it does not count. Rules that count alike share one list.
+    pub(crate) domain: Arc<[u32]>,
 }
 
 /// The domain of a host that a rule does not count.
@@ -69,9 +70,18 @@ pub(crate) fn number<'a>(
     vms: &HashMap<&VmId, VmIx>,
 ) -> Vec<RuleInfo<'a>> {
     let mut rules = Vec::with_capacity(snapshot.rules.len());
+    let mut shared: BTreeMap<&Domain, Arc<[u32]>> = BTreeMap::new();
+    let each_its_own = Domain::default();
     for rule in snapshot.rules.values() {
         for body in bodies(rule, hosts) {
-            let domain = domains(snapshot, rule, &body);
+            let by = match &rule.kind {
+                RuleKind::Affinity { domain, .. }
+                | RuleKind::Spread { domain, .. }
+                | RuleKind::Near { domain, .. } => domain,
+                _ => &each_its_own,
+            };
+            let all = shared.entry(by).or_insert_with(|| domains(snapshot, by));
+            let domain = counted(snapshot, rule, &body, all);
             let numbers = |names: &mut dyn Iterator<Item = &VmId>| -> Vec<VmIx> {
                 names.filter_map(|vm| vms.get(vm).copied()).collect()
             };
@@ -120,29 +130,36 @@ fn bodies(rule: &Rule, hosts: &HashMap<&HostId, HostIx>) -> Vec<RuleBody> {
     }
 }
 
-/// By host, in order of names, the domain the rule counts it in.
-fn domains(snapshot: &ClusterSnapshot, rule: &Rule, body: &RuleBody) -> Vec<u32> {
-    let each_its_own = Domain::default();
-    let domain = match &rule.kind {
-        RuleKind::Affinity { domain, .. }
-        | RuleKind::Spread { domain, .. }
-        | RuleKind::Near { domain, .. } => domain,
-        _ => &each_its_own,
-    };
-    let counted = |host: &HostId| match (&rule.kind, body) {
-        (RuleKind::HostCap { hosts, .. }, _) => hosts.contains(host),
-        (_, RuleBody::Hosts { .. } | RuleBody::Among { .. }) => false,
-        _ => true,
-    };
-    let mut numbers: BTreeMap<String, u32> = BTreeMap::new();
+/// By host, in order of names, the number of its domain.
+fn domains(snapshot: &ClusterSnapshot, by: &Domain) -> Arc<[u32]> {
+    let mut numbers: HashMap<String, u32> = HashMap::new();
     let of_host = |(id, host): (&HostId, &ballast_model::Host)| {
-        if !counted(id) {
-            return NO_DOMAIN;
-        }
         let next = u32::try_from(numbers.len()).unwrap_or(NO_DOMAIN - 1);
-        *numbers.entry(domain.of(id, &host.labels)).or_insert(next)
+        *numbers.entry(by.of(id, &host.labels)).or_insert(next)
     };
     snapshot.hosts.iter().map(of_host).collect()
+}
+
+/// The same without the hosts that the rule does not count.
+fn counted(
+    snapshot: &ClusterSnapshot,
+    rule: &Rule,
+    body: &RuleBody,
+    all: &Arc<[u32]>,
+) -> Arc<[u32]> {
+    match (&rule.kind, body) {
+        (RuleKind::HostCap { hosts, .. }, _) => {
+            let counts = |host: &HostId| hosts.contains(host);
+            let only = |(id, domain): (&HostId, &u32)| {
+                if counts(id) { *domain } else { NO_DOMAIN }
+            };
+            snapshot.hosts.keys().zip(all.iter()).map(only).collect()
+        }
+        (_, RuleBody::Hosts { .. } | RuleBody::Among { .. }) => {
+            all.iter().map(|_| NO_DOMAIN).collect()
+        }
+        _ => Arc::clone(all),
+    }
 }
 
 /// The counts a rule needs, kept up to date move by move. A VM in flight counts in the domains of both hosts.

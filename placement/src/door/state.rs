@@ -360,8 +360,7 @@ impl<'p, 'a> State<'p, 'a> {
     }
 
     fn sum_up(&mut self) {
-        let counted = self.problem.host_ixs().filter(|host| self.problem.host(*host).counts());
-        self.sums = Sums::new(counted.map(|host| self.loads(host)));
+        self.sums = Sums::new(self.problem.counted.iter().map(|host| self.shares[host.0]));
     }
 
     pub(crate) fn loads(&self, host: HostIx) -> [f64; METRICS.len()] {
