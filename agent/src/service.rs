@@ -164,6 +164,7 @@ impl Service {
             public_key: message.public_key,
             streams: message.streams,
             never_throttle: message.never_throttle,
+            never_compress: message.never_compress,
             downtime_limit_max_ms: message.downtime_limit_max_ms,
         };
         let start = |host: Arc<Host>| async move { host.start(&vm, outgoing, epoch).await };

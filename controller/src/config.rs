@@ -121,6 +121,8 @@ pub struct MigrationConfig {
     pub tls: bool,
     /// Connections of a migration, up to 128; 0 for as many as link and CPUs ask for.
     pub streams: u32,
+    /// Whether memory may go compressed.
+    pub compression: Compression,
     /// Whether guests that write faster than the link carries may be slowed down. Otherwise
     /// their migrations fail.
     pub throttle: bool,
@@ -130,6 +132,17 @@ pub struct MigrationConfig {
     pub resolve_timeout_ms: u64,
     /// The first pause before a failed step is tried again, in milliseconds; it doubles up to 20 times as much.
     pub retry_ms: u64,
+}
+
+/// Whether memory goes compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Where the link is what limits a migration, as measured meanwhile.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
 }
 
 impl Default for MigrationConfig {
@@ -142,6 +155,7 @@ impl Default for MigrationConfig {
             downtime_limit_max_ms: 0,
             tls: true,
             streams: 0,
+            compression: Compression::Auto,
             throttle: true,
             transfer_timeout_min_ms: 60_000,
             resolve_timeout_ms: 120_000,

@@ -150,6 +150,10 @@ pub struct Progress {
     pub rounds: u32,
     /// Bytes on the wire so far.
     pub bytes_sent: Bytes,
+    /// What did not have to be sent because pages went compressed.
+    pub bytes_saved: Bytes,
+    /// Whether pages go compressed now.
+    pub compresses: bool,
     /// Memory still to be sent, as known at the last look at the dirty log.
     pub bytes_remaining: Bytes,
     /// Guest memory in all.

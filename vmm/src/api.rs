@@ -142,6 +142,7 @@ impl Api {
             verify: request.verify,
             bandwidth: (bandwidth > BytesPerSec::ZERO).then_some(bandwidth),
             streams: (streams > 0).then_some(streams),
+            compress: !request.never_compress,
         })
     }
 

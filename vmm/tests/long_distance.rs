@@ -126,6 +126,38 @@ async fn a_round_trip_is_spent_on_a_round_and_none_on_a_page() {
     eprintln!("{rounds} rounds, {downtime:?}, guest stall {:?}", report.stall_max);
 }
 
+/// Pages that compress, over a thin link. That it is not done on a fast one is a matter of
+/// measuring, which the decision's own tests and the benchmark look at.
+#[tokio::test]
+async fn memory_goes_compressed_where_the_link_is_the_limit() {
+    if !have_kvm() {
+        return;
+    }
+    for allowed in [true, false] {
+        let lab = Lab::new();
+        let (mut source, mut destination) = (lab.vmm("a").await, lab.vmm("b").await);
+        let spec = lab.spec(64, &Params { static_mib: 36, repeat: 3, ..busy() });
+        source.boot(spec.clone()).await.unwrap();
+        source.beats(10).await;
+        let listening = destination.listen(spec).await.unwrap().parse().unwrap();
+        let link = Link::to(listening, Duration::ZERO, 16 << 20);
+        let change = |send: &mut ballast_proto::v1::SendMigrationRequest| {
+            send.never_compress = !allowed;
+            send.streams = 1;
+        };
+        source.send(&link.address.to_string(), change).await.unwrap();
+        destination.watch_state(MigrationState::Ready).await;
+        let sent = source.watch_state(MigrationState::Ready).await.progress.unwrap();
+        source.read_console().await;
+        std::mem::swap(&mut source.console, &mut destination.console);
+        destination.resolve(MigrationVerdict::Commit, 2).await.unwrap();
+        let report = destination.beats(10).await;
+        assert_eq!((report.heartbeats_lost, report.memory_errors), (0, 0));
+        eprintln!("{allowed}: {sent:?}");
+        assert_eq!(sent.bytes_saved > 0, allowed, "{sent:?}");
+    }
+}
+
 /// It would write nearly four times what the link carries.
 #[tokio::test]
 async fn a_guest_that_writes_faster_than_the_link_is_slowed_down_until_it_moves() {

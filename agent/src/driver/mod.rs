@@ -101,6 +101,8 @@ pub struct Outgoing {
     pub streams: u32,
     /// Rather give up than slow the guest down.
     pub never_throttle: bool,
+    /// Never compress memory.
+    pub never_compress: bool,
     /// How far the downtime limit may be raised for such a guest; zero to leave it.
     pub downtime_limit_max_ms: u32,
 }

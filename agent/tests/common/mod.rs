@@ -301,6 +301,7 @@ pub async fn start_migration(from: &mut Client, to: &mut Client, id: &str, spec:
         public_key: ready.public_key,
         streams: 2,
         never_throttle: false,
+        never_compress: false,
         downtime_limit_max_ms: 0,
     };
     from.start_migration(start.clone()).await.unwrap();

@@ -120,6 +120,14 @@ fn sent(progress: &v1::MigrationProgress) -> String {
     )
 }
 
+/// What compressing has saved; empty when nothing went compressed.
+fn saved(progress: &v1::MigrationProgress) -> String {
+    if progress.bytes_saved == 0 {
+        return String::new();
+    }
+    format!("{} by compressing", bytes(progress.bytes_saved))
+}
+
 /// `who: why → who: why`, as [`ballast_model::ReasonTrail`] shows it.
 pub(crate) fn reasons(reasons: &[v1::Reason]) -> String {
     reasons.iter().map(|r| format!("{}: {}", r.who, r.why)).collect::<Vec<_>>().join(" → ")
@@ -140,6 +148,9 @@ fn speed(migration: &v1::Migration) -> String {
     }
     if progress.expected_downtime_micros > 0 {
         parts.push(format!("downtime now {}", micros(progress.expected_downtime_micros)));
+    }
+    if progress.compresses {
+        parts.push("compressed".to_owned());
     }
     if progress.throttle_percent > 0 {
         parts.push(format!("guest slowed down by {} %", progress.throttle_percent));
@@ -184,6 +195,7 @@ pub(super) async fn show(context: &Context, id: &str) -> Result<(), Refusal> {
         ("done", done(&migration)),
         ("rounds", progress.rounds.to_string()),
         ("sent", sent(&progress)),
+        ("saved", saved(&progress)),
         ("zero pages", progress.pages_zero.to_string()),
         ("speed", speed(&migration)),
         ("took", micros(progress.elapsed_micros)),

@@ -26,6 +26,7 @@ pub(super) fn merge(known: Progress, status: &v1::MigrationStatus) -> Progress {
     Progress {
         rounds: known.rounds.max(said.rounds),
         bytes_sent: known.bytes_sent.max(said.bytes_sent),
+        bytes_saved: known.bytes_saved.max(said.bytes_saved),
         bytes_remaining: said.bytes_remaining,
         bytes_total: known.bytes_total.max(said.bytes_total),
         disk_bytes_total: known.disk_bytes_total.max(said.disk_bytes_total),
@@ -39,6 +40,7 @@ pub(super) fn merge(known: Progress, status: &v1::MigrationStatus) -> Progress {
         expected_downtime: said.expected_downtime,
         throttle_percent: said.throttle_percent,
         streams: said.streams,
+        compresses: said.compresses,
         downtime,
     }
 }

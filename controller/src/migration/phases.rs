@@ -21,6 +21,7 @@ use super::drive::Flow;
 use super::figures::merge;
 use super::judge::{self, Arrival};
 use crate::agents::Agent;
+use crate::config::Compression;
 use crate::controller::{Controller, Driver};
 use crate::now;
 use crate::snapshot::Purpose;
@@ -93,6 +94,7 @@ impl Controller {
             public_key: prepared.public_key,
             streams: self.config.migration.streams,
             never_throttle: !self.config.migration.throttle,
+            never_compress: self.config.migration.compression == Compression::Off,
             downtime_limit_max_ms: self.config.migration.downtime_limit_max_ms,
         };
         if let Err(refusal) = source.start(request).await

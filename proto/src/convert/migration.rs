@@ -48,6 +48,8 @@ impl From<Progress> for v1::MigrationProgress {
         Self {
             rounds: progress.rounds,
             bytes_sent: progress.bytes_sent.get(),
+            bytes_saved: progress.bytes_saved.get(),
+            compresses: progress.compresses,
             bytes_remaining: progress.bytes_remaining.get(),
             bytes_total: progress.bytes_total.get(),
             disk_bytes_total: progress.disk_bytes_total.get(),
@@ -71,6 +73,8 @@ impl From<v1::MigrationProgress> for Progress {
         Self {
             rounds: message.rounds,
             bytes_sent: Bytes(message.bytes_sent),
+            bytes_saved: Bytes(message.bytes_saved),
+            compresses: message.compresses,
             bytes_remaining: Bytes(message.bytes_remaining),
             bytes_total: Bytes(message.bytes_total),
             disk_bytes_total: Bytes(message.disk_bytes_total),
@@ -126,6 +130,7 @@ mod tests {
             rounds: u32, sent: u64, remaining: u64, total: u64, pages_zero: u64,
             (rate, dirty_rate, throttle_percent, streams) in any::<(u64, u64, u8, u32)>(),
             disks in any::<[u64; 3]>(),
+            (saved, compresses) in any::<(u64, bool)>(),
             times in prop::array::uniform8(0u64..1 << 50),
         ) -> Progress {
             let [expected_downtime, elapsed, last_pass, state_save, send, load, commit, resume] =
@@ -134,6 +139,8 @@ mod tests {
             Progress {
                 rounds,
                 bytes_sent: Bytes(sent),
+                bytes_saved: Bytes(saved),
+                compresses,
                 bytes_remaining: Bytes(remaining),
                 bytes_total: Bytes(total),
                 disk_bytes_total,

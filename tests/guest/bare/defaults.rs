@@ -34,6 +34,8 @@ pub const PERIOD_MS_MAX: u32 = 1_000;
 pub const HIGH_MIB_MAX: u32 = 1 << 10;
 /// Of sizes and rates in MiB. No machine has more, and it keeps sums far from overflow.
 pub const MIB_MAX: u32 = 1 << 20;
+/// Times a word of a page stands there in a row: as many words as a page has.
+pub const REPEAT_MAX: u32 = 512;
 /// Of a name.
 pub const NAME_BYTES_MAX: usize = 63;
 /// Records per second.

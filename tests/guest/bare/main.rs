@@ -57,6 +57,7 @@ use devices::Devices;
 use layout::Layout;
 use memory::Memory;
 use params::Params;
+use pattern::Pattern;
 use work::Worker;
 
 /// Above it, guest memory may have a hole for devices.
@@ -98,7 +99,8 @@ extern "C" fn guest_main(start_info: u64) -> ! {
     }
     let devices = Devices::start(&params, &mut clock)
         .unwrap_or_else(|(device, why)| fatal(format_args!("{device} {why}")));
-    Worker::new(clock, Memory::new(&layout, params.seed), devices, &params).run()
+    let pattern = Pattern { seed: params.seed, repeat: params.repeat as usize };
+    Worker::new(clock, Memory::new(&layout, pattern), devices, &params).run()
 }
 
 /// The first line: the protocol's version, and what the guest was told to do.

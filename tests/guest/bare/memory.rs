@@ -13,7 +13,7 @@ use core::ptr;
 use crate::clock::Clock;
 use crate::console::Line;
 use crate::layout::{Layout, PAGE_BYTES};
-use crate::pattern::{self, Content, Fault, Page};
+use crate::pattern::{self, Content, Fault, Page, Pattern};
 
 /// Errors after this many are counted but no longer described.
 const DESCRIBED_ERRORS_MAX: u64 = 16;
@@ -24,7 +24,7 @@ unsafe extern "C" {
 }
 
 pub struct Memory {
-    seed: u64,
+    pattern: Pattern,
     /// Where each kind begins.
     generations: u64,
     working_set: u64,
@@ -46,10 +46,10 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn new(layout: &Layout, seed: u64) -> Self {
+    pub fn new(layout: &Layout, pattern: Pattern) -> Self {
         let pages = |range: &core::ops::Range<u64>| ((range.end - range.start) / PAGE_BYTES) as u32;
         Self {
-            seed,
+            pattern,
             generations: layout.generations.start,
             working_set: layout.working_set.start,
             high: layout.high.start,
@@ -78,7 +78,7 @@ impl Memory {
             if page < self.rewritten_pages() {
                 *self.generation(page) = 0;
             }
-            Content { page, generation: 0 }.fill(page_at(self.address(page)), self.seed);
+            Content { page, generation: 0 }.fill(page_at(self.address(page)), self.pattern);
         } else {
             // Firmware may have used it; otherwise it is left untouched.
             let memory = page_at(self.address(page));
@@ -99,7 +99,7 @@ impl Memory {
         self.check(page, clock);
         let generation = self.generation(page);
         *generation = generation.wrapping_add(1);
-        Content { page, generation: *generation }.fill(page_at(self.address(page)), self.seed);
+        Content { page, generation: *generation }.fill(page_at(self.address(page)), self.pattern);
         self.next_rewritten = if page + 1 < self.rewritten_pages() { page + 1 } else { 0 };
     }
 
@@ -131,11 +131,11 @@ impl Memory {
         }
         let generation = if page < self.rewritten_pages() { *self.generation(page) } else { 0 };
         let content = Content { page, generation };
-        if content.is_in(memory, self.seed) {
+        if content.is_in(memory, self.pattern) {
             return;
         }
-        let fault = content.fault_in(memory, self.seed, self.written_pages());
-        content.fill(memory, self.seed);
+        let fault = content.fault_in(memory, self.pattern, self.written_pages());
+        content.fill(memory, self.pattern);
         let want = format_args!("page {page} gen {generation}");
         match fault {
             Fault::Stale { generation: found } => {

@@ -11,14 +11,14 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::hypercall;
-use crate::pattern::{Content, Page};
+use crate::pattern::{Content, Page, Pattern};
 
 /// vCPUs the image has stacks for; as in `entry.s`.
 const VCPUS_MAX: usize = 32;
 /// Time between two rounds of one of them.
 const PAUSE_NANOS: u32 = 5_000_000;
 /// What the contents of their pages depend on.
-const SEED: u64 = 0x6f74_6865_7273;
+const PATTERN: Pattern = Pattern { seed: 0x6f74_6865_7273, repeat: 1 };
 
 /// One vCPU's.
 struct Other {
@@ -77,12 +77,12 @@ impl Other {
         let generation = self.rounds.load(Ordering::Relaxed);
         // SAFETY: this is the page's own vCPU, and there is no other reference on it.
         let page = unsafe { &mut *self.page.get() };
-        if generation > 0 && !(Content { page: index, generation }).is_in(page, SEED) {
+        if generation > 0 && !(Content { page: index, generation }).is_in(page, PATTERN) {
             self.errors.fetch_add(1, Ordering::Relaxed);
         }
         // Zero means that it has not begun.
         let next = generation.wrapping_add(1).max(1);
-        Content { page: index, generation: next }.fill(page, SEED);
+        Content { page: index, generation: next }.fill(page, PATTERN);
         self.rounds.store(next, Ordering::Release);
     }
 }

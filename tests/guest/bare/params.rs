@@ -34,6 +34,8 @@ pub struct Params<'a> {
     pub check_mib_per_sec: u64,
     /// `seed=`: what page contents depend on.
     pub seed: u64,
+    /// `repeat=`: how often each word of a page stands there in a row.
+    pub repeat: u32,
     /// `tsc_khz=`: frequency of the time stamp counter.
     pub tsc_khz: Option<u64>,
     /// `ip=`: address and prefix length of the network card; without it there is no network.
@@ -100,6 +102,7 @@ impl<'a> Params<'a> {
         dirty_mib_per_sec: 0,
         check_mib_per_sec: defaults::CHECK_MIB_PER_SEC as u64,
         seed: 0,
+        repeat: 1,
         tsc_khz: None,
         ip: None,
         gateway: None,
@@ -170,6 +173,7 @@ impl<'a> Params<'a> {
             "dirty_mib_s" => self.dirty_mib_per_sec = mib()?.into(),
             "check_mib_s" => self.check_mib_per_sec = mib()?.into(),
             "seed" => self.seed = any()?,
+            "repeat" => self.repeat = within(1, defaults::REPEAT_MAX).ok_or("use 1 to 512")?,
             "tsc_khz" => self.tsc_khz = Some(any()?),
             "echo_port" => self.echo_port = port()?,
             "count_port" => self.count_port = port()?,

@@ -3,6 +3,8 @@
 //! A page's content follows from its number and its generation (how often it
 //! was rewritten): 512 words in steps from a first word that no other page and
 //! no other generation begins with. So a wrong page betrays where it comes from.
+//! Each word may stand there several times in a row: then the page compresses as
+//! memory of real programs does, which is full of repetitions of a few words.
 
 const WORDS: usize = 512;
 /// Odd, so that no two words of a page are equal.
@@ -10,6 +12,14 @@ const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The memory of one page.
 pub type Page = [u64; WORDS];
+
+/// What all contents depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pattern {
+    pub seed: u64,
+    /// How often each word stands there, 1 to [`WORDS`].
+    pub repeat: usize,
+}
 
 /// Which content a page is to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +52,15 @@ impl Content {
     }
 
     /// Writes the whole page.
-    pub fn fill(self, page: &mut Page, seed: u64) {
-        let mut word = self.first_word(seed);
+    pub fn fill(self, page: &mut Page, pattern: Pattern) {
+        let mut word = self.first_word(pattern.seed);
+        if pattern.repeat > 1 {
+            for slots in page.chunks_mut(pattern.repeat) {
+                slots.fill(word);
+                word = word.wrapping_add(STEP);
+            }
+            return;
+        }
         for slot in page {
             *slot = word;
             word = word.wrapping_add(STEP);
@@ -51,17 +68,17 @@ impl Content {
     }
 
     /// Whether the page holds exactly this.
-    pub fn is_in(self, page: &Page, seed: u64) -> bool {
-        runs_from(self.first_word(seed), page)
+    pub fn is_in(self, page: &Page, pattern: Pattern) -> bool {
+        runs_from(self.first_word(pattern.seed), page, pattern.repeat)
     }
 
     /// What a page that does not hold this holds instead; `pages` is how many there are.
-    pub fn fault_in(self, page: &Page, seed: u64, pages: u32) -> Fault {
+    pub fn fault_in(self, page: &Page, pattern: Pattern, pages: u32) -> Fault {
         if is_zero(page) {
             return Fault::Zeroed;
         }
-        let found = Self::from_first_word(page[0], seed);
-        if found.page >= pages || !runs_from(page[0], page) {
+        let found = Self::from_first_word(page[0], pattern.seed);
+        if found.page >= pages || !runs_from(page[0], page, pattern.repeat) {
             return Fault::Torn;
         }
         if found.page == self.page {
@@ -77,7 +94,13 @@ pub fn is_zero(page: &Page) -> bool {
     page.iter().fold(0, |seen, &word| seen | word) == 0
 }
 
-fn runs_from(first: u64, page: &Page) -> bool {
+fn runs_from(first: u64, page: &Page, repeat: usize) -> bool {
+    if repeat > 1 {
+        let words = page.iter().enumerate();
+        return words.fold(0, |differences, (place, &slot)| {
+            differences | (slot ^ first.wrapping_add(STEP.wrapping_mul((place / repeat) as u64)))
+        }) == 0;
+    }
     // Without an early exit, so that the compiler can do several words at once.
     let mut word = first;
     let mut differences = 0;

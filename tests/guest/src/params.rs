@@ -33,6 +33,9 @@ pub struct Params {
     pub check_mib_per_sec: u32,
     /// What page contents depend on.
     pub seed: u64,
+    /// How often each word of a page stands there in a row, 1 to 512. With 3, pages compress to
+    /// about two fifths; with 1, not at all.
+    pub repeat: u32,
     /// Frequency of the time stamp counter in kHz. `ballast-vmm` appends it itself.
     pub tsc_khz: Option<u32>,
     /// Address and prefix length, 1 to 30, of the first network card. `None`: it is left alone.
@@ -73,6 +76,7 @@ impl Default for Params {
             dirty_mib_per_sec: 0,
             check_mib_per_sec: defaults::CHECK_MIB_PER_SEC,
             seed: 0,
+            repeat: 1,
             tsc_khz: None,
             ip: None,
             gateway: None,
@@ -113,6 +117,7 @@ impl Params {
             ("check_mib_s", self.check_mib_per_sec, default.check_mib_per_sec),
             ("echo_port", self.echo_port.into(), default.echo_port.into()),
             ("count_port", self.count_port.into(), default.count_port.into()),
+            ("repeat", self.repeat, default.repeat),
             ("log_s", self.log_per_sec, default.log_per_sec),
             ("log_bytes", self.log_bytes, default.log_bytes),
             ("log_flush", self.log_flush, default.log_flush),

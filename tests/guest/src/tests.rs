@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::bare_params::{Params as BareParams, What};
-use crate::bare_pattern::{Content, Fault, Page, is_zero};
+use crate::bare_pattern::{Content, Fault, Page, Pattern, is_zero};
 use crate::bare_timeline::Timeline;
 use crate::{Console, ConsoleReport, Params};
 
@@ -141,7 +141,7 @@ proptest! {
         duty_percent in 0..=100u32,
         sizes in prop::array::uniform4(0..1000u32),
         rates in prop::array::uniform2(0..1000u32),
-        seed in any::<u64>(),
+        (seed, repeat) in (any::<u64>(), 1..=512u32),
         tsc_khz in proptest::option::of(1..10_000_000u32),
         ip in proptest::option::of((any::<Ipv4Addr>(), 1..=30u8)),
         gateway in proptest::option::of(any::<Ipv4Addr>()),
@@ -153,7 +153,7 @@ proptest! {
         let [dirty_mib_per_sec, check_mib_per_sec] = rates;
         let params = Params {
             name: name.clone(), heartbeat_ms, duty_percent, working_set_mib, static_mib, zero_mib,
-            high_mib, dirty_mib_per_sec, check_mib_per_sec, seed, tsc_khz, ip, gateway, echo_port,
+            high_mib, dirty_mib_per_sec, check_mib_per_sec, seed, repeat, tsc_khz, ip, gateway, echo_port,
             log_per_sec, virtio_base, ..Params::default()
         };
         let cmdline = params.to_cmdline();
@@ -166,6 +166,7 @@ proptest! {
             dirty_mib_per_sec: dirty_mib_per_sec.into(),
             check_mib_per_sec: check_mib_per_sec.into(),
             seed,
+            repeat,
             tsc_khz: tsc_khz.map(u64::from),
             ip,
             gateway,
@@ -178,28 +179,32 @@ proptest! {
     }
 
     #[test]
-    fn a_page_holds_its_own_content_only(page in 0..1000u32, generation in any::<u32>(), seed in any::<u64>()) {
+    fn a_page_holds_its_own_content_only(
+        page in 0..1000u32, generation in any::<u32>(), seed in any::<u64>(), repeat in 1..513usize,
+    ) {
+        let pattern = Pattern { seed, repeat };
         let content = Content { page, generation };
         let mut memory = [0; 512];
-        prop_assert_eq!(content.fault_in(&memory, seed, 1000), Fault::Zeroed);
-        content.fill(&mut memory, seed);
-        prop_assert!(content.is_in(&memory, seed) && !is_zero(&memory));
+        prop_assert_eq!(content.fault_in(&memory, pattern, 1000), Fault::Zeroed);
+        content.fill(&mut memory, pattern);
+        prop_assert!(content.is_in(&memory, pattern) && !is_zero(&memory));
         let newer = Content { page, generation: generation.wrapping_add(1) };
-        prop_assert!(!newer.is_in(&memory, seed));
-        prop_assert_eq!(newer.fault_in(&memory, seed, 1000), Fault::Stale { generation });
+        prop_assert!(!newer.is_in(&memory, pattern));
+        prop_assert_eq!(newer.fault_in(&memory, pattern, 1000), Fault::Stale { generation });
         let other = Content { page: page + 1, generation };
-        prop_assert!(!other.is_in(&memory, seed));
-        prop_assert_eq!(other.fault_in(&memory, seed, 1000), Fault::Moved { page, generation });
+        prop_assert!(!other.is_in(&memory, pattern));
+        prop_assert_eq!(other.fault_in(&memory, pattern, 1000), Fault::Moved { page, generation });
     }
 
     #[test]
-    fn one_wrong_word_is_found(seed in any::<u64>(), at in 0..512usize, bits in 1..u64::MAX) {
+    fn one_wrong_word_is_found(seed in any::<u64>(), repeat in 1..513usize, at in 0..512usize, bits in 1..u64::MAX) {
+        let pattern = Pattern { seed, repeat };
         let content = Content { page: 7, generation: 9 };
         let mut memory: Page = [0; 512];
-        content.fill(&mut memory, seed);
+        content.fill(&mut memory, pattern);
         memory[at] ^= bits;
-        prop_assert!(!content.is_in(&memory, seed));
-        prop_assert_eq!(content.fault_in(&memory, seed, 1000), Fault::Torn);
+        prop_assert!(!content.is_in(&memory, pattern));
+        prop_assert_eq!(content.fault_in(&memory, pattern, 1000), Fault::Torn);
     }
 }
 

@@ -19,6 +19,8 @@ pub(crate) struct Case {
     filled_mib: u32,
     dirty_mb_per_sec: u32,
     working_set_mib: u32,
+    /// How often each word of a page stands there: 1 does not compress, 3 to two fifths.
+    repeat: u32,
     /// The link's rate; none for as fast as the machine copies.
     pub(crate) mbit: Option<u32>,
 }
@@ -29,6 +31,7 @@ const IDLE: Case = Case {
     filled_mib: 960,
     dirty_mb_per_sec: 0,
     working_set_mib: 8,
+    repeat: 1,
     mbit: None,
 };
 const BUSY: Case = Case { filled_mib: 760, working_set_mib: 200, ..IDLE };
@@ -49,6 +52,17 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "idle-1g-400mbit", mbit: Some(400), ..IDLE },
     Case { name: "dirty-10-400mbit", dirty_mb_per_sec: 10, mbit: Some(400), ..BUSY },
     Case { name: "dirty-64-400mbit", dirty_mb_per_sec: 64, mbit: Some(400), ..BUSY },
+    // Memory that compresses, as that of programs does; that of the others does not.
+    Case { name: "packable-1g", repeat: 3, ..IDLE },
+    Case { name: "packable-1g-1gbit", repeat: 3, mbit: Some(1000), ..IDLE },
+    Case { name: "packable-1g-400mbit", repeat: 3, mbit: Some(400), ..IDLE },
+    Case {
+        name: "packable-dirty-64-400mbit",
+        repeat: 3,
+        dirty_mb_per_sec: 64,
+        mbit: Some(400),
+        ..BUSY
+    },
 ];
 
 impl Case {
@@ -62,6 +76,7 @@ impl Case {
             dirty_mib_per_sec: self.dirty_mb_per_sec * 1_000_000 / (1 << 20),
             working_set_mib: self.working_set_mib,
             static_mib: self.filled_mib,
+            repeat: self.repeat,
             check_mib_per_sec: 0,
             tsc_khz: Some(tsc_khz()),
             ..Params::default()

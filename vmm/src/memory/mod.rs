@@ -202,6 +202,15 @@ impl Memory {
         prefault::take_blocks(self, blocks, over);
     }
 
+    /// Gives page `page` this content.
+    pub(crate) fn write_page(&self, page: u64, content: &[u8; PAGE_BYTES]) {
+        if let Some(host) = self.page(page) {
+            // SAFETY: the page is mapped and `content` is as long and elsewhere; the guest does not
+            // run on a machine that is being filled.
+            unsafe { std::ptr::copy_nonoverlapping(content.as_ptr(), host.0, PAGE_BYTES) };
+        }
+    }
+
     /// Fills page `page` with zeroes.
     pub(crate) fn clear_page(&self, page: u64) {
         if let Some(host) = self.page(page) {

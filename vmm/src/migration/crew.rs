@@ -35,6 +35,8 @@ pub(crate) struct Common<'env> {
     pub(crate) control: &'env Control,
     pub(crate) meters: &'env Meters,
     pub(crate) version: u16,
+    /// Pages may be compressed, where that pays.
+    pub(crate) compress: bool,
 }
 
 /// All senders.
@@ -86,10 +88,7 @@ impl<'env> Crew<'env> {
         terms: Terms,
         main: Stream,
     ) -> Result<Self, Trouble> {
-        let sender = move |stream| {
-            let Common { memory, control, meters, version } = common;
-            Sender::new(stream, version, memory, control, meters)
-        };
+        let sender = move |stream| Sender::new(stream, common);
         let join = move |stream: u16| {
             let mut connection = connect(peer, common.control)?;
             connection.send_raw(&Join { stream, key: terms.key }.encode())?;

@@ -174,6 +174,11 @@ impl<'a> Filling<'a> {
                 self.take_runs(stream, &runs)?;
             }
             Frame::Runs(runs) => self.take_runs(stream, &runs)?,
+            Frame::Packed { bytes, runs } => {
+                let before = stream.bytes;
+                stream.receive_packed(self.memory, &runs, bytes)?;
+                self.took(&runs, &[], stream.bytes - before);
+            }
             Frame::Zero(runs) => self.take_zeroes(&runs)?,
             Frame::DiskData { disk, offset, bytes } => {
                 self.landing.take_data(stream, disk, offset, bytes)?;
@@ -195,13 +200,18 @@ impl<'a> Filling<'a> {
     fn take_runs(&self, stream: &mut Stream, runs: &[(u64, u64)]) -> Result<(), Trouble> {
         let before = stream.bytes;
         let differing = stream.receive_pages(self.memory, runs)?;
-        self.doubts.settle(runs, &differing);
+        self.took(runs, &differing, stream.bytes - before);
+        Ok(())
+    }
+
+    /// These pages are in guest memory, `differing` in doubt among them.
+    fn took(&self, runs: &[(u64, u64)], differing: &[u64], bytes: u64) {
+        self.doubts.settle(runs, differing);
         for &(first, count) in runs {
             self.written.insert(first, count);
         }
-        self.bytes.fetch_add(stream.bytes - before, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.report();
-        Ok(())
     }
 
     /// Fresh memory is zero already: touching it would only make it resident.

@@ -12,12 +12,14 @@ use ballast_model::{MigrationId, Refusal, RefusalCode, VmId};
 
 use super::storage::{self, DATA_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::codec::{Decoder, Encoder, Malformed};
+use crate::memory::PAGE_BYTES;
 
 /// The versions this build speaks, lowest and highest.
 ///
 /// Version 1 has one connection and names pages one by one. Version 2 has as many as both want,
 /// names runs of pages, says beforehand where memory is, and takes disks along (see `storage`).
-/// Version 3 has checksums where nothing is encrypted (see `integrity`).
+/// Version 3 has checksums where nothing is encrypted (see `integrity`), and compressed pages where
+/// the link is thin (see `packing`).
 pub(crate) const VERSIONS: (u16, u16) = (1, 3);
 /// The longest body, in bytes.
 pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
@@ -156,6 +158,8 @@ pub(crate) enum Frame {
     Pages(Vec<u64>),
     /// First page and count of runs of pages; their contents follow the frame.
     Runs(Vec<(u64, u64)>),
+    /// The same, from version 3 on, with the contents compressed to so many bytes; see `packing`.
+    Packed { bytes: u32, runs: Vec<(u64, u64)> },
     /// First page and count of runs of zero pages.
     Zero(Vec<(u64, u64)>),
     /// Source: the end of a pre-copy round.
@@ -200,6 +204,7 @@ mod kind {
     pub(super) const DISK_DATA: u16 = 16;
     pub(super) const DISK_ZERO: u16 = 17;
     pub(super) const DISK_HASHES: u16 = 18;
+    pub(super) const PACKED: u16 = 19;
 }
 
 impl Frame {
@@ -235,6 +240,11 @@ impl Frame {
             Self::Runs(runs) => {
                 runs.iter().for_each(|&(first, count)| _ = to.u64(first).u64(count));
                 kind::RUNS
+            }
+            Self::Packed { bytes, runs } => {
+                to.u32(*bytes);
+                runs.iter().for_each(|&(first, count)| _ = to.u64(first).u64(count));
+                kind::PACKED
             }
             Self::Pages(pages) => {
                 pages.iter().for_each(|&page| _ = to.u64(page));
@@ -319,11 +329,17 @@ impl Frame {
             kind::ZERO => Self::Zero(runs(&mut from, body.len())?),
             kind::RUNS => {
                 let runs = runs(&mut from, body.len())?;
-                let pages = runs.iter().try_fold(0, |sum: u64, run| sum.checked_add(run.1));
-                if pages.is_none_or(|pages| pages > RUN_PAGES_MAX) {
-                    return Err(Malformed("the length of a run"));
-                }
+                pages_of(&runs)?;
                 Self::Runs(runs)
+            }
+            kind::PACKED => {
+                let bytes = from.u32(WHAT)?;
+                let runs = runs(&mut from, body.len() - 4)?;
+                // What does not get smaller goes as it is.
+                if bytes == 0 || u64::from(bytes) >= pages_of(&runs)? * PAGE_BYTES as u64 {
+                    return Err(Malformed("the length of compressed pages"));
+                }
+                Self::Packed { bytes, runs }
             }
             kind::ROUND => Self::Round { number: from.u32(WHAT)? },
             kind::ROUND_DONE => Self::RoundDone { number: from.u32(WHAT)? },
@@ -385,6 +401,12 @@ fn runs(from: &mut Decoder<'_>, bytes: usize) -> Result<Vec<(u64, u64)>, Malform
     Ok(words.chunks_exact(2).map(|run| (run[0], run[1])).collect())
 }
 
+/// How many pages runs have, at most as many as one frame may.
+fn pages_of(runs: &[(u64, u64)]) -> Result<u64, Malformed> {
+    let pages = runs.iter().try_fold(0, |sum: u64, run| sum.checked_add(run.1));
+    pages.filter(|&pages| pages <= RUN_PAGES_MAX).ok_or(Malformed("the length of a run"))
+}
+
 fn cut(text: &str) -> &[u8] {
     &text.as_bytes()[..text.floor_char_boundary(TEXT_BYTES_MAX)]
 }
@@ -407,6 +429,8 @@ mod tests {
                 .prop_map(|(streams, key)| Frame::AcceptStreams { streams, key }),
             prop::collection::vec(any::<u8>(), 0..300).prop_map(Frame::Present),
             prop::collection::vec((any::<u64>(), 0u64..4), 0..64).prop_map(Frame::Runs),
+            (1..4096u32, prop::collection::vec((any::<u64>(), 1u64..4), 1..64))
+                .prop_map(|(bytes, runs)| Frame::Packed { bytes, runs }),
             any::<u32>().prop_map(|number| Frame::Round { number }),
             any::<u32>().prop_map(|number| Frame::RoundDone { number }),
             (any::<u64>(), words(300)).prop_map(|(first, hashes)| Frame::Hashes { first, hashes }),
@@ -491,6 +515,13 @@ mod tests {
         let of = |count: u64| Frame::decode(15, &[[0; 8], count.to_le_bytes()].concat());
         assert!(of(RUN_PAGES_MAX).is_ok());
         assert!(of(RUN_PAGES_MAX + 1).is_err() && of(u64::MAX).is_err());
+        let packed = |bytes: u32, count: u64| {
+            let body = [&bytes.to_le_bytes()[..], &[0; 8], &count.to_le_bytes()].concat();
+            Frame::decode(19, &body)
+        };
+        assert!(packed(4095, 1).is_ok() && packed(1, RUN_PAGES_MAX).is_ok());
+        assert!(packed(4096, 1).is_err() && packed(0, 1).is_err(), "no smaller");
+        assert!(packed(1, RUN_PAGES_MAX + 1).is_err() && packed(1, 0).is_err());
         assert!(Frame::decode(99, &[]).is_err());
         assert!(Frame::decode(3, &[0]).is_err(), "bytes left over");
     }

@@ -12,6 +12,7 @@
 //! | [`dirty`] | sets of pages, and KVM's dirty log |
 //! | [`round`] | one round's pages, handed out chunk by chunk |
 //! | [`sender`], [`crew`] | one connection's sender; all of them at work on one round |
+//! | [`packing`] | compressed pages, and whether they pay |
 //! | [`convergence`] | when to stop copying and switch over, slow the guest down, or give up |
 //! | [`throttle`] | slowing the guest down |
 //! | [`source`], [`switchover`] | the phases of the source, straight down, with one place for failure |
@@ -67,7 +68,7 @@
 //! Hello never changes. It carries the range of versions its sender speaks; the
 //! highest both speak is used. A release speaks its own version and the one
 //! before ([`framing::VERSIONS`]). To a peer of version 1 there is one connection;
-//! version 3 has checksums where nothing is encrypted.
+//! version 3 has checksums where nothing is encrypted, and compressed pages.
 
 pub(crate) mod control;
 pub(crate) mod convergence;
@@ -80,6 +81,7 @@ pub(crate) mod integrity;
 pub(crate) mod link;
 pub(crate) mod lobby;
 pub(crate) mod negotiation;
+pub(crate) mod packing;
 pub(crate) mod round;
 pub(crate) mod sender;
 pub(crate) mod source;

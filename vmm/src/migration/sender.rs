@@ -12,7 +12,9 @@ use ballast_model::{Bytes, BytesPerSec};
 
 use super::Trouble;
 use super::control::Control;
+use super::crew::Common;
 use super::framing::{Frame, RUN_PAGES_MAX, RUNS_MAX};
+use super::packing::{self, Benefit, Packer, Sent};
 use super::round::Round;
 use super::stream::Stream;
 use crate::codec::Malformed;
@@ -23,6 +25,10 @@ use crate::memory::{Memory, PAGE_BYTES};
 pub(crate) struct Meters {
     /// Bytes on the wire.
     bytes: AtomicU64,
+    /// Bytes that need not go, because others went compressed.
+    saved: AtomicU64,
+    /// How many connections compress.
+    packing: AtomicU64,
     /// Pages that went as a mark.
     zeroes: AtomicU64,
     /// One has failed: the others need not go on.
@@ -52,6 +58,8 @@ impl Meters {
     pub(crate) fn new(limit: Option<BytesPerSec>) -> Self {
         Self {
             bytes: AtomicU64::new(0),
+            saved: AtomicU64::new(0),
+            packing: AtomicU64::new(0),
             zeroes: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             pace: Mutex::new(Pace::new(limit)),
@@ -61,6 +69,21 @@ impl Meters {
     /// Bytes on the wire so far.
     pub(crate) fn bytes(&self) -> Bytes {
         Bytes(self.bytes.load(Ordering::Relaxed))
+    }
+
+    /// What compressing has saved on the wire so far.
+    pub(crate) fn saved(&self) -> Bytes {
+        Bytes(self.saved.load(Ordering::Relaxed))
+    }
+
+    /// What would have gone without compressing: what rates and estimates are about.
+    pub(crate) fn carried(&self) -> Bytes {
+        self.bytes() + self.saved()
+    }
+
+    /// Whether some connection compresses.
+    pub(crate) fn packs(&self) -> bool {
+        self.packing.load(Ordering::Relaxed) > 0
     }
 
     /// Counts bytes that no sender counts.
@@ -133,18 +156,23 @@ pub(crate) struct Sender<'a> {
     pages: u64,
     /// What it reads of disks, used again and again.
     pub(super) buffer: Vec<u8>,
+    /// None: pages are never compressed.
+    packing: Option<Packing>,
+}
+
+/// What compresses, and whether that pays.
+#[derive(Default)]
+struct Packing {
+    packer: Packer,
+    benefit: Benefit,
 }
 
 impl<'a> Sender<'a> {
-    pub(crate) fn new(
-        stream: Stream,
-        version: u16,
-        memory: &'a Memory,
-        control: &'a Control,
-        meters: &'a Meters,
-    ) -> Self {
+    pub(crate) fn new(stream: Stream, common: Common<'a>) -> Self {
+        let Common { memory, control, meters, version, compress } = common;
         let (runs, buffer) = (Vec::new(), Vec::new());
-        Self { stream, version, memory, control, meters, runs, pages: 0, buffer }
+        let packing = (compress && version >= packing::SINCE_VERSION).then(Packing::default);
+        Self { stream, version, memory, control, meters, runs, pages: 0, buffer, packing }
     }
 
     /// Sends chunks of the round until none is left, and says so. `between` is called now and then.
@@ -235,17 +263,62 @@ impl<'a> Sender<'a> {
         if self.runs.is_empty() {
             return Ok(());
         }
-        let frame = match self.version {
-            1 => Frame::Pages(self.runs.iter().flat_map(|run| run.0..run.0 + run.1).collect()),
-            _ => Frame::Runs(self.runs.clone()),
+        let (mut batch, before) = (Sent::default(), self.stream.bytes);
+        batch.plain = self.pages * PAGE_BYTES as u64;
+        let began = Instant::now();
+        let packed = match &mut self.packing {
+            Some(Packing { packer, benefit }) if benefit.wants_packing() => {
+                let began = cpu_time();
+                let packed = packer.pack(self.memory, &self.runs);
+                batch.computing = cpu_time().saturating_sub(began);
+                packed
+            }
+            _ => None,
         };
-        let before = self.stream.bytes;
-        self.stream.send_pages(&frame, self.memory, &self.runs)?;
+        batch.packing = began.elapsed();
+        match packed {
+            Some(packed) => {
+                let bytes = u32::try_from(packed.len()).unwrap_or(u32::MAX);
+                let frame = Frame::Packed { bytes, runs: self.runs.clone() };
+                self.stream.send_data(&frame, packed)?;
+            }
+            None if self.version == 1 => {
+                let pages = self.runs.iter().flat_map(|run| run.0..run.0 + run.1).collect();
+                self.stream.send_pages(&Frame::Pages(pages), self.memory, &self.runs)?;
+            }
+            None => {
+                let frame = Frame::Runs(self.runs.clone());
+                self.stream.send_pages(&frame, self.memory, &self.runs)?;
+            }
+        }
+        batch.wire = self.stream.bytes - before;
         self.runs.clear();
         self.pages = 0;
-        self.count(self.stream.bytes - before);
+        self.count(batch.wire);
+        batch.sending = began.elapsed().saturating_sub(batch.packing);
+        self.learn(batch);
         Ok(())
     }
+
+    /// Whether to compress the next batches.
+    fn learn(&mut self, batch: Sent) {
+        let Some(Packing { benefit, .. }) = &mut self.packing else { return };
+        let before = benefit.pays();
+        benefit.learn(batch);
+        match (before, benefit.pays()) {
+            (false, true) => _ = self.meters.packing.fetch_add(1, Ordering::Relaxed),
+            (true, false) => _ = self.meters.packing.fetch_sub(1, Ordering::Relaxed),
+            _ => {}
+        }
+        let saved = batch.plain.saturating_sub(batch.wire);
+        self.meters.saved.fetch_add(saved, Ordering::Relaxed);
+    }
+}
+
+/// What this thread has used of a CPU.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// Adds a page to runs of first page and count, in order.

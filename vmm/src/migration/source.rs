@@ -56,6 +56,8 @@ pub(crate) struct Order {
     pub(crate) bandwidth: Option<BytesPerSec>,
     /// Connections; none for as many as link and CPUs ask for.
     pub(crate) streams: Option<u16>,
+    /// Pages may go compressed, where that pays.
+    pub(crate) compress: bool,
 }
 
 /// How the rounds of memory begin.
@@ -210,6 +212,7 @@ impl<'a> Source<'a> {
             control: self.control,
             meters: &meters,
             version: terms.version,
+            compress: self.order.compress,
         };
         std::thread::scope(|scope| {
             let mut crew = Crew::start(scope, common, &peer, terms, stream)?;
@@ -289,14 +292,14 @@ impl<'a> Source<'a> {
             let before = blocks.left();
             let nothing = PageSet::empty(memory.layout().pages());
             self.progress(meters, memory.layout().bytes(), |progress| progress.rounds = number);
-            let (bytes, began) = (meters.bytes(), Instant::now());
+            let (bytes, began) = (meters.carried(), Instant::now());
             meters.limit(self.order.bandwidth);
             let round = Round::new(number, memory, nothing, None).with(blocks);
             let behind = memory.layout().bytes();
             crew.send(round, |round| self.report(meters, mirror, round, behind))?;
             hold("source.disks", &self.order.hello.vm);
             end_round(crew, number)?;
-            self.rate.learn(Bytes(meters.bytes().get() - bytes.get()), meters.busy());
+            self.rate.learn(Bytes(meters.carried().get() - bytes.get()), meters.busy());
             if let Some(why) = self.machine.vcpus.ended() {
                 return Err(guest_ended(&why).into());
             }
@@ -331,13 +334,13 @@ impl<'a> Source<'a> {
         let mut dirty = PageSet::full(memory.layout().pages());
         for number in beginning.rounds + 1.. {
             self.progress(meters, dirty.bytes(), |progress| progress.rounds = number);
-            let (before, began) = (meters.bytes(), Instant::now());
+            let (before, began) = (meters.carried(), Instant::now());
             meters.limit(self.order.bandwidth);
             let round = Round::new(number, memory, dirty, Some(log)).with(mirror.take());
             crew.send(round, |round| self.report(meters, mirror, round, Bytes::ZERO))?;
             hold("source.round", &self.order.hello.vm);
             end_round(crew, number)?;
-            self.rate.learn(Bytes(meters.bytes().get() - before.get()), meters.busy());
+            self.rate.learn(Bytes(meters.carried().get() - before.get()), meters.busy());
             if let Some(why) = self.machine.vcpus.ended() {
                 return Err(guest_ended(&why).into());
             }
@@ -408,6 +411,8 @@ impl<'a> Source<'a> {
             progress.bytes_sent = meters.bytes();
             progress.bytes_remaining = remaining;
             progress.bytes_total = total;
+            progress.bytes_saved = meters.saved();
+            progress.compresses = meters.packs();
             progress.pages_zero = meters.zeroes();
             progress.elapsed = elapsed;
         });
@@ -438,12 +443,12 @@ fn does_not_converge(
 /// What an operator needs to see why a migration takes long: `RUST_LOG=ballast_vmm::migration=debug`.
 fn trace_round(meters: &Meters, done: &RoundDone, before: Bytes, decision: Decision) {
     let RoundDone { number, time, remaining, rate } = *done;
-    let sent = Bytes(meters.bytes().get() - before.get());
+    let carried = Bytes(meters.carried().get() - before.get());
     let (rate, estimate) = (rate.get().unwrap_or_default(), Convergence::estimate(done));
     let written = BytesPerSec::from_amount(remaining, time);
     let zero_pages = meters.zeroes();
     tracing::debug!(
-        number, %sent, ?time, busy = ?meters.busy(), %rate, zero_pages, %remaining, %written,
+        number, %carried, packs = meters.packs(), ?time, busy = ?meters.busy(), %rate, zero_pages, %remaining, %written,
         ?estimate, ?decision, "round done"
     );
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::Trouble;
 use super::framing::{Frame, HEADER_BYTES};
 use super::integrity::{self, PageSums, SUM_BYTES};
+use super::packing::Unpacker;
 use super::wire::Wire;
 use crate::codec::Malformed;
 use crate::memory::Memory;
@@ -30,6 +31,7 @@ pub(crate) struct Stream {
     /// Whether everything carries checksums.
     checked: bool,
     sums: PageSums,
+    unpacker: Unpacker,
 }
 
 fn io_trouble(what: &'static str) -> impl Fn(std::io::Error) -> Trouble {
@@ -47,7 +49,14 @@ impl Stream {
             tcp.set_read_timeout(Some(IO_TIMEOUT))
         };
         setup().map_err(io_trouble("setting up the connection"))?;
-        Ok(Self { wire, bytes: 0, data: Vec::new(), checked: false, sums: PageSums::default() })
+        Ok(Self {
+            wire,
+            bytes: 0,
+            data: Vec::new(),
+            checked: false,
+            sums: PageSums::default(),
+            unpacker: Unpacker::default(),
+        })
     }
 
     /// From now on this version is spoken.
@@ -150,6 +159,18 @@ impl Stream {
         self.wire.read_exact(&mut self.data).map_err(io_trouble("receiving data"))?;
         self.bytes += whole as u64;
         if self.checked { integrity::open(&self.data, "data") } else { Ok(&self.data) }
+    }
+
+    /// Receives compressed pages into guest memory.
+    pub(crate) fn receive_packed(
+        &mut self,
+        memory: &Memory,
+        runs: &[(u64, u64)],
+        bytes: u32,
+    ) -> Result<(), Trouble> {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.receive_data(bytes)?;
+        Ok(self.unpacker.unpack(&self.data[..bytes], memory, runs)?)
     }
 
     /// Receives the contents of these runs of pages into guest memory. Answers with the pages

@@ -124,6 +124,7 @@ impl<'a> Source<'a> {
             status.state = State::Ready;
             status.progress.downtime.send = began.elapsed().saturating_sub(load);
             status.progress.bytes_sent = meters.bytes();
+            status.progress.bytes_saved = meters.saved();
             status.progress.bytes_remaining = Bytes::ZERO;
             status.progress.disk_bytes_remaining = Bytes::ZERO;
             status.progress.disk_bytes_sent = mirror.sent();

@@ -228,6 +228,7 @@ impl Vmm {
             streams: 0,
             downtime_limit_max_ms: 0,
             never_throttle: false,
+            never_compress: false,
             public_key: vec![],
         };
         change(&mut request);

@@ -267,6 +267,7 @@ impl Machine for KvmMachine {
             streams: outgoing.streams,
             downtime_limit_max_ms: outgoing.downtime_limit_max_ms,
             never_throttle: outgoing.never_throttle,
+            never_compress: outgoing.never_compress,
             public_key: outgoing.public_key.clone(),
         };
         let sent = call(BUILD_TIMEOUT, client.send_migration(request)).await;

@@ -22,12 +22,18 @@ mod transport;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ballast_model::Bytes;
+use ballast_model::hardware::MemoryBacking;
+
 use super::DevicesState;
 use super::virtio::state::TransportState;
 use crate::codec::{Decoder, Encoder};
+use crate::memory::{Layout, Memory};
 use crate::migration::framing::{Frame, HEADER_BYTES, HELLO_BYTES, Hello, Join};
 use crate::migration::integrity::{self, SUM_BYTES};
 use crate::migration::negotiation::Proposal;
+use crate::migration::packing::{Packer, Unpacker};
+use crate::migration::verify::hash_page;
 use crate::state::MachineState;
 use engine::{Bound, Target};
 
@@ -84,6 +90,20 @@ fn fuzz_migration(data: &[u8]) {
             let join = <&[u8; HELLO_BYTES]>::try_from(rest).ok().map(Join::decode);
             if let Some(Ok(join)) = join {
                 assert_eq!(join.encode(), rest);
+            }
+        }
+        249 => {
+            // Compressed pages: what is taken is what the same pages would be compressed from.
+            let layout = Layout::of_size(Bytes::mib(1));
+            let memory = Memory::map(layout, MemoryBacking::default()).unwrap();
+            let (count, packed) = rest.split_first().unwrap_or((&0, &[]));
+            let runs = [(3, u64::from(*count) % 8)];
+            if Unpacker::default().unpack(packed, &memory, &runs).is_ok() {
+                let again = Memory::map(memory.layout().clone(), MemoryBacking::default()).unwrap();
+                if let Some(packed) = Packer::default().pack(&memory, &runs) {
+                    Unpacker::default().unpack(packed, &again, &runs).unwrap();
+                    assert_eq!(hash_page(&again, 3), hash_page(&memory, 3));
+                }
             }
         }
         250 => {
