@@ -8,10 +8,12 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ballast_model::plan::StepCause;
 use ballast_model::snapshot::Mobility;
 use ballast_model::vm::Automation;
 use ballast_model::{
-    Bytes, ClusterSnapshot, HostId, HostState, Plan, RuleKind, Telemetry, Verdict, VmId,
+    Bytes, BytesPerSec, ClusterSnapshot, HostId, HostState, Millicores, Plan, RefusalCode,
+    RuleKind, Telemetry, Verdict, VmId,
 };
 use ballast_placement::{PlanOptions, check_step, imbalance, place, plan, usage};
 use common::{after, clusters};
@@ -222,6 +224,56 @@ proptest! {
     }
 
     #[test]
+    fn a_step_that_levels_nothing_pays_with_a_later_one(snapshot in clusters()) {
+        let plan = plan(&snapshot, &PlanOptions::default()).unwrap().plan;
+        for (n, step) in plan.steps.iter().enumerate() {
+            let is_worse = step.cause == StepCause::Balance && step.gain < -1e-9;
+            let mut sum = 0.0;
+            let pays = plan.steps[n..].iter().any(|later| {
+                sum += later.gain;
+                sum > 0.0 || later.cause != StepCause::Balance
+            });
+            prop_assert!(!is_worse || pays, "step {n} of {:?}", plan.steps);
+        }
+        let is_forced = plan.steps.iter().any(|step| step.cause != StepCause::Balance);
+        prop_assert!(is_forced || plan.imbalance_after <= plan.imbalance_before);
+    }
+
+    #[test]
+    fn extreme_amounts_neither_wrap_nor_panic(
+        snapshot in clusters(),
+        picks in proptest::collection::vec((any::<u16>(), 0_usize..6), 1..8),
+    ) {
+        const AMOUNTS: [u64; 6] = [0, 1, u64::MAX, u64::MAX - 1, 1 << 63, i64::MAX as u64];
+        let mut snapshot = snapshot;
+        let (vms, hosts) = (snapshot.vms.len(), snapshot.hosts.len());
+        for (n, (pick, amount)) in picks.iter().enumerate() {
+            let (at, amount) = (usize::from(*pick), AMOUNTS[*amount]);
+            let vm = snapshot.vms.values_mut().nth(at % vms).unwrap();
+            let host = snapshot.hosts.values_mut().nth(at % hosts).unwrap();
+            match n % 6 {
+                0 => vm.size.memory = Bytes(amount),
+                1 => vm.demand.cpu = Millicores(amount),
+                2 => vm.dirty_rate = BytesPerSec(amount),
+                3 => host.capacity.memory = Bytes(amount),
+                4 => host.capacity.cpu = Millicores(amount),
+                _ => host.link = BytesPerSec(amount),
+            }
+        }
+        match plan(&snapshot, &PlanOptions::default()) {
+            Err(refusal) => prop_assert_eq!(refusal.code, RefusalCode::InvalidArgument, "{}", refusal),
+            Ok(planning) => {
+                prop_assert!(planning.verdicts.keys().eq(snapshot.vms.keys()));
+                prop_assert!(planning.plan.imbalance_after.get().is_finite());
+                for step in &planning.plan.steps {
+                    let (vm, host) = (&snapshot.vms[&step.vm], &snapshot.hosts[&step.to]);
+                    prop_assert!(vm.size.memory <= host.capacity.memory);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn nothing_is_lost_in_the_books(snapshot in clusters()) {
         let check = |snapshot: &ClusterSnapshot| -> Result<Bytes, TestCaseError> {
             let mut vms = Bytes::ZERO;
@@ -241,7 +293,7 @@ proptest! {
 
     #[test]
     fn a_new_vm_starts_where_it_fits_or_is_refused_for_memory(snapshot in clusters(), gib in 1_u64..80) {
-        let size = ballast_model::Resources::new(ballast_model::Millicores(500), Bytes::gib(gib));
+        let size = ballast_model::Resources::new(Millicores(500), Bytes::gib(gib));
         let room = usage(&snapshot).unwrap();
         let fits = |host: &HostId| room[host].takes_vms && room[host].memory_free >= size.memory;
         match place(&snapshot, &"new".parse().unwrap(), size, &PlanOptions::default()) {

@@ -69,7 +69,8 @@ impl State<'_, '_> {
             return Some(obstacle);
         }
         let free = self.memory_free(to);
-        if info.memory > free.get() {
+        // A host that holds too much takes nothing, not even what needs nothing.
+        if info.memory > free.get() || self.memory_taken(to) > host.memory {
             return Some(Obstacle::Memory { free });
         }
         let admitted = host.cpu_admitted?;

@@ -53,11 +53,13 @@ impl Quality {
             if info.quarantined() {
                 quality.suspected += vms;
             }
-            quality.memory_over += state.memory_taken(host).saturating_sub(info.memory);
+            let over = state.memory_taken(host).saturating_sub(info.memory);
+            quality.memory_over = quality.memory_over.saturating_add(over);
             if info.counts() {
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates
                 let ceiling = (options.cpu_ceiling.get() * info.cpu as f64) as u64;
-                quality.cpu_over += state.cpu(host).saturating_sub(ceiling);
+                let over = state.cpu(host).saturating_sub(ceiling);
+                quality.cpu_over = quality.cpu_over.saturating_add(over);
             }
         }
         let is_moved = |vm: &VmIx| start.at(*vm) != state.at(*vm);

@@ -1,0 +1,261 @@
+//! The planner beside brute force, on clusters small enough to look at every placement.
+//!
+//! The oracle knows the objective from its description alone: what must not be
+//! worse, then what is to be less, in this order. It shares no code with the
+//! planner but the snapshot, and sees every placement of at most eight VMs on at
+//! most four hosts that moves one after the other lead to. Two things are asked:
+//! no such placement is better than where the plan leads (but for a small part of
+//! what levelling could gain), and no plan is worse than staying.
+
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+
+use std::collections::BTreeSet;
+
+use ballast_model::snapshot::PlacedVm;
+use ballast_model::{
+    Bytes, ClusterSnapshot, Host, HostId, HostState, Millicores, Resources, Revision, Rule, RuleId,
+    RuleKind, Telemetry, Timestamp, VmId,
+};
+use ballast_placement::{PlanOptions, plan};
+use proptest::prelude::*;
+
+/// Less is better; the first difference decides.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+struct Objective {
+    /// VMs on draining hosts, and faults of hard rules.
+    wrong: u64,
+    /// GiB over capacity.
+    memory_over: u64,
+    /// Weight of preferences missed.
+    missed: u64,
+    /// Spread, and the least gain of a move for each VM that is elsewhere.
+    level: f64,
+}
+
+impl Objective {
+    fn hard(self) -> (u64, u64, u64) {
+        (self.wrong, self.memory_over, self.missed)
+    }
+}
+
+/// What a small cluster is to the oracle: numbers.
+struct World {
+    cores: Vec<u64>,
+    gib: Vec<u64>,
+    draining: Vec<bool>,
+    /// Millicores, GiB, home.
+    vms: Vec<(u64, u64, usize)>,
+    apart: Vec<Vec<usize>>,
+    /// VM, hosts, weight if it is a preference.
+    wanted: Vec<(usize, Vec<usize>, Option<u64>)>,
+}
+
+impl World {
+    fn objective(&self, at: &[usize]) -> Objective {
+        let hosts = self.cores.len();
+        let (mut cpu, mut gib) = (vec![0; hosts], vec![0; hosts]);
+        for ((millicores, memory, _), host) in self.vms.iter().zip(at) {
+            cpu[*host] += millicores;
+            gib[*host] += memory;
+        }
+        let drained = at.iter().filter(|host| self.draining[**host]).count() as u64;
+        let together: u64 = self.apart.iter().map(|group| crowd(group, at)).sum();
+        let (mut wrong, mut missed) = (drained + together, 0);
+        for (vm, hosts, weight) in &self.wanted {
+            let is_astray = u64::from(!hosts.contains(&at[*vm]));
+            match weight {
+                None => wrong += is_astray,
+                Some(weight) => missed += weight * is_astray,
+            }
+        }
+        let memory_over = (0..hosts).map(|h| gib[h].saturating_sub(self.gib[h])).sum();
+        let count: Vec<usize> = (0..hosts).filter(|host| !self.draining[*host]).collect();
+        let share = |h: usize| {
+            [cpu[h] as f64 / (self.cores[h] * 1000) as f64, gib[h] as f64 / self.gib[h] as f64]
+        };
+        let mut level = 0.0;
+        for (metric, weight) in [(0, 1.0), (1, 0.5)] {
+            let mean = count.iter().map(|h| share(*h)[metric]).sum::<f64>() / count.len() as f64;
+            let squares = count.iter().map(|h| (share(*h)[metric] - mean).powi(2));
+            level += weight * squares.sum::<f64>();
+        }
+        let moved = self.vms.iter().zip(at).filter(|((.., home), at)| home != *at).count();
+        let gain_min = PlanOptions::default().gain_min.get();
+        level += gain_min * gain_min * moved as f64;
+        Objective { wrong, memory_over, missed, level }
+    }
+
+    /// Whether the VM may go there now: memory, the CPU ceiling, and every hard rule, while it is on both hosts.
+    fn may_move(&self, at: &[usize], vm: usize, to: usize) -> bool {
+        let on = |other: &usize| at[*other] == to;
+        let sum = |part: fn(&(u64, u64, usize)) -> u64| -> u64 {
+            let there = (0..at.len()).filter(on).map(|other| part(&self.vms[other]));
+            there.sum::<u64>() + part(&self.vms[vm])
+        };
+        let ceiling = PlanOptions::default().cpu_ceiling.get() * (self.cores[to] * 1000) as f64;
+        let apart = |group: &Vec<usize>| !group.contains(&vm) || !group.iter().any(on);
+        let wanted = |(bound, hosts, weight): &(usize, Vec<usize>, Option<u64>)| {
+            weight.is_some() || *bound != vm || hosts.contains(&to)
+        };
+        !self.draining[to]
+            && sum(|vm| vm.1) <= self.gib[to]
+            && sum(|vm| vm.0) as f64 <= ceiling
+            && self.apart.iter().all(apart)
+            && self.wanted.iter().all(wanted)
+    }
+
+    /// The best of all placements that are reached by moves one after the other, each VM moving once.
+    fn best(&self) -> Objective {
+        let (hosts, start) = (self.cores.len(), self.home());
+        let (mut seen, mut open) = (BTreeSet::from([start.clone()]), vec![start.clone()]);
+        let mut best = self.objective(&start);
+        while let Some(at) = open.pop() {
+            let found = self.objective(&at);
+            if found < best {
+                best = found;
+            }
+            for (vm, to) in (0..at.len()).flat_map(|vm| (0..hosts).map(move |to| (vm, to))) {
+                if at[vm] == start[vm] && to != start[vm] && self.may_move(&at, vm, to) {
+                    let mut next = at.clone();
+                    next[vm] = to;
+                    if seen.insert(next.clone()) {
+                        open.push(next);
+                    }
+                }
+            }
+        }
+        best
+    }
+
+    fn home(&self) -> Vec<usize> {
+        self.vms.iter().map(|vm| vm.2).collect()
+    }
+
+    fn snapshot(&self) -> ClusterSnapshot {
+        let mut snapshot = ClusterSnapshot::empty(Revision(1), Timestamp(0));
+        for n in 0..self.cores.len() {
+            let size = Resources::new(Millicores::cores(self.cores[n]), Bytes::gib(self.gib[n]));
+            let host = Host {
+                telemetry: Telemetry::Known { overhead: Resources::new(Millicores(0), Bytes(0)) },
+                state: if self.draining[n] { HostState::Draining } else { HostState::Active },
+                ..Host::new(host(n), size)
+            };
+            snapshot.hosts.insert(host.id.clone(), host);
+        }
+        for (n, (cpu, gib, home)) in self.vms.iter().enumerate() {
+            let size = Resources::new(Millicores(*cpu), Bytes::gib(*gib));
+            let placed = PlacedVm { demand: size, ..PlacedVm::new(vm(n), host(*home), size) };
+            snapshot.vms.insert(placed.id.clone(), placed);
+        }
+        let apart = self.apart.iter().map(|group| {
+            let vms = group.iter().map(|n| vm(*n)).collect();
+            (RuleKind::AntiAffinity { vms, per_host_max: 1 }, None)
+        });
+        let wanted = self.wanted.iter().map(|(n, hosts, weight)| {
+            let hosts = hosts.iter().map(|n| host(*n)).collect();
+            (RuleKind::VmHost { vms: [vm(*n)].into(), hosts }, *weight)
+        });
+        for (n, (kind, weight)) in apart.chain(wanted).enumerate() {
+            let id: RuleId = format!("rule{n}").parse().unwrap();
+            let rule = match weight {
+                None => Rule::must(id.clone(), kind),
+                Some(_) => Rule::should(id.clone(), kind),
+            };
+            snapshot.rules.insert(id, rule);
+        }
+        snapshot
+    }
+
+    fn after_plan(&self) -> (Vec<usize>, usize) {
+        let snapshot = self.snapshot();
+        let plan = plan(&snapshot, &PlanOptions::default()).unwrap().plan;
+        let mut at = self.home();
+        for step in &plan.steps {
+            let number = |name: &str| name[1..].parse::<usize>().unwrap();
+            at[number(step.vm.as_str())] = number(step.to.as_str());
+        }
+        (at, plan.steps.len())
+    }
+}
+
+/// By how many VMs more than one are on a host.
+fn crowd(group: &[usize], at: &[usize]) -> u64 {
+    let hosts: BTreeSet<usize> = group.iter().map(|vm| at[*vm]).collect();
+    (group.len() - hosts.len()) as u64
+}
+
+fn host(n: usize) -> HostId {
+    format!("h{n}").parse().unwrap()
+}
+
+fn vm(n: usize) -> VmId {
+    format!("v{n}").parse().unwrap()
+}
+
+/// The weight of a preference as `Rule::should` makes it.
+fn weight_of_should() -> u64 {
+    let rule = Rule::should(
+        "r".parse().unwrap(),
+        RuleKind::VmHost { vms: [vm(0)].into(), hosts: [host(0)].into() },
+    );
+    match rule.strength {
+        ballast_model::rule::Strength::Should { weight } => u64::from(weight),
+        ballast_model::rule::Strength::Must => 0,
+    }
+}
+
+/// Two to four hosts, one of which may be emptied, up to eight VMs, and rules.
+fn worlds() -> impl Strategy<Value = World> {
+    (2_usize..=4, 1_usize..=8).prop_flat_map(|(hosts, vms)| {
+        let size = (prop_oneof![Just(8_u64), Just(16)], prop_oneof![Just(32_u64), Just(64)]);
+        let sizes = proptest::collection::vec(size, hosts);
+        let all = proptest::collection::vec((100_u64..3_000, 1_u64..12, 0..hosts), vms);
+        let apart = proptest::collection::btree_set(0..vms, 0..=vms.min(hosts).min(3));
+        let wanted = (0..vms, proptest::collection::btree_set(0..hosts, 1..=hosts), any::<bool>());
+        let wanted = proptest::collection::vec(wanted, 0..2);
+        (sizes, all, apart, wanted, 0..2 * hosts).prop_map(
+            move |(sizes, vms, apart, wanted, drain)| {
+                let apart: Vec<usize> = apart.into_iter().collect();
+                let wanted = wanted.into_iter().map(|(vm, hosts, is_must)| {
+                    let weight = (!is_must).then(weight_of_should);
+                    (vm, hosts.into_iter().collect(), weight)
+                });
+                World {
+                    cores: sizes.iter().map(|size| size.0).collect(),
+                    gib: sizes.iter().map(|size| size.1).collect(),
+                    draining: (0..hosts).map(|n| n == drain).collect(),
+                    vms,
+                    apart: if apart.len() > 1 { vec![apart] } else { Vec::new() },
+                    wanted: wanted.collect(),
+                }
+            },
+        )
+    })
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "cores {:?} GiB {:?} draining {:?}", self.cores, self.gib, self.draining)?;
+        writeln!(f, "VMs {:?} apart {:?} wanted {:?}", self.vms, self.apart, self.wanted)
+    }
+}
+
+/// What the planner leaves of the spread at most, as a share of what could have been gained.
+const LEFT_MAX: f64 = 0.05;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_placement_is_better_than_where_the_plan_leads(world in worlds()) {
+        let (before, best) = (world.objective(&world.home()), world.best());
+        let (at, steps) = world.after_plan();
+        let reached = world.objective(&at);
+        prop_assert!(reached <= before, "{reached:?} after {steps} steps, {before:?} before");
+        prop_assert!(reached.hard() <= best.hard(), "{reached:?}, but {best:?} is possible");
+        if reached.hard() == best.hard() && before.hard() == best.hard() {
+            let (left, gain) = (reached.level - best.level, before.level - best.level);
+            prop_assert!(left <= LEFT_MAX * gain + 1e-9, "{reached:?}, but {best:?} is possible, from {before:?}");
+        }
+    }
+}
