@@ -12,7 +12,7 @@
 #                reassignment only, a table of the medians of ROADEF_SEEDS=5 runs of ROADEF_SECONDS=10,60
 #   make bench-migrate   live migration next to QEMU's, PAIRS=9 of each case (needs root)
 #   make bench-vmm   boot time, overhead, disks and networks next to QEMU's, ROUNDS=5 of each (needs root)
-#   make fuzz    hostile guests against the virtio devices, FUZZ_MINUTES minutes each
+#   make fuzz    hostile guests against the virtio devices, snapshots of any content; FUZZ_MINUTES minutes each
 
 CARGO ?= cargo
 DEMO_ARGS ?=
@@ -71,6 +71,7 @@ fuzz: bootstrap-build
 	fuzzer=$$($(CARGO) rustc --package ballast-vmm --lib --profile test --message-format json-render-diagnostics \
 		-- $(FUZZ_FLAGS) | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1) && \
 	FUZZ_MINUTES=$(FUZZ_MINUTES) "$$fuzzer" --ignored --nocapture fuzz::campaign
+	FUZZ_MINUTES=$(FUZZ_MINUTES) $(CARGO) test -p ballast-placement --test fuzz -- --ignored --exact --nocapture campaign
 
 SOAK_COUNT ?= 1000
 SOAK_SEED ?= 1
