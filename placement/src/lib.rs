@@ -46,6 +46,7 @@ pub mod mend;
 mod options;
 pub mod order;
 mod planner;
+mod rank;
 pub mod roadef;
 pub mod scenario;
 mod schedule;

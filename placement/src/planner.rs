@@ -17,6 +17,13 @@ use crate::{check, schedule, solve, verdict};
 /// rare, and each leaves less.
 const LEGS_MAX: usize = 8;
 
+/// How often a dearer move is tried where a plan may not hold all that is found: by pairs of VM and host, since each
+/// try is a run.
+const BUDGET_TRIES: [(usize, usize); 2] = [(50_000, 5), (500_000, 3)];
+
+/// Fewer steps than this are the first of all that is found: what is worth most comes first.
+const BUDGET_MIN: usize = 4;
+
 /// Works out what to move, in which order and why; for every VM of the snapshot, why it moves or stays.
 ///
 /// The plan is safe in every order and concurrency its dependencies allow, and
@@ -33,7 +40,7 @@ const LEGS_MAX: usize = 8;
 pub fn plan(snapshot: &ClusterSnapshot, options: &PlanOptions) -> Result<Planning, Refusal> {
     options.validate()?;
     let problem = Problem::new(snapshot)?;
-    let first = leg(&problem, options)?;
+    let first = within(&problem, options)?;
     let mut moves = first.moves.clone();
     let mut after = first.after;
     let mut there = snapshot.clone();
@@ -51,8 +58,9 @@ pub fn plan(snapshot: &ClusterSnapshot, options: &PlanOptions) -> Result<Plannin
         }
         last = next.moves;
         let so_far = Candidate { moves: moves.clone(), after: after.clone() };
-        let joined = direct(&problem, &moves, &last)
-            .filter(|direct| is_legal(&problem, direct, options))
+        let joined = direct(&problem, &moves, &last, options)
+            .into_iter()
+            .find(|direct| is_legal(&problem, direct, options))
             .unwrap_or_else(|| append(so_far, &last, next.after));
         // What cannot be joined is left to the next plan.
         if !is_legal(&problem, &joined, options) {
@@ -76,13 +84,49 @@ struct Leg {
     is_cut: bool,
 }
 
+/// The first run. Where it finds more than a plan may hold, the beginning of what it found is one choice; what is found
+/// when a move must be worth more is another, made for so many moves from the outset.
+fn within(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
+    let first = leg(problem, options)?;
+    if !first.is_cut || !options.causes.balance || options.steps_max < BUDGET_MIN {
+        return Ok(first);
+    }
+    let pairs = problem.vms.len().saturating_mul(problem.hosts.len());
+    let tries = BUDGET_TRIES.iter().find(|(most, _)| pairs <= *most).map_or(0, |(_, tries)| *tries);
+    let start = State::new(problem);
+    let quality = |moves: &[Move]| {
+        let mut reached = start.clone();
+        moves.iter().for_each(|step| reached.shift(step.vm, step.to));
+        Quality::of(&start, &reached, options)
+    };
+    let (mut low, mut high) = (options.gain_min.get(), 1.0);
+    let mut best = (quality(&first.moves), first.moves, first.after);
+    for _ in 0..tries {
+        let middle = (low * high).sqrt();
+        let dearer = PlanOptions { gain_min: Ratio::new(middle), ..*options };
+        let tried = leg(problem, &dearer)?;
+        if tried.is_cut {
+            low = middle;
+        } else {
+            high = middle;
+        }
+        let reached = quality(&tried.moves);
+        if reached.is_better_than(&best.0) {
+            best = (reached, tried.moves, tried.after);
+        }
+    }
+    let (_, moves, after) = best;
+    Ok(Leg { moves, after, found: first.found, is_cut: true })
+}
+
 fn leg(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
     let mut solved = State::new(problem);
     let found = solve::solve(&mut solved, options);
     let start = State::new(problem);
     let asked = !found.is_empty() || Quality::of(&start, &start, options).is_wrong();
-    let candidate = if asked { joint::improve(problem, &solved, options)? } else { None };
-    if let Some(candidate) = candidate.filter(|found| is_legal(problem, found, options)) {
+    let candidates = if asked { joint::improve(problem, &solved, options)? } else { Vec::new() };
+    let legal = candidates.into_iter().find(|found| is_legal(problem, found, options));
+    if let Some(candidate) = legal {
         let Candidate { moves, after } = candidate;
         return Ok(Leg { found: moves.clone(), moves, after, is_cut: false });
     }
@@ -109,12 +153,18 @@ fn advance(snapshot: &mut ClusterSnapshot, problem: &Problem<'_>, moves: &[Move]
     }
 }
 
-/// One order from the beginning to where two legs lead, each VM moving once.
-fn direct(problem: &Problem<'_>, moves: &[Move], further: &[Move]) -> Option<Candidate> {
+/// Orders from the beginning to where two legs lead, each VM moving once.
+fn direct(
+    problem: &Problem<'_>,
+    moves: &[Move],
+    further: &[Move],
+    options: &PlanOptions,
+) -> Vec<Candidate> {
     let start = State::new(problem);
     let mut end = start.clone();
     moves.iter().chain(further).for_each(|step| end.shift(step.vm, step.to));
-    joint::sequence(&start, &end)
+    let orders = [joint::ranked(&start, &end, options), joint::sequence(&start, &end)];
+    orders.into_iter().flatten().collect()
 }
 
 /// The second leg begins when the first has ended.

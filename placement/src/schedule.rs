@@ -1,10 +1,10 @@
 //! From the solver's moves to the order and dependencies they are executed in.
 //!
-//! 1. [`shorten`]: what fits into one plan. Each of the solver's moves (a swap
-//!    being one) makes the cluster better, so any beginning of its list is worth
-//!    executing, and plans cut short come to an end.
-//! 2. [`collapse`]: a VM that moved several times while solving moves once, if
+//! 1. [`merge`]: a VM that moved several times while solving moves once, if
 //!    the shorter list can still be made one after the other.
+//! 2. [`shorten`]: what fits into one plan, the most urgent and then the most
+//!    useful first ([`rank`](crate::rank)), so any beginning of the list is worth
+//!    executing, and plans cut short come to an end.
 //! 3. [`dependencies`]: steps without a dependency may run at the same time in
 //!    any order, so each step names the earlier ones it cannot go without.
 //!
@@ -20,27 +20,23 @@ use crate::door::problem::{Problem, RuleIx, VmIx};
 use crate::door::rules::RuleBody;
 use crate::door::state::{Move, State};
 use crate::options::PlanOptions;
+use crate::rank;
 
-/// The longest beginning of the solver's moves that makes a plan of at most `options.steps_max` steps, as those steps.
+/// The solver's moves as steps, at most `options.steps_max`: every beginning of them worth most.
 pub(crate) fn shorten(problem: &Problem<'_>, found: &[Move], options: &PlanOptions) -> Vec<Move> {
-    let mut vms = BTreeSet::new();
-    let few_vms = found.iter().take_while(|step| {
-        vms.insert(step.vm);
-        vms.len() <= options.steps_max
-    });
-    // The second length is for the rare list that cannot be collapsed.
-    for length in [few_vms.count(), found.len().min(options.steps_max)] {
-        let halved = length > 0 && found[length - 1].opens_swap;
-        let steps = collapse(problem, &found[..length - usize::from(halved)], options);
-        if steps.len() <= options.steps_max {
-            return steps;
-        }
+    let merged = merge(problem, found);
+    if let Some(ranked) = rank::best_first(problem, &merged, options) {
+        return rank::cut(problem, &ranked, options.steps_max);
     }
-    Vec::new()
+    // For the rare list that cannot be merged: as the moves were found, a swap whole.
+    let length = found.len().min(options.steps_max);
+    let halved = length > 0 && found[length - 1].opens_swap;
+    found[..length - usize::from(halved)].to_vec()
 }
 
-/// Merges the moves of each VM into one; returns the moves as they are when that leads into a dead end.
-fn collapse(problem: &Problem<'_>, moves: &[Move], options: &PlanOptions) -> Vec<Move> {
+/// One move for each VM that is elsewhere in the end, in the order of their first moves.
+fn merge(problem: &Problem<'_>, moves: &[Move]) -> Vec<Move> {
+    let start = State::new(problem);
     let mut merged: BTreeMap<VmIx, Move> = BTreeMap::new();
     let mut order = Vec::new();
     for step in moves {
@@ -55,31 +51,12 @@ fn collapse(problem: &Problem<'_>, moves: &[Move], options: &PlanOptions) -> Vec
                 *step
             });
     }
-    if merged.len() == moves.len() {
-        return moves.to_vec();
-    }
-    let mut pending: Vec<Move> =
-        order.iter().map(|vm| merged[vm]).filter(|step| step.from != step.to).collect();
-    let mut state = State::new(problem);
-    let mut made = Vec::with_capacity(pending.len());
-    loop {
-        let before = pending.len();
-        pending.retain(|step| {
-            let possible = state.obstacle(step.vm, step.to).is_none()
-                && state.cpu_allows(step.vm, step.to, step.cause, options);
-            if possible {
-                state.shift(step.vm, step.to);
-                made.push(*step);
-            }
-            !possible
-        });
-        if pending.is_empty() {
-            return made;
-        }
-        if pending.len() == before {
-            return moves.to_vec();
-        }
-    }
+    // One that was found in the place of another has the cause of that one.
+    let with_cause = |vm: &VmIx| {
+        let step = merged[vm];
+        Move { cause: step.cause.min(start.cause_of(*vm, step.to)), ..step }
+    };
+    order.iter().map(with_cause).filter(|step| step.from != step.to).collect()
 }
 
 /// For each move, the indices of the earlier ones it has to wait for.

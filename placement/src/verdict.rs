@@ -60,6 +60,9 @@ pub(crate) fn of_move(
         Cause::Quarantine => {
             format!("host {from} is under suspicion; {to} takes it without harm")
         }
+        Cause::Balance if gain < 0.0 => {
+            format!("it makes room on {from} for a VM that levels more than this costs")
+        }
         Cause::Balance => format!(
             "host {from} is at {} and {to} at {}: moving it lowers the imbalance by {}",
             before.from,

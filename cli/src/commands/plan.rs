@@ -53,7 +53,9 @@ pub(super) async fn run(context: &Context, command: PlanCommand) -> Result<(), R
                 ClusterSnapshot::from_json(&record.snapshot_json)?.write_file(file)?;
                 eprintln!("snapshot written to {}", file.display());
             }
-            if args.what_if.is_empty() && args.aggressiveness.is_none() {
+            let is_as_planned =
+                args.what_if.is_empty() && args.aggressiveness.is_none() && args.moves.is_none();
+            if is_as_planned {
                 let planning = parse(&record.planning_json)?;
                 return print(&planning, Some(&record), args.all, context.json);
             }
@@ -110,6 +112,9 @@ fn show_changed(
 ) -> Result<(), Refusal> {
     if let Some(level) = args.aggressiveness {
         options = options.aggressive(level)?;
+    }
+    if let Some(moves) = args.moves {
+        options.steps_max = moves as usize;
     }
     for change in &args.what_if {
         let changed = ask::what_if(&snapshot, change, &options)?;

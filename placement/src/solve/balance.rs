@@ -1,7 +1,8 @@
 //! Levelling: best-improvement local search over single moves, then swaps.
 //!
 //! The best move of all VMs is made as long as it is worth it, then those are taken back that do not pay any
-//! more. When a sweep moves nothing, swaps with the least loaded hosts are tried.
+//! more. When a sweep moves nothing, swaps with the least loaded hosts are tried, and when those do not pay either, what
+//! is better with as many moves ([`polish`]).
 //! A sweep costs one O(1) evaluation for each VM and target at most.
 
 use std::cmp::Reverse;
@@ -10,11 +11,13 @@ use std::collections::BinaryHeap;
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::{Cause, State};
 use crate::score::{METRICS, spread_bound};
-use crate::solve::Solver;
 use crate::solve::scan::Scan;
+use crate::solve::{Solver, polish};
 
 /// The most sweeps in one run.
 const SWEEPS_MAX: usize = 64;
+/// How often the moves found are polished.
+const POLISHES_MAX: usize = 4;
 /// How many of the least loaded hosts are swap partners.
 const SWAP_PARTNERS_MAX: usize = 16;
 /// How many of the best swaps of a host are tried before it is left alone.
@@ -33,7 +36,8 @@ pub(crate) struct Best {
 /// Moves and swaps VMs until no move is worth it.
 pub(super) fn level(solver: &mut Solver<'_, '_, '_>) {
     let floor = solver.options.gain_floor();
-    let home: Vec<HostIx> = solver.state.problem.vm_ixs().map(|vm| solver.state.at(vm)).collect();
+    let home = solver.home();
+    let mut polishes = 0;
     for _ in 0..SWEEPS_MAX {
         // No move lowers the spread by more than what is above its bound.
         if solver.state.sums().spread() - spread_bound() < floor {
@@ -46,6 +50,10 @@ pub(super) fn level(solver: &mut Solver<'_, '_, '_>) {
             for host in &order {
                 moved |= swap(solver, *host, &order, 2.0 * floor);
             }
+        }
+        if !moved && polishes < POLISHES_MAX {
+            polishes += 1;
+            moved = polish::polish(solver, floor);
         }
         if !moved {
             return;
@@ -125,7 +133,7 @@ fn take_back(solver: &mut Solver<'_, '_, '_>, home: &[HostIx], floor: f64) -> bo
 }
 
 /// Whether a balance move breaks nothing and gives up no preference.
-fn allowed(solver: &Solver<'_, '_, '_>, vm: VmIx, to: HostIx) -> bool {
+pub(super) fn allowed(solver: &Solver<'_, '_, '_>, vm: VmIx, to: HostIx) -> bool {
     let state = &*solver.state;
     state.obstacle(vm, to).is_none()
         && state.cpu_allows(vm, to, Cause::Balance, solver.options)
@@ -158,7 +166,7 @@ fn swap(solver: &mut Solver<'_, '_, '_>, host: HostIx, order: &[HostIx], floor: 
 }
 
 /// Moves `first`, then `second` to where `first` was; nothing if either is not allowed.
-fn exchange(solver: &mut Solver<'_, '_, '_>, first: VmIx, second: VmIx) -> bool {
+pub(super) fn exchange(solver: &mut Solver<'_, '_, '_>, first: VmIx, second: VmIx) -> bool {
     let (a, b) = (solver.state.at(first), solver.state.at(second));
     if !allowed(solver, first, b) {
         return false;

@@ -22,6 +22,7 @@ use crate::door::state::{Cause, Move, State};
 use crate::options::{Causes, PlanOptions};
 use crate::order::{Transition, order};
 use crate::solve::{self, anneal, quality::Quality};
+use crate::{rank, schedule};
 
 /// Moves weighed for each VM and host, and the least and most in all: the search's only measure of time.
 const WEIGHED_PER_PAIR: u64 = 16;
@@ -41,7 +42,8 @@ pub(crate) struct Candidate {
     pub(crate) after: Vec<Vec<usize>>,
 }
 
-/// A plan that leads to a better state than `descended`, if the search finds one.
+/// Plans that lead to a better state than `descended`, if the search finds one: the same steps in one order or another,
+/// the first that is legal being the best.
 ///
 /// # Errors
 /// `InvalidArgument` when the snapshot's amounts are too large for the solver.
@@ -49,15 +51,15 @@ pub(crate) fn improve<'p, 'a>(
     problem: &'p Problem<'a>,
     descended: &State<'p, 'a>,
     options: &PlanOptions,
-) -> Result<Option<Candidate>, Refusal> {
+) -> Result<Vec<Candidate>, Refusal> {
     // A search for everything cannot leave one cause out.
     if options.causes != Causes::ALL {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let start = State::new(problem);
     let pairs = problem.vms.len() as u64 * problem.hosts.len() as u64;
     if pairs > PAIRS_MAX && !Quality::of(&start, descended, options).is_wrong() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let is_better = |one: &State<'_, '_>, other: &State<'_, '_>| {
         Quality::of(&start, one, options).is_better_than(&Quality::of(&start, other, options))
@@ -82,10 +84,29 @@ pub(crate) fn improve<'p, 'a>(
     let (reached, without) =
         (Quality::of(&start, &target, options), Quality::of(&start, descended, options));
     if !reached.is_better_than(&without) || rests && !reached.is_less_wrong_than(&without) {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let candidate = sequence(&start, &target);
-    Ok(candidate.filter(|candidate| candidate.moves.len() <= options.steps_max))
+    let mut candidates: Vec<_> = ranked(&start, &target, options).into_iter().collect();
+    candidates.extend(sequence(&start, &target));
+    candidates.retain(|candidate| candidate.moves.len() <= options.steps_max);
+    Ok(candidates)
+}
+
+/// The steps from one state to the other, the most useful first; `None` when they cannot be made one after the other.
+pub(crate) fn ranked(
+    start: &State<'_, '_>,
+    target: &State<'_, '_>,
+    options: &PlanOptions,
+) -> Option<Candidate> {
+    let step = |(vm, from): (VmIx, HostIx)| {
+        let to = target.at(vm);
+        Move { vm, from, to, cause: start.cause_of(vm, to), opens_swap: false }
+    };
+    let moves: Vec<Move> = moved(start, target).into_iter().map(step).collect();
+    let mut moves = rank::best_first(start.problem, &moves, options)?;
+    let after = schedule::dependencies(start.problem, &moves, options);
+    inherit(&mut moves, &after);
+    Some(Candidate { moves, after })
 }
 
 /// Where the search leads from `start`, at rest: no single step of the descent pays.

@@ -16,6 +16,7 @@ mod anneal;
 mod balance;
 mod forced;
 pub(crate) mod joint;
+mod polish;
 pub(crate) mod quality;
 pub(crate) mod scan;
 
@@ -40,6 +41,11 @@ impl Solver<'_, '_, '_> {
         let from = self.state.at(vm);
         self.moves.push(Move { vm, from, to, cause, opens_swap: false });
         self.state.shift(vm, to);
+    }
+
+    /// Where each VM is before the plan.
+    fn home(&self) -> Vec<HostIx> {
+        self.state.problem.vms.iter().map(|vm| vm.bound_for.unwrap_or(vm.host)).collect()
     }
 
     /// Takes the last move back.

@@ -1,0 +1,221 @@
+//! The order in which every beginning of a plan is worth most.
+//!
+//! What must be done comes first; of the rest, always the step that levels most of those that are possible at that
+//! moment. So a plan that is cut short, or a window that closes, has bought the most level load for its migrations:
+//! the steps, read from the first, are the curve of moves against imbalance.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::door::problem::{HostIx, Problem};
+use crate::door::state::{Cause, Move, State};
+use crate::options::PlanOptions;
+
+/// A step in the queue: urgency, gain or size, memory, number of its VM, place in the list, and when it was weighed.
+type Queued = (Reverse<u8>, Gain, Reverse<u64>, Reverse<usize>, usize, u64);
+
+/// A gain with an order.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Gain(f64);
+
+impl Eq for Gain {}
+
+impl Ord for Gain {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Gain {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// The moves, one a VM, in that order; `None` when they cannot all be made one after the other.
+pub(crate) fn best_first(
+    problem: &Problem<'_>,
+    moves: &[Move],
+    options: &PlanOptions,
+) -> Option<Vec<Move>> {
+    let mut ranking = Ranking::new(problem, moves);
+    let mut ordered: Vec<Move> = Vec::with_capacity(moves.len());
+    let mut made_at_retry = usize::MAX;
+    while ordered.len() < moves.len() {
+        let Some(n) = ranking.next(options) else {
+            // What was impossible may have become possible by a rule that spans hosts.
+            if made_at_retry == ordered.len() {
+                return None;
+            }
+            made_at_retry = ordered.len();
+            (0..moves.len()).for_each(|n| ranking.weigh(n));
+            continue;
+        };
+        ranking.make(n);
+        ordered.push(Move { opens_swap: false, ..moves[n] });
+    }
+    Some(ordered)
+}
+
+/// The beginning of ranked steps that is worth most, of so many at most: it does not end on a step that pays only
+/// together with a later one.
+pub(crate) fn cut(problem: &Problem<'_>, moves: &[Move], steps_max: usize) -> Vec<Move> {
+    if moves.len() <= steps_max {
+        return moves.to_vec();
+    }
+    let mut state = State::new(problem);
+    let (mut least, mut length) = (f64::INFINITY, 0);
+    for (n, step) in moves[..steps_max].iter().enumerate() {
+        state.shift(step.vm, step.to);
+        let spread = state.sums().spread();
+        if spread <= least || step.cause != Cause::Balance {
+            (least, length) = (spread, n + 1);
+        }
+    }
+    moves[..length].to_vec()
+}
+
+struct Ranking<'p, 'a, 'm> {
+    state: State<'p, 'a>,
+    moves: &'m [Move],
+    is_made: Vec<bool>,
+    /// By host, the steps that leave or reach it.
+    touching: Vec<Vec<usize>>,
+    /// By step, how often it was weighed: only the last counts.
+    weighed: Vec<u64>,
+    queue: BinaryHeap<Queued>,
+}
+
+impl<'p, 'a, 'm> Ranking<'p, 'a, 'm> {
+    fn new(problem: &'p Problem<'a>, moves: &'m [Move]) -> Self {
+        let mut touching = vec![Vec::new(); problem.hosts.len()];
+        for (n, step) in moves.iter().enumerate() {
+            touching[step.from.0].push(n);
+            touching[step.to.0].push(n);
+        }
+        let mut ranking = Self {
+            state: State::new(problem),
+            moves,
+            is_made: vec![false; moves.len()],
+            touching,
+            weighed: vec![0; moves.len()],
+            queue: BinaryHeap::with_capacity(moves.len()),
+        };
+        (0..moves.len()).for_each(|n| ranking.weigh(n));
+        ranking
+    }
+
+    fn weigh(&mut self, n: usize) {
+        if self.is_made[n] {
+            return;
+        }
+        let step = &self.moves[n];
+        let memory = self.state.problem.vm(step.vm).memory;
+        // What must move does so in any case: the large ones first, which are the hardest to place.
+        let gain = Gain(match urgency(step.cause) {
+            0 => memory as f64,
+            _ => self.state.gain(step.vm, step.to),
+        });
+        let memory = Reverse(memory);
+        self.weighed[n] += 1;
+        let (urgency, vm) = (Reverse(urgency(step.cause)), Reverse(step.vm.0));
+        self.queue.push((urgency, gain, memory, vm, n, self.weighed[n]));
+    }
+
+    /// The best step that is possible now. Those that are not are weighed again when one of their hosts changes.
+    fn next(&mut self, options: &PlanOptions) -> Option<usize> {
+        while let Some((.., n, weighed)) = self.queue.pop() {
+            let Move { vm, to, cause, .. } = self.moves[n];
+            let is_current = !self.is_made[n] && weighed == self.weighed[n];
+            if is_current
+                && self.state.obstacle(vm, to).is_none()
+                && self.state.cpu_allows(vm, to, cause, options)
+            {
+                return Some(n);
+            }
+        }
+        None
+    }
+
+    fn make(&mut self, n: usize) {
+        let Move { vm, from, to, .. } = self.moves[n];
+        self.is_made[n] = true;
+        self.state.shift(vm, to);
+        for host in [from, to] {
+            self.weigh_at(host);
+        }
+    }
+
+    fn weigh_at(&mut self, host: HostIx) {
+        let mut touching = std::mem::take(&mut self.touching[host.0]);
+        touching.retain(|n| !self.is_made[*n]);
+        touching.iter().for_each(|n| self.weigh(*n));
+        self.touching[host.0] = touching;
+    }
+}
+
+fn urgency(cause: Cause) -> u8 {
+    match cause {
+        Cause::Rule(_) | Cause::Capacity | Cause::Drain => 0,
+        Cause::Quarantine | Cause::Preference(_) => 1,
+        Cause::Balance => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Cluster;
+    use crate::yardstick;
+
+    fn steps(problem: &Problem<'_>, names: &[(&str, &str)]) -> Vec<Move> {
+        let start = State::new(problem);
+        let step = |(vm, to): &(&str, &str)| {
+            let vm = problem.find_vm(&vm.parse().unwrap()).unwrap();
+            let to = problem.find_host(&to.parse().unwrap()).unwrap();
+            Move { vm, from: start.at(vm), to, cause: Cause::Balance, opens_swap: false }
+        };
+        names.iter().map(step).collect()
+    }
+
+    #[test]
+    fn the_step_that_levels_most_comes_first() {
+        let cluster = Cluster::new(3, 8, 64)
+            .vm("small", "h0", 400, 1)
+            .vm("large", "h0", 2_000, 1)
+            .vm("rest", "h0", 2_000, 1);
+        let problem = Problem::new(&cluster.0).unwrap();
+        let moves = steps(&problem, &[("small", "h1"), ("large", "h2")]);
+        let ranked = best_first(&problem, &moves, &PlanOptions::default()).unwrap();
+        assert_eq!(ranked, [moves[1], moves[0]]);
+        assert_eq!(cut(&problem, &ranked, 1), [moves[1]]);
+    }
+
+    #[test]
+    fn what_needs_room_waits_for_it_and_what_can_never_be_made_is_said() {
+        let cluster = Cluster::new(3, 8, 16)
+            .vm("a", "h0", 3_000, 10)
+            .vm("b", "h1", 100, 10)
+            .vm("c", "h2", 100, 10);
+        let problem = Problem::new(&cluster.0).unwrap();
+        let options = PlanOptions::default();
+        let circle = steps(&problem, &[("a", "h1"), ("b", "h0")]);
+        assert_eq!(best_first(&problem, &circle, &options), None);
+        let cluster = Cluster::new(3, 8, 16).vm("a", "h0", 3_000, 10).vm("b", "h1", 100, 10);
+        let problem = Problem::new(&cluster.0).unwrap();
+        let chain = steps(&problem, &[("a", "h1"), ("b", "h2")]);
+        assert_eq!(best_first(&problem, &chain, &options).unwrap(), [chain[1], chain[0]]);
+    }
+
+    #[test]
+    fn every_beginning_of_a_levelling_plan_is_better_than_the_one_before() {
+        let snapshot = yardstick::cluster(20, 200, 2);
+        let plan = crate::plan(&snapshot, &PlanOptions::default()).unwrap().plan;
+        let gains: Vec<f64> = plan.steps.iter().map(|step| step.gain).collect();
+        assert!(gains.len() > 20 && gains.iter().all(|gain| *gain > 0.0), "{gains:?}");
+        // Of equal hosts, a step rarely gains more for coming later.
+        let half = gains.len() / 2;
+        let sum = |part: &[f64]| part.iter().sum::<f64>();
+        assert!(sum(&gains[..half]) > 1.4 * sum(&gains[half..]), "{gains:?}");
+    }
+}

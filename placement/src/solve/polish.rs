@@ -1,0 +1,297 @@
+//! Better without more moves: what is left when no single move pays.
+//!
+//! A VM that moves anyway may as well go elsewhere, and which VM leaves a host is
+//! open as well. So every change is weighed with what it does to the *number* of
+//! VMs that move: each is worth the least gain of a move.
+//!
+//! ```text
+//!  retarget   v: a ─▶ c instead of a ─▶ b              as many moves
+//!  replace    u: a ─▶ b instead of v, v stays at a     as many moves
+//!  trade      v: a ─▶ d and w: c ─▶ b instead of
+//!             v: a ─▶ b and w: c ─▶ d                  as many moves
+//!  drop       v stays at a, another one takes its      one move fewer
+//!             place at b or is replaced by a larger
+//! ```
+
+use crate::door::problem::{HostInfo, HostIx, VmIx};
+use crate::door::state::{Cause, State};
+use crate::score::METRICS;
+use crate::solve::Solver;
+use crate::solve::balance::{allowed, exchange};
+use crate::solve::scan::Scan;
+
+/// Rounds over all kinds of change.
+const ROUNDS_MAX: usize = 6;
+/// A round that lowers what is left by less than this share is the last.
+const ROUND_MIN: f64 = 0.01;
+/// The least a change must be worth, as a share of what a move must be worth.
+const WORTH_MIN: f64 = 0.01;
+/// Trades weighed in a round.
+const TRADES_MAX: usize = 2_000_000;
+/// VMs that a round tries to do without, those that are missed least.
+const DROPS_MAX: usize = 256;
+/// The best repairs of a host that are tried before it is left alone.
+const TRIES_MAX: usize = 4;
+
+/// Improves the state without more moves, or for fewer of them; whether it could.
+pub(super) fn polish(solver: &mut Solver<'_, '_, '_>, floor: f64) -> bool {
+    let mut polish = Polish { home: solver.home(), floor, least: WORTH_MIN * floor };
+    let mut moved = false;
+    for _ in 0..ROUNDS_MAX {
+        let before = solver.moves.len();
+        let worth = polish.objective(solver);
+        polish.retarget(solver);
+        polish.replace(solver);
+        polish.trade(solver);
+        polish.drop(solver);
+        if solver.moves.len() == before {
+            break;
+        }
+        moved = true;
+        if polish.objective(solver) > (1.0 - ROUND_MIN) * worth {
+            break;
+        }
+    }
+    moved
+}
+
+struct Polish {
+    /// Where each VM was at the beginning.
+    home: Vec<HostIx>,
+    /// What a move must be worth.
+    floor: f64,
+    /// What a change must be worth.
+    least: f64,
+}
+
+impl Polish {
+    /// The spread, and what the moves cost.
+    fn objective(&self, solver: &Solver<'_, '_, '_>) -> f64 {
+        let state = &*solver.state;
+        let is_away = |vm: &VmIx| state.at(*vm) != self.home[vm.0];
+        let away = state.problem.vm_ixs().filter(is_away).count();
+        state.sums().spread() + self.floor * away as f64
+    }
+
+    /// The VMs that move and may move elsewhere.
+    fn moved(&self, solver: &Solver<'_, '_, '_>) -> Vec<VmIx> {
+        let problem = solver.state.problem;
+        let is_moved = |vm: &VmIx| {
+            let at = solver.state.at(*vm);
+            at != self.home[vm.0]
+                && problem.host(at).counts()
+                && problem.may_move(*vm, Cause::Balance)
+        };
+        problem.vm_ixs().filter(is_moved).collect()
+    }
+
+    /// What it costs in moves that the VM goes to that host.
+    fn price(&self, solver: &Solver<'_, '_, '_>, vm: VmIx, to: HostIx) -> f64 {
+        let is_away = |at: HostIx| f64::from(u8::from(at != self.home[vm.0]));
+        self.floor * (is_away(to) - is_away(solver.state.at(vm)))
+    }
+
+    fn swap_worth(&self, solver: &Solver<'_, '_, '_>, one: VmIx, other: VmIx) -> f64 {
+        let (a, b) = (solver.state.at(one), solver.state.at(other));
+        let price = self.price(solver, one, b) + self.price(solver, other, a);
+        solver.state.swap_gain(one, other) - price
+    }
+
+    fn retarget(&mut self, solver: &mut Solver<'_, '_, '_>) {
+        let mut scan = Scan::new(solver.state);
+        for vm in self.moved(solver) {
+            let (from, home) = (solver.state.at(vm), self.home[vm.0]);
+            let counts = solver.state.problem.host(home).counts();
+            let back = solver.state.gain(vm, home) + self.floor;
+            let best =
+                scan.best(solver.state, vm, self.least, |to| to != home && allowed(solver, vm, to));
+            let elsewhere = best.map_or(0.0, |best| best.gain);
+            let to = if counts && back > elsewhere.max(self.least) && allowed(solver, vm, home) {
+                home
+            } else if let Some(best) = best {
+                best.to
+            } else {
+                continue;
+            };
+            solver.make(vm, to, Cause::Balance);
+            scan.note(solver.state, [from, to]);
+        }
+    }
+
+    /// Another VM of the same host moves instead.
+    fn replace(&mut self, solver: &mut Solver<'_, '_, '_>) {
+        for vm in self.moved(solver) {
+            let home = self.home[vm.0];
+            if solver.state.at(vm) != home && solver.state.problem.host(home).counts() {
+                let others = self.others_on(solver, home);
+                self.best_swap(solver, vm, &others, self.least);
+            }
+        }
+    }
+
+    fn others_on(&self, solver: &Solver<'_, '_, '_>, host: HostIx) -> Vec<VmIx> {
+        let may = |vm: &VmIx| solver.state.problem.may_move(*vm, Cause::Balance);
+        solver.state.vms_on(host).iter().copied().filter(may).collect()
+    }
+
+    /// Makes the best exchange of the VM with one of the others that is worth so much.
+    fn best_swap(
+        &self,
+        solver: &mut Solver<'_, '_, '_>,
+        vm: VmIx,
+        others: &[VmIx],
+        least: f64,
+    ) -> bool {
+        let at = solver.state.at(vm);
+        let mut swaps: Vec<(f64, VmIx)> = others
+            .iter()
+            .filter(|other| solver.state.at(**other) != at)
+            .map(|other| (self.swap_worth(solver, vm, *other), *other))
+            .filter(|(worth, _)| *worth > least)
+            .collect();
+        swaps.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let mut best = swaps.into_iter().take(TRIES_MAX);
+        best.any(|(_, other)| exchange(solver, vm, other) || exchange(solver, other, vm))
+    }
+
+    /// VMs that move exchange their targets.
+    fn trade(&mut self, solver: &mut Solver<'_, '_, '_>) {
+        let moved = self.moved(solver);
+        let partners = (TRADES_MAX / moved.len().max(1)).min(moved.len() / 2);
+        let mut trades = Trades::new(self, solver.state, &moved);
+        for (n, vm) in moved.iter().enumerate() {
+            // So many after it in the list, around the end.
+            let others: Vec<VmIx> = (1..=partners)
+                .map(|d| (n + d) % moved.len())
+                .filter(|other| trades.worth(n, *other) > self.least)
+                .map(|other| moved[other])
+                .collect();
+            let at = solver.state.at(*vm);
+            if !others.is_empty() && self.best_swap(solver, *vm, &others, self.least) {
+                trades.note(solver.state, [at, solver.state.at(*vm)]);
+            }
+        }
+    }
+
+    /// Does without the VMs that are missed least, as long as another one can make up for it.
+    fn drop(&mut self, solver: &mut Solver<'_, '_, '_>) {
+        let state = &*solver.state;
+        let moved = self.moved(solver);
+        let mut missed: Vec<(f64, VmIx)> = moved
+            .iter()
+            .filter(|vm| state.problem.host(self.home[vm.0]).counts())
+            .map(|vm| (-state.gain(*vm, self.home[vm.0]), *vm))
+            .collect();
+        missed.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        for (_, vm) in missed.into_iter().take(DROPS_MAX) {
+            let (away, home) = (solver.state.at(vm), self.home[vm.0]);
+            if away != home && allowed(solver, vm, home) {
+                let loss = -solver.state.gain(vm, home);
+                let before = solver.moves.len();
+                solver.make(vm, home, Cause::Balance);
+                if !self.make_up(solver, &moved, [home, away], loss - self.floor + self.least) {
+                    while solver.moves.len() > before {
+                        solver.unmake();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes up for a VM that is back `home` and not `away`: another one goes there, or is replaced.
+    fn make_up(
+        &self,
+        solver: &mut Solver<'_, '_, '_>,
+        moved: &[VmIx],
+        [home, away]: [HostIx; 2],
+        least: f64,
+    ) -> bool {
+        if least <= 0.0 {
+            return true;
+        }
+        let state = &*solver.state;
+        let still = || moved.iter().filter(|vm| state.at(**vm) != self.home[vm.0]);
+        let best = still()
+            .filter(|vm| state.at(**vm) != away)
+            .map(|vm| (state.gain(*vm, away) - self.price(solver, *vm, away), *vm))
+            .filter(|(worth, _)| *worth > least)
+            .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
+        let from_home: Vec<VmIx> = still().copied().filter(|vm| self.home[vm.0] == home).collect();
+        if let Some((_, vm)) = best.filter(|(_, vm)| allowed(solver, *vm, away)) {
+            solver.make(vm, away, Cause::Balance);
+            return true;
+        }
+        let staying = self.others_on(solver, home);
+        from_home.into_iter().any(|vm| self.best_swap(solver, vm, &staying, least))
+    }
+}
+
+/// What trades of VMs that move are worth, from flat tables: most are worth nothing, and there are very many.
+struct Trades<'h> {
+    home: &'h [HostIx],
+    floor: f64,
+    vms: Vec<VmIx>,
+    at: Vec<HostIx>,
+    /// In millicores and bytes.
+    size: Vec<[f64; METRICS.len()]>,
+    /// By host.
+    load: Vec<[f64; METRICS.len()]>,
+    /// By host, one by the capacity.
+    per_unit: Vec<[f64; METRICS.len()]>,
+    /// Twice the mean loads.
+    means: [f64; METRICS.len()],
+    per_host: f64,
+}
+
+impl<'h> Trades<'h> {
+    fn new(polish: &'h Polish, state: &State<'_, '_>, moved: &[VmIx]) -> Self {
+        let problem = state.problem;
+        let size = |vm: &VmIx| [problem.vm(*vm).cpu as f64, problem.vm(*vm).memory as f64];
+        let per_unit = |host: &HostInfo<'_>| {
+            [host.cpu, host.memory].map(|capacity| 1.0 / capacity.max(1) as f64)
+        };
+        let per_host = 1.0 / problem.counted.len().max(1) as f64;
+        Self {
+            home: &polish.home,
+            floor: polish.floor,
+            vms: moved.to_vec(),
+            at: moved.iter().map(|vm| state.at(*vm)).collect(),
+            size: moved.iter().map(size).collect(),
+            load: problem.host_ixs().map(|host| state.loads(host)).collect(),
+            per_unit: problem.hosts.iter().map(per_unit).collect(),
+            means: std::array::from_fn(|m| 2.0 * state.sums().sum(m) * per_host),
+            per_host,
+        }
+    }
+
+    /// Of the VMs with these numbers in the list.
+    fn worth(&self, one: usize, other: usize) -> f64 {
+        let (a, b) = (self.at[one], self.at[other]);
+        if a == b {
+            return 0.0;
+        }
+        let mut worth = 0.0;
+        for (m, metric) in METRICS.iter().enumerate() {
+            let more = self.size[other][m] - self.size[one][m];
+            let (here, there) = (more * self.per_unit[a.0][m], -more * self.per_unit[b.0][m]);
+            let sum = here + there;
+            let rise =
+                here * (2.0 * self.load[a.0][m] + here) + there * (2.0 * self.load[b.0][m] + there);
+            worth -= metric.weight * (rise - sum * (self.means[m] + sum * self.per_host));
+        }
+        let saved = usize::from(self.home[self.vms[one].0] == b)
+            + usize::from(self.home[self.vms[other].0] == a);
+        worth + self.floor * saved as f64
+    }
+
+    /// After VMs on these hosts have changed places.
+    fn note(&mut self, state: &State<'_, '_>, changed: [HostIx; 2]) {
+        for host in changed {
+            self.load[host.0] = state.loads(host);
+        }
+        for (at, vm) in self.at.iter_mut().zip(&self.vms) {
+            *at = state.at(*vm);
+        }
+        self.means = std::array::from_fn(|m| 2.0 * state.sums().sum(m) * self.per_host);
+    }
+}
