@@ -24,6 +24,7 @@
 //! | [`order::order_moves`] | in which order, so that every interleaving is legal |
 //! | [`defrag::defrag`] | room for big VMs with a bounded number of moves |
 //! | [`simulate::replay`] | whether a plan is legal, by one that knows nothing of how it came about |
+//! | [`shadow::replay`] | what balancing would have done to a recorded day |
 //! | [`yardstick::greedy`] | what the planner is measured against |
 //!
 //! What always holds:
@@ -51,6 +52,7 @@ pub mod roadef;
 pub mod scenario;
 mod schedule;
 pub mod score;
+pub mod shadow;
 pub mod simulate;
 mod solve;
 #[cfg(test)]

@@ -39,6 +39,8 @@ pub enum BenchCommand {
     },
     /// Machine reassignment (ROADEF/EURO challenge 2012)
     Roadef(RoadefArgs),
+    /// Replay recorded load under the balancer: overload and moves, with and without a forecast
+    Shadow(ShadowArgs),
 }
 
 /// Options of `bench balance`.
@@ -99,6 +101,28 @@ pub struct RoadefArgs {
     /// Where to write the new assignment
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+/// Options of `bench shadow`.
+#[derive(Debug, Args)]
+pub struct ShadowArgs {
+    /// A directory of recordings, or one: `.csv` or `.csv.xz`, a VM a line, its name and CPU percentages every 5 minutes
+    pub path: PathBuf,
+    /// VMs for each host, on average
+    #[arg(long, default_value_t = 40, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000))]
+    pub vms_per_host: usize,
+    /// Samples between two plans
+    #[arg(long, default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000))]
+    pub every: usize,
+    /// The most moves of a plan
+    #[arg(long, default_value_t = 20, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=10_000))]
+    pub moves: usize,
+    /// How small a gain is worth a move, 1 to 5
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub aggressiveness: u8,
+    /// Where the random numbers begin
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
 }
 
 /// Seconds of a benchmark: more than none, at most an hour.

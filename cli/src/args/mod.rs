@@ -10,7 +10,7 @@ mod value;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-pub use bench::{BalanceArgs, BalanceCase, BenchCommand, RoadefArgs};
+pub use bench::{BalanceArgs, BalanceCase, BenchCommand, RoadefArgs, ShadowArgs};
 pub use capacity::{CapacityArgs, CapacityCommand, ShapeArgs};
 pub use demo::{DemoArgs, DemoDriver, DemoStore};
 pub use hardware::{Disk, HardwareArgs, Network};

@@ -1,7 +1,7 @@
 //! Files of public problems: bounded, unpacked, and every mistake with its place.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use ballast_model::{Refusal, RefusalCode};
@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 
 /// The most bytes of an input, unpacked.
 const BYTES_MAX: u64 = 512 << 20;
+/// The most bytes of a text, decompressed.
+const TEXT_BYTES_MAX: u64 = 1 << 30;
 /// What every gzip file begins with.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
@@ -63,4 +65,54 @@ pub(super) fn invalid(path: &Path, what: &str) -> Refusal {
         format!("{}: {what}", path.display()),
         "correct the file and try again",
     )
+}
+
+/// A file's text, decompressed if its name ends in `.xz`.
+///
+/// # Errors
+/// What is wrong with the file.
+pub(super) fn read_text(path: &Path) -> Result<String, Refusal> {
+    let io = |error: std::io::Error| invalid(path, &error.to_string());
+    let file = File::open(path).map_err(io)?;
+    let mut bytes = Vec::new();
+    if path.extension().is_some_and(|extension| extension == "xz") {
+        let mut reader = BufReader::new(file.take(TEXT_BYTES_MAX));
+        let mut bounded = Bounded { bytes: &mut bytes };
+        lzma_rs::xz_decompress(&mut reader, &mut bounded)
+            .map_err(|error| invalid(path, &format!("it does not decompress: {error:?}")))?;
+    } else {
+        let most = TEXT_BYTES_MAX + 1;
+        file.take(most).read_to_end(&mut bytes).map_err(io)?;
+        if bytes.len() as u64 == most {
+            return Err(invalid(path, "it is larger than a gigabyte"));
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| invalid(path, "it is not text"))
+}
+
+/// Takes what is decompressed, up to [`TEXT_BYTES_MAX`].
+struct Bounded<'a> {
+    bytes: &'a mut Vec<u8>,
+}
+
+impl std::io::Write for Bounded<'_> {
+    fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
+        if (self.bytes.len() + part.len()) as u64 > TEXT_BYTES_MAX {
+            return Err(std::io::Error::other("more than a gigabyte"));
+        }
+        self.bytes.extend_from_slice(part);
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Puts the file's name before what is wrong in it.
+pub(super) fn in_file<T>(path: &Path, result: Result<T, Refusal>) -> Result<T, Refusal> {
+    result.map_err(|refusal| Refusal {
+        reason: format!("{}: {}", path.display(), refusal.reason),
+        ..refusal
+    })
 }

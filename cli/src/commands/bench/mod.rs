@@ -9,6 +9,7 @@ mod btrplace;
 mod fragments;
 mod input;
 mod roadef;
+mod shadow;
 
 use ballast_model::{Refusal, RefusalCode};
 use ballast_placement::simulate;
@@ -27,6 +28,7 @@ pub(super) fn run(command: BenchCommand) -> Result<(), Refusal> {
             fragments::run(&file, &options, out.as_deref())
         }
         BenchCommand::Roadef(args) => roadef::run(&args),
+        BenchCommand::Shadow(args) => shadow::run(&args),
     }
 }
 

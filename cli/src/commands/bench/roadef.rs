@@ -1,7 +1,5 @@
 //! `ballast bench roadef`.
 
-use std::fs::File;
-use std::io::{BufReader, Read};
 use std::path::Path;
 use std::thread::available_parallelism;
 use std::time::Instant;
@@ -11,11 +9,9 @@ use ballast_placement::core::{Budget, Found, SearchOptions, search};
 use ballast_placement::roadef::{self, checker};
 use serde::Serialize;
 
+use super::input;
 use crate::args::RoadefArgs;
 use crate::output;
-
-/// The largest file read, decompressed.
-const FILE_MAX_BYTES: u64 = 1 << 30;
 
 /// Time left at the end for what is not measured: writing, printing, ending the process.
 const MARGIN_SECONDS: f64 = 0.02;
@@ -33,11 +29,12 @@ struct Line {
 pub(super) fn run(args: &RoadefArgs) -> Result<(), Refusal> {
     let start = Instant::now();
     let clock = move || start.elapsed().as_secs_f64();
-    let model_text = read(&args.model)?;
-    let initial_text = read(&args.assignment)?;
-    let model = in_file(&args.model, roadef::parse_model(&model_text))?;
-    let initial = in_file(&args.assignment, roadef::parse_assignment(&initial_text, &model))?;
-    let problem = in_file(&args.model, roadef::problem(&model, &initial))?;
+    let model_text = input::read_text(&args.model)?;
+    let initial_text = input::read_text(&args.assignment)?;
+    let model = input::in_file(&args.model, roadef::parse_model(&model_text))?;
+    let initial =
+        input::in_file(&args.assignment, roadef::parse_assignment(&initial_text, &model))?;
+    let problem = input::in_file(&args.model, roadef::problem(&model, &initial))?;
 
     let check_start = clock();
     let initial_cost = checker::check(&model_text, &initial_text, &initial_text)?;
@@ -107,63 +104,10 @@ fn narrow(cost: i128) -> Result<i64, Refusal> {
     })
 }
 
-/// A file's text, decompressed if its name ends in `.xz`.
-fn read(path: &Path) -> Result<String, Refusal> {
-    let file = File::open(path).map_err(|error| io(path, &error))?;
-    let mut bytes = Vec::new();
-    if path.extension().is_some_and(|extension| extension == "xz") {
-        let mut reader = BufReader::new(file.take(FILE_MAX_BYTES));
-        let mut bounded = Bounded { bytes: &mut bytes };
-        lzma_rs::xz_decompress(&mut reader, &mut bounded)
-            .map_err(|error| malformed(path, &format!("it does not decompress: {error:?}")))?;
-    } else {
-        let most = FILE_MAX_BYTES + 1;
-        file.take(most).read_to_end(&mut bytes).map_err(|error| io(path, &error))?;
-        if bytes.len() as u64 == most {
-            return Err(malformed(path, "it is larger than a gigabyte"));
-        }
-    }
-    String::from_utf8(bytes).map_err(|_| malformed(path, "it is not text"))
-}
-
-/// Takes what is decompressed, up to [`FILE_MAX_BYTES`].
-struct Bounded<'a> {
-    bytes: &'a mut Vec<u8>,
-}
-
-impl std::io::Write for Bounded<'_> {
-    fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
-        if (self.bytes.len() + part.len()) as u64 > FILE_MAX_BYTES {
-            return Err(std::io::Error::other("more than a gigabyte"));
-        }
-        self.bytes.extend_from_slice(part);
-        Ok(part.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn in_file<T>(path: &Path, result: Result<T, Refusal>) -> Result<T, Refusal> {
-    result.map_err(|refusal| Refusal {
-        reason: format!("{}: {}", path.display(), refusal.reason),
-        ..refusal
-    })
-}
-
 fn io(path: &Path, error: &std::io::Error) -> Refusal {
     Refusal::new(
         RefusalCode::InvalidArgument,
         format!("{}: {error}", path.display()),
         "name a file that can be read and written",
-    )
-}
-
-fn malformed(path: &Path, what: &str) -> Refusal {
-    Refusal::new(
-        RefusalCode::InvalidArgument,
-        format!("{}: {what}", path.display()),
-        "use a file of the challenge as it is",
     )
 }
