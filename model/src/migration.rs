@@ -179,6 +179,11 @@ pub struct Progress {
     pub throttle_percent: u8,
     /// Connections.
     pub streams: u32,
+    /// With post-copy: memory that was missing when the destination was READY; zero without. What
+    /// still is stands in [`bytes_remaining`](Self::bytes_remaining).
+    pub post_copy_bytes: Bytes,
+    /// With post-copy: how often the guest has waited for a page since.
+    pub faults: u64,
     /// The parts of the switchover; zero until known.
     pub downtime: Downtime,
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::hardware::{self, CpuBaseline, DiskSpec, MemoryBacking, NetworkSpec};
+use crate::hardware::{self, CpuBaseline, DiskSpec, MemoryBacking, NetworkSpec, PageSize};
 use crate::{Bytes, Epoch, HostId, Millicores, Refusal, RefusalCode, Resources, VmId};
 
 /// The most vCPUs a VM may have.
@@ -79,13 +79,18 @@ pub enum Automation {
 pub struct MigrationPolicy {
     /// The longest switchover to plan for, in milliseconds.
     pub downtime_limit_ms: u32,
-    /// Hash every page on both sides before the destination may run it.
+    /// Hash every page on both sides before the destination may run it; with post-copy those that
+    /// come later as they come.
     pub verify: bool,
+    /// When it writes faster than the link carries, let it run on the destination before all of
+    /// its memory is there, rather than give up. If either host or its VM process dies in between,
+    /// the VM is lost.
+    pub post_copy: bool,
 }
 
 impl Default for MigrationPolicy {
     fn default() -> Self {
-        Self { downtime_limit_ms: 300, verify: false }
+        Self { downtime_limit_ms: 300, verify: false, post_copy: false }
     }
 }
 
@@ -168,6 +173,12 @@ impl VmSpec {
                 "use 1 to 600000 ms",
             );
         }
+        if self.migration.post_copy && self.memory_backing.pages == PageSize::Huge {
+            return invalid(
+                format!("VM {id} allows post-copy and has reserved pages of 2 MiB"),
+                "give it other pages, or do not allow post-copy",
+            );
+        }
         Ok(())
     }
 }
@@ -207,13 +218,14 @@ mod tests {
 
     #[test]
     fn out_of_range_fields_are_refused_with_a_remedy() {
-        let cases: [fn(&mut VmSpec); 6] = [
+        let cases: [fn(&mut VmSpec); 7] = [
             |s| s.vcpus = 0,
             |s| s.memory = Bytes(4097),
             |s| s.kernel = "guest".into(),
             |s| s.initrd = Some("initrd".into()),
             |s| s.cmdline = "x".repeat(CMDLINE_BYTES_MAX + 1),
             |s| s.migration.downtime_limit_ms = 0,
+            |s| (s.migration.post_copy, s.memory_backing.pages) = (true, PageSize::Huge),
         ];
         for spoil in cases {
             let mut spec = spec();

@@ -30,17 +30,32 @@ impl Guest {
         params: &Params,
         disks: Vec<v1::Disk>,
     ) -> Self {
-        let spec = v1::VmSpec {
+        Self::create_as(test, vm, host, params, |spec| spec.disks = disks).await
+    }
+
+    /// The same with whatever else its owner asks for.
+    pub async fn create_as(
+        test: &TestCluster,
+        vm: &str,
+        host: &str,
+        params: &Params,
+        change: impl FnOnce(&mut v1::VmSpec),
+    ) -> Self {
+        let mut spec = v1::VmSpec {
             id: vm.to_owned(),
             vcpus: 1,
             memory_bytes: (params.memory_mib_min() + 16) << 20,
             kernel: test.cluster.kernel().to_string_lossy().into_owned(),
             cmdline: params.to_cmdline(),
             automation: v1::Automation::Full.into(),
-            migration: Some(v1::MigrationPolicy { downtime_limit_ms: 300, verify: true }),
-            disks,
+            migration: Some(v1::MigrationPolicy {
+                downtime_limit_ms: 300,
+                verify: true,
+                post_copy: false,
+            }),
             ..v1::VmSpec::default()
         };
+        change(&mut spec);
         let actor = TestCluster::actor("a test needs it");
         let request = v1::CreateVmRequest { spec: Some(spec), host: host.to_owned(), actor };
         test.client.create_vm(request).await.unwrap_or_else(|refusal| panic!("{refusal}"));

@@ -72,13 +72,23 @@ impl TestCluster {
 
     /// The same with environment variables for all its processes.
     pub async fn start_with(program: &str, store: StoreKind, env: Vec<(String, String)>) -> Self {
+        Self::start_configured(program, store, env, "").await
+    }
+
+    /// The same with more of the controller's configuration, in TOML.
+    pub async fn start_configured(
+        program: &str,
+        store: StoreKind,
+        env: Vec<(String, String)>,
+        more: &str,
+    ) -> Self {
         let options = ClusterOptions {
             program: PathBuf::from(program),
             hosts: 3,
             capacity: Resources::new(Millicores::cores(1), Bytes::gib(2)),
             driver: DriverKind::Kvm,
             store,
-            controller_config: "[balance]\nautomation = 'manual'".parse().unwrap(),
+            controller_config: format!("[balance]\nautomation = 'manual'\n{more}").parse().unwrap(),
             log_level: "info".to_owned(),
             env,
         };

@@ -25,6 +25,8 @@ use crate::migration::crew::Peer;
 use crate::migration::destination::{Incoming, nobody_came};
 use crate::migration::framing::{Hello, STREAMS_MAX, TOKEN_BYTES, VERSIONS};
 use crate::migration::lobby::{Expected, Lobby};
+use crate::migration::postcopy::door::Door;
+use crate::migration::postcopy::{PATIENCE_DEFAULT, PATIENCE_MAX};
 use crate::migration::source::{BANDWIDTH_MIN, Order};
 use crate::migration::tls::{self, Identity, PUBLIC_KEY_BYTES};
 use crate::snapshot::After;
@@ -143,11 +145,12 @@ impl Api {
             bandwidth: (bandwidth > BytesPerSec::ZERO).then_some(bandwidth),
             streams: (streams > 0).then_some(streams),
             compress: !request.never_compress,
+            post_copy: request.post_copy,
         })
     }
 
     /// Waits for the source in the lobby, then hands its connections to a thread.
-    async fn accept(self, lobby: Lobby, control: Arc<Control>) {
+    async fn accept(self, lobby: Lobby, control: Arc<Control>, patience: Duration) {
         let mut changes = control.watch();
         let source = tokio::select! {
             source = lobby.await_source() => Ok(source),
@@ -161,7 +164,8 @@ impl Api {
             Err(why) => return self.vm.discard_incoming(&control, why),
         };
         let (others, joined) = std::sync::mpsc::sync_channel(STREAMS_MAX.into());
-        let incoming = Incoming { wire, hello, key: lobby.key(), joined };
+        let (key, door) = (lobby.key(), lobby.door());
+        let incoming = Incoming { wire, hello, key, joined, door: Arc::clone(&door), patience };
         let (vm, shared) = (Arc::clone(&self.vm), Arc::clone(&control));
         let thread = std::thread::Builder::new().name("migration".to_owned());
         if let Err(error) = thread.spawn(move || vm.receive(incoming, &shared)) {
@@ -169,7 +173,10 @@ impl Api {
         }
         tokio::select! {
             () = lobby.await_others(others) => {}
-            _ = changes.wait_for(|now| now.has_ended() || now.state == v1::MigrationState::Ready) => {}
+            // With post-copy the source may come back.
+            _ = changes.wait_for(|now| {
+                now.has_ended() || (now.state == v1::MigrationState::Ready && !door.is_open())
+            }) => {}
         }
     }
 }
@@ -186,6 +193,18 @@ fn public_key(bytes: &[u8]) -> Result<Option<Arc<rustls::ClientConfig>>, Status>
     }
 }
 
+/// How long a guest waits in post-copy for a source that is gone.
+fn patience(millis: u32) -> Result<Duration, Status> {
+    match Duration::from_millis(millis.into()) {
+        Duration::ZERO => Ok(PATIENCE_DEFAULT),
+        patience if patience <= PATIENCE_MAX => Ok(patience),
+        patience => Err(invalid(
+            format!("a source that is gone cannot be waited for {} s", patience.as_secs()),
+            "use at most 3600000 ms, or 0 for the default",
+        )),
+    }
+}
+
 fn limits(request: &v1::SendMigrationRequest) -> Result<Limits, Status> {
     let ms = |ms: u32| Duration::from_millis(ms.into());
     let downtime = ms(request.downtime_limit_ms);
@@ -196,8 +215,8 @@ fn limits(request: &v1::SendMigrationRequest) -> Result<Limits, Status> {
             "use at most 600000 ms, or 0 to leave the limit as it is",
         ));
     }
-    let policy =
-        if request.never_throttle { Policy::without_throttling() } else { Policy::default() };
+    let policy = if request.post_copy { Policy::with_post_copy() } else { Policy::default() };
+    let policy = if request.never_throttle { policy.without_throttling() } else { policy };
     let rounds = if request.rounds_max == 0 { ROUNDS_DEFAULT } else { request.rounds_max };
     Ok(Limits { downtime, downtime_max, rounds, policy })
 }
@@ -357,6 +376,7 @@ impl VmmService for Api {
         let token = token(&request.token)?;
         let spec = self.spec(request.spec)?;
         let listen = address(&request.listen, "listen").map_err(refuse)?;
+        let patience = patience(request.post_copy_patience_ms)?;
         let identity = request.tls.then(Identity::new).transpose().map_err(refuse)?;
         let listener =
             ballast_service::net::bind(listen, "an incoming migration").await.map_err(refuse)?;
@@ -370,11 +390,18 @@ impl VmmService for Api {
         let (vm, epoch) = (Arc::clone(&self.vm), Epoch(request.source_epoch));
         let control = blocking(move || vm.expect_migration(spec, epoch, migration)).await?;
         let control = control.map_err(refuse)?;
+        let door = Door::new().map(Arc::new).map_err(|error| {
+            refuse(Refusal::new(
+                RefusalCode::HostFailure,
+                format!("no descriptor for an incoming migration: {error}"),
+                "raise the limit on open files of this service",
+            ))
+        })?;
         let key = rand::random();
         let public_key = identity.as_ref().map(|one| one.public_key().to_vec()).unwrap_or_default();
         let vm = self.vm.id().clone();
-        let lobby = Lobby::new(listener, Expected { migration, token, vm, key, identity });
-        tokio::spawn(self.clone().accept(lobby, control));
+        let lobby = Lobby::new(listener, Expected { migration, token, vm, key, identity, door });
+        tokio::spawn(self.clone().accept(lobby, control, patience));
         Ok(Response::new(v1::ReceiveMigrationResponse { address: bound.to_string(), public_key }))
     }
 
@@ -427,7 +454,7 @@ impl VmmService for Api {
         let control = self.vm.migration(id).map_err(refuse)?;
         control.resolve(verdict).map_err(refuse)?;
         // Answers when it has been carried out.
-        let _ = control.watch().wait_for(control::Status::has_ended).await;
+        let _ = control.watch().wait_for(control::Status::is_carried_out).await;
         let state = self.vm.snapshot().state;
         Ok(Response::new(v1::ResolveMigrationResponse { state: state.into() }))
     }

@@ -105,6 +105,7 @@ fn run(args: Args) -> Result<(), Refusal> {
     ignore_hangups();
     ballast_service::holdpoint::arm();
     let log = args.console_log.as_deref().map(LogFiles::open).transpose()?;
+    crate::memory::userfault::open();
     let own = socket.parent().filter(|dir| !dir.as_os_str().is_empty());
     jail::enter(&args.jail, own.unwrap_or(Path::new(".")))?;
     let runtime = program::runtime(program::Threads::One)?;

@@ -60,14 +60,17 @@ struct Pages {
 
 impl Sampler {
     /// Load since the last call; the first call has no interval to speak of
-    /// and answers with zero CPU and dirty rate.
-    pub(crate) fn sample(&mut self, machine: &Machine) -> Load {
+    /// and answers with zero CPU and dirty rate. Pages are only looked at in memory that is `whole`:
+    /// one that is missing would be waited for.
+    pub(crate) fn sample(&mut self, machine: &Machine, whole: bool) -> Load {
         let now = Look { at: Instant::now(), cpu_time: machine.cpu_time() };
         let cpu = self.last.replace(now).map_or(Millicores::ZERO, |last| {
             let used = now.cpu_time.saturating_sub(last.cpu_time);
             Millicores::from_cpu_time(used, now.at - last.at)
         });
-        self.look_at_pages(&machine.memory, now.at);
+        if whole {
+            self.look_at_pages(&machine.memory, now.at);
+        }
         Load {
             cpu,
             resident: resident(&machine.memory),

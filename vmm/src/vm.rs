@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ballast_model::{Epoch, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
 use ballast_proto::v1::{MigrationRole as Role, MigrationState as State, VmState};
+use ballast_service::exit::exit_code;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,7 @@ use crate::devices::console::log::LogFiles;
 use crate::machine::{Machine, Surroundings};
 use crate::memory::Taken;
 use crate::migration::control::Control;
+use crate::migration::postcopy::fetching::{Fetching, Outcome};
 use crate::migration::{destination, source};
 use crate::power::GuestEnd;
 use crate::sample::{Load, Sampler};
@@ -124,9 +126,26 @@ impl Owned {
             Stage::Saved(path) => format!("stopped by its snapshot {}", path.display()),
             Stage::Gone => "it is no longer here".to_owned(),
             Stage::Runs(machine) => {
-                machine.vcpus.ended().map(|why| why.to_string()).unwrap_or_default()
+                let ended = machine.vcpus.ended().map(|why| why.to_string());
+                ended.or_else(|| self.fetch_detail()).unwrap_or_default()
             }
             Stage::Created | Stage::Incoming(_) => String::new(),
+        }
+    }
+
+    /// What there is to say while memory is on two hosts.
+    fn fetch_detail(&self) -> Option<String> {
+        let status = self.migration.as_ref()?.status();
+        let left = status.progress.bytes_remaining;
+        match (status.state, status.refusal, status.role) {
+            (State::Fetching, Some(why), _) => Some(why.reason),
+            (State::Fetching, None, Role::Destination) => {
+                Some(format!("{left} of its memory are still to come from its source"))
+            }
+            (State::Fetching, None, _) => {
+                Some(format!("it runs elsewhere and fetches {left} of its memory from here"))
+            }
+            _ => None,
         }
     }
 
@@ -140,6 +159,15 @@ impl Owned {
     /// Whether something is under way that nothing else may come between.
     fn occupied(&self) -> bool {
         self.saving || self.migrates()
+    }
+
+    /// Whether it runs here without all of its memory.
+    fn fetches(&self) -> bool {
+        let fetches = |migration: &Arc<Control>| {
+            let status = migration.status();
+            status.role == Role::Destination && status.state == State::Fetching
+        };
+        self.migration.as_ref().is_some_and(fetches)
     }
 
     fn migrates(&self) -> bool {
@@ -313,13 +341,20 @@ impl Vm {
             _ => return,
         };
         match destination::receive(&machine, incoming, control, &self.unrun) {
-            destination::Ending::Runs(epoch) => {
+            destination::Ending::Runs(epoch, fetching) => {
                 {
                     let mut owned = lock(&self.owned);
                     (owned.epoch, owned.stage) = (epoch, Stage::Runs(machine));
+                    if fetching.is_some() {
+                        // Nobody sees the one without the other.
+                        control.update(|status| status.state = State::Fetching);
+                    }
+                }
+                tracing::info!(%epoch, "the guest runs here");
+                if let Some(fetching) = fetching {
+                    await_memory(fetching, control);
                 }
                 control.end(State::Finished, None);
-                tracing::info!(%epoch, "the guest runs here");
             }
             destination::Ending::Discarded(why) => self.discard_incoming(control, why),
         }
@@ -407,11 +442,14 @@ impl Vm {
 
     /// Load since the call before; zero while there is no guest.
     pub(crate) fn sample(&self) -> Load {
-        let machine = match &lock(&self.owned).stage {
-            Stage::Runs(machine) => Arc::clone(machine),
-            _ => return Load::default(),
+        let (machine, whole) = {
+            let owned = lock(&self.owned);
+            match &owned.stage {
+                Stage::Runs(machine) => (Arc::clone(machine), !owned.fetches()),
+                _ => return Load::default(),
+            }
         };
-        lock(&self.sampler).sample(&machine)
+        lock(&self.sampler).sample(&machine, whole)
     }
 
     /// Console output from `offset` on; see [`crate::devices::console::Console::read`].
@@ -470,12 +508,37 @@ impl Vm {
 
     /// Ends the guest, whatever it is doing, and then the process.
     pub(crate) fn shutdown(&self) {
-        let stage = std::mem::replace(&mut lock(&self.owned).stage, Stage::Gone);
+        let (stage, fetches) = {
+            let mut owned = lock(&self.owned);
+            (std::mem::replace(&mut owned.stage, Stage::Gone), owned.fetches())
+        };
+        if fetches {
+            // What waits for memory that may never come cannot be told to end: it ends with the
+            // process.
+            self.quit.cancel();
+            return;
+        }
         if let Stage::Runs(machine) | Stage::Incoming(machine) = stage {
             machine.end();
         }
         self.quit.cancel();
     }
+}
+
+/// Waits until all memory of a guest that runs is here. When it does not come, the process ends:
+/// with it ends the guest before it can use or write what it should not have.
+fn await_memory(fetching: Fetching, control: &Control) {
+    let why = match fetching.finish() {
+        Outcome::Whole => return,
+        Outcome::Lost(why) => why,
+        Outcome::Discarded(trouble, _) => trouble.into_refusal(),
+    };
+    tracing::error!(%why, "the VM is lost");
+    control.update(|status| status.refusal = Some(why.clone()));
+    // The last line of its log is why it ended.
+    eprintln!("ballast-vmm: {why}");
+    #[expect(clippy::disallowed_methods, reason = "threads that wait for pages cannot be ended")]
+    std::process::exit(exit_code(why.code).into());
 }
 
 pub(crate) fn no_thread(error: &std::io::Error) -> Refusal {

@@ -59,10 +59,17 @@ pub fn to_machine(phase: Phase, seen: Seen, proof: Proof) -> Reaction {
         (Phase::Empty | Phase::Stopped, _) => Reaction::Nothing,
         (Phase::Incoming(_), _) if !seen.alive && !proof.may_have_run() => Reaction::Discard,
         (Phase::Incoming(_), _) if !seen.alive => Reaction::Stop(Some(MigrationState::Finished)),
+        // It came here, and ran, whatever of its memory did not: ABORTED would have it given back.
+        (Phase::Running, Some(MigrationState::Fetching)) if !seen.alive => {
+            Reaction::Stop(Some(MigrationState::Finished))
+        }
         (_, _) if !seen.alive => Reaction::Stop(Some(MigrationState::Aborted)),
-        (Phase::Incoming(_) | Phase::Outgoing(_), Some(MigrationState::Ready)) => Reaction::Ask,
+        (Phase::Incoming(_) | Phase::Outgoing(_), Some(MigrationState::Ready))
+        | (Phase::Outgoing(_), Some(MigrationState::Fetching)) => Reaction::Ask,
         (Phase::Incoming(_), Some(MigrationState::Aborted)) => Reaction::Discard,
-        (Phase::Incoming(_), Some(MigrationState::Finished)) => Reaction::Settle,
+        (Phase::Incoming(_), Some(MigrationState::Finished | MigrationState::Fetching)) => {
+            Reaction::Settle
+        }
         (Phase::Outgoing(_), Some(MigrationState::Aborted)) => Reaction::GoOn,
         (Phase::Running, _) if seen.guest == VmState::Stopped => Reaction::Stop(None),
         _ => Reaction::Nothing,
@@ -142,6 +149,9 @@ mod tests {
             let stopped = Reaction::Stop(Some(MigrationState::Aborted));
             assert_eq!(to_machine(phase, gone, NOT_GRANTED), stopped);
         }
+        let fetched = Seen { migration: Some(MigrationState::Fetching), ..gone };
+        let stopped = Reaction::Stop(Some(MigrationState::Finished));
+        assert_eq!(to_machine(Phase::Running, fetched, NOT_GRANTED), stopped, "it ran here");
     }
 
     #[test]
@@ -154,6 +164,9 @@ mod tests {
         assert_eq!(to(incoming, MigrationState::Ready), Reaction::Ask);
         assert_eq!(to(outgoing, MigrationState::Ready), Reaction::Ask);
         assert_eq!(to(incoming, MigrationState::Finished), Reaction::Settle);
+        assert_eq!(to(incoming, MigrationState::Fetching), Reaction::Settle);
+        assert_eq!(to(outgoing, MigrationState::Fetching), Reaction::Ask);
+        assert_eq!(to(Phase::Running, MigrationState::Fetching), Reaction::Nothing);
         assert_eq!(to(incoming, MigrationState::Aborted), Reaction::Discard);
         assert_eq!(to(outgoing, MigrationState::Aborted), Reaction::GoOn);
         assert_eq!(to(Phase::Running, MigrationState::Aborted), Reaction::Nothing);

@@ -150,6 +150,10 @@ pub struct CreateArgs {
     /// Compare a hash of every page on both sides when it migrates
     #[arg(long)]
     pub verify: bool,
+    /// When it writes faster than the link carries, let it run on the destination before all of its
+    /// memory is there; if its source dies then, the VM is lost
+    #[arg(long)]
+    pub post_copy: bool,
     /// Where to start it; the controller chooses when it is not given
     #[arg(long)]
     pub host: Option<HostId>,

@@ -152,6 +152,11 @@ fn speed(migration: &v1::Migration) -> String {
     if progress.compresses {
         parts.push("compressed".to_owned());
     }
+    if progress.post_copy_bytes > 0 {
+        let waited = progress.faults;
+        let left = bytes(progress.bytes_remaining);
+        parts.push(format!("post-copy: {left} missing, waited for {waited} pages"));
+    }
     if progress.throttle_percent > 0 {
         parts.push(format!("guest slowed down by {} %", progress.throttle_percent));
     }

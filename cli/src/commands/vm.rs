@@ -78,6 +78,7 @@ pub(super) fn checked_create(args: CreateArgs) -> Result<v1::CreateVmRequest, Re
         migration: MigrationPolicy {
             downtime_limit_ms: u32::try_from(args.downtime_limit.0.as_millis()).unwrap_or(u32::MAX),
             verify: args.verify,
+            post_copy: args.post_copy,
         },
         ..args.hardware.into_spec(args.vm, args.kernel)
     };
@@ -165,6 +166,7 @@ fn show(context: &Context, vm: v1::VmRecord) -> Result<(), Refusal> {
     let disks: Vec<_> = spec.disks.iter().map(hardware::disk_words).collect();
     let networks: Vec<_> = spec.networks.iter().map(hardware::network_words).collect();
     let verify = if policy.verify { ", page hashes compared" } else { "" };
+    let post_copy = if policy.post_copy { "allowed" } else { "" };
     output::print(&fields(&[
         ("VM", spec.id),
         ("host", format!("{} (epoch {})", or_dash(&vm.host), vm.epoch)),
@@ -186,6 +188,7 @@ fn show(context: &Context, vm: v1::VmRecord) -> Result<(), Refusal> {
         ("labels", labels.join(", ")),
         ("automation", view::automation(spec.automation).to_owned()),
         ("downtime limit", format!("{} ms{verify}", policy.downtime_limit_ms)),
+        ("post-copy", post_copy.to_owned()),
         ("process", if status.pid == 0 { String::new() } else { status.pid.to_string() }),
     ]))
 }

@@ -84,7 +84,11 @@ fn vm(name: &str) -> VmRecord {
             memory_bytes: 64 << 20,
             kernel: "/guest".into(),
             automation: Automation::Full.into(),
-            migration: Some(MigrationPolicy { downtime_limit_ms: 300, verify: false }),
+            migration: Some(MigrationPolicy {
+                downtime_limit_ms: 300,
+                verify: false,
+                post_copy: false,
+            }),
             ..VmSpec::default()
         }),
         host: "host-a".into(),

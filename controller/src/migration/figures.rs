@@ -21,7 +21,8 @@ pub(super) fn merge(known: Progress, status: &v1::MigrationStatus) -> Progress {
         resume: longer(a.resume, b.resume),
     };
     if status.role != i32::from(v1::MigrationRole::Source) {
-        return Progress { downtime, ..known };
+        let faults = known.faults.max(said.faults);
+        return Progress { downtime, faults, ..known };
     }
     Progress {
         rounds: known.rounds.max(said.rounds),
@@ -41,6 +42,8 @@ pub(super) fn merge(known: Progress, status: &v1::MigrationStatus) -> Progress {
         throttle_percent: said.throttle_percent,
         streams: said.streams,
         compresses: said.compresses,
+        post_copy_bytes: known.post_copy_bytes.max(said.post_copy_bytes),
+        faults: known.faults.max(said.faults),
         downtime,
     }
 }

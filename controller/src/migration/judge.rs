@@ -26,8 +26,19 @@ pub enum Commit {
 pub struct Destination {
     /// Why its copy is gone and certainly never ran, if it is.
     pub never_ran: Option<String>,
-    /// The epoch of the VM there, and whether its guest runs or ran; none when it is not there.
-    pub vm: Option<(Epoch, bool)>,
+    /// The epoch of the VM there, and what its guest does; none when it is not there.
+    pub vm: Option<(Epoch, Guest)>,
+}
+
+/// What a guest does on its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guest {
+    /// It has not begun.
+    Waits,
+    /// It runs, and a part of its memory is still at the source alone (post-copy).
+    Fetches,
+    /// It runs, or ran and ended.
+    Runs,
 }
 
 /// What became of a VM after its commit.
@@ -35,6 +46,8 @@ pub struct Destination {
 pub enum Arrival {
     /// It runs on the destination, or ran there.
     Runs,
+    /// It runs there and needs the source until all of its memory is there.
+    Fetches,
     /// The destination's copy is gone and never ran: it is to be given back.
     NeverRan(String),
     /// It stands still there: the destination is to be told (again) to run it.
@@ -188,7 +201,8 @@ pub fn settle(
 pub fn arrival(said: Destination, epoch: Epoch) -> Arrival {
     match said {
         Destination { never_ran: Some(why), .. } => Arrival::NeverRan(why),
-        Destination { vm: Some((found, true)), .. } if found == epoch => Arrival::Runs,
+        Destination { vm: Some((found, Guest::Runs)), .. } if found == epoch => Arrival::Runs,
+        Destination { vm: Some((found, Guest::Fetches)), .. } if found == epoch => Arrival::Fetches,
         Destination { vm: Some(_), .. } => Arrival::Waits,
         Destination { vm: None, .. } => Arrival::Unknown,
     }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use ballast_model::audit::{AuditOutcome, action};
 use ballast_model::migration::Progress;
+use ballast_model::vm::MigrationPolicy;
 use ballast_model::{
-    Bytes, BytesPerSec, Epoch, MigrationId, MigrationOutcome, MigrationPhase, Refusal, RefusalCode,
-    VmId,
+    Bytes, BytesPerSec, Epoch, HostState, MigrationId, MigrationOutcome, MigrationPhase, Refusal,
+    RefusalCode, VmId,
 };
 use ballast_proto::v1::{self, MigrationVerdict};
 use ballast_service::holdpoint::hold;
@@ -19,7 +20,7 @@ use futures::stream::BoxStream;
 
 use super::drive::Flow;
 use super::figures::merge;
-use super::judge::{self, Arrival};
+use super::judge::{self, Arrival, Guest};
 use crate::agents::Agent;
 use crate::config::Compression;
 use crate::controller::{Controller, Driver};
@@ -89,7 +90,7 @@ impl Controller {
             source_epoch: migration.source_epoch.0,
             address: prepared.address,
             token: prepared.token,
-            policy: Some(spec.migration.into()),
+            policy: Some(policy(spec.migration, source_host.state).into()),
             bandwidth_bytes_per_sec: self.config.migration.rate().get(),
             public_key: prepared.public_key,
             streams: self.config.migration.streams,
@@ -186,6 +187,13 @@ impl Controller {
                 self.hand_back(record, &why).await?;
                 return Ok(Flow::Continue);
             }
+            // Here, too: a part of the VM's memory is nowhere else.
+            Arrival::Fetches => {
+                look(&*destination, migration.id, driver).await;
+                look(&*source, migration.id, driver).await;
+                tokio::time::sleep(Duration::from_millis(self.config.migration.retry_ms)).await;
+                return Ok(Flow::Continue);
+            }
             // The source's copy may be the only one. However long it takes, it stays.
             Arrival::Waits | Arrival::Unknown => {
                 return Err(not_yet(&migration.vm, migration.to.as_str()));
@@ -221,10 +229,10 @@ impl Controller {
             None => find(&migration.vm, destination).await?,
             Some(_) => None,
         };
-        let vm = found.as_ref().map(|status| (Epoch(status.epoch), has_begun(status.state)));
+        let vm = found.as_ref().map(|status| (Epoch(status.epoch), guest(status, migration.id)));
         let arrival = judge::arrival(judge::Destination { never_ran, vm }, epoch);
         match (&arrival, found) {
-            (Arrival::Runs, Some(status)) => {
+            (Arrival::Runs | Arrival::Fetches, Some(status)) => {
                 self.live.vm_seen(&migration.to, &migration.vm, status);
             }
             (Arrival::Waits, _) => {
@@ -423,6 +431,13 @@ async fn look(agent: &dyn Agent, id: MigrationId, driver: &Driver) {
     }
 }
 
+/// How the VM is to be migrated from a host in this state: from a sick one never by post-copy,
+/// after which the VM would need that host for a while.
+fn policy(wanted: MigrationPolicy, source: HostState) -> MigrationPolicy {
+    let post_copy = wanted.post_copy && source != HostState::Quarantined;
+    MigrationPolicy { post_copy, ..wanted }
+}
+
 /// What a side says of the migration now, if it says anything.
 async fn status_now(agent: &dyn Agent, id: MigrationId) -> Option<v1::MigrationStatus> {
     let first = async { agent.watch(id).await.ok()?.next().await?.ok() };
@@ -451,6 +466,19 @@ async fn find(vm: &VmId, agent: &dyn Agent) -> Result<Option<v1::VmStatus>, Refu
 /// The guest runs, or ran and ended by itself.
 fn has_begun(state: i32) -> bool {
     state == i32::from(v1::VmState::Running) || state == i32::from(v1::VmState::Stopped)
+}
+
+/// What the guest does on its destination.
+fn guest(status: &v1::VmStatus, id: MigrationId) -> Guest {
+    let fetches = status.migration.as_ref().is_some_and(|migration| {
+        migration.migration == id.to_string()
+            && migration.state == i32::from(v1::MigrationState::Fetching)
+    });
+    match status.state {
+        state if !has_begun(state) => Guest::Waits,
+        state if fetches && state == i32::from(v1::VmState::Running) => Guest::Fetches,
+        _ => Guest::Runs,
+    }
 }
 
 fn not_yet(vm: &VmId, host: &str) -> Refusal {

@@ -62,6 +62,8 @@ impl From<Progress> for v1::MigrationProgress {
             expected_downtime_micros: micros(progress.expected_downtime),
             throttle_percent: progress.throttle_percent.into(),
             streams: progress.streams,
+            post_copy_bytes: progress.post_copy_bytes.get(),
+            faults: progress.faults,
             downtime: Some(progress.downtime.into()),
         }
     }
@@ -87,6 +89,8 @@ impl From<v1::MigrationProgress> for Progress {
             expected_downtime: Duration::from_micros(message.expected_downtime_micros),
             throttle_percent: u8::try_from(message.throttle_percent).unwrap_or(u8::MAX),
             streams: message.streams,
+            post_copy_bytes: Bytes(message.post_copy_bytes),
+            faults: message.faults,
             downtime: message.downtime.unwrap_or_default().into(),
         }
     }
@@ -131,6 +135,7 @@ mod tests {
             (rate, dirty_rate, throttle_percent, streams) in any::<(u64, u64, u8, u32)>(),
             disks in any::<[u64; 3]>(),
             (saved, compresses) in any::<(u64, bool)>(),
+            (post_copy, faults) in any::<(u64, u64)>(),
             times in prop::array::uniform8(0u64..1 << 50),
         ) -> Progress {
             let [expected_downtime, elapsed, last_pass, state_save, send, load, commit, resume] =
@@ -153,6 +158,8 @@ mod tests {
                 expected_downtime,
                 throttle_percent,
                 streams,
+                post_copy_bytes: Bytes(post_copy),
+                faults,
                 downtime: Downtime { last_pass, state_save, send, load, commit, resume },
             }
         }

@@ -55,14 +55,16 @@ impl From<v1::Resources> for Resources {
 
 impl From<MigrationPolicy> for v1::MigrationPolicy {
     fn from(policy: MigrationPolicy) -> Self {
-        Self { downtime_limit_ms: policy.downtime_limit_ms, verify: policy.verify }
+        let MigrationPolicy { downtime_limit_ms, verify, post_copy } = policy;
+        Self { downtime_limit_ms, verify, post_copy }
     }
 }
 
 impl From<v1::MigrationPolicy> for MigrationPolicy {
     /// The range of the downtime limit is checked with the VM it belongs to, by [`VmSpec::validate`].
     fn from(message: v1::MigrationPolicy) -> Self {
-        Self { downtime_limit_ms: message.downtime_limit_ms, verify: message.verify }
+        let v1::MigrationPolicy { downtime_limit_ms, verify, post_copy } = message;
+        Self { downtime_limit_ms, verify, post_copy }
     }
 }
 
@@ -152,14 +154,18 @@ mod tests {
             "[ -~]{0,200}",
             prop::collection::btree_map("[a-z]{1,8}", "[ -~]{0,20}", 0..4),
             automation,
-            (1u32..=600_000, any::<bool>()),
+            (1u32..=600_000, any::<bool>(), any::<bool>()),
         )
             .prop_map(|(id, vcpus, pages, kernel, cmdline, labels, automation, policy)| {
                 VmSpec {
                     cmdline,
                     labels,
                     automation,
-                    migration: MigrationPolicy { downtime_limit_ms: policy.0, verify: policy.1 },
+                    migration: MigrationPolicy {
+                        downtime_limit_ms: policy.0,
+                        verify: policy.1,
+                        post_copy: policy.2,
+                    },
                     ..VmSpec::new(id.parse().unwrap(), vcpus, Bytes(pages * 4096), kernel)
                 }
             })

@@ -1,7 +1,7 @@
 //! What a controller does: the steps of `controller/src/migration`, each decision by its own code.
 
 use ballast_controller::migration::commit::CommitAsked;
-use ballast_controller::migration::judge::{self, Arrival, Commit, Destination};
+use ballast_controller::migration::judge::{self, Arrival, Commit, Destination, Guest};
 use ballast_model::Epoch;
 use ballast_proto::v1::VmState;
 
@@ -88,7 +88,7 @@ impl World {
             }
             (Step::Look, Stage::Committed) => {
                 match self.arrival(record)? {
-                    Arrival::Runs | Arrival::Unknown => return None,
+                    Arrival::Runs | Arrival::Fetches | Arrival::Unknown => return None,
                     Arrival::NeverRan(_) => {
                         let hands_to = Some((self.store.epoch, from));
                         self.writes.insert(write(hands_to, Stage::Aborting));
@@ -149,14 +149,15 @@ impl World {
     fn arrival(&self, record: Record) -> Option<Arrival> {
         let host = self.host(record.from.other());
         let agent = host.agent.as_ref()?;
-        let begun = match host.machine {
-            Some(machine) => machine.guest == VmState::Running,
-            None => true,
+        let guest = match host.machine {
+            Some(_) if self.fetches_on(record.from.other()) => Guest::Fetches,
+            Some(machine) if machine.guest != VmState::Running => Guest::Waits,
+            _ => Guest::Runs,
         };
         let never_ran = agent.aborted.contains(&record.attempt).then(String::new);
         // An agent that has not seen the end of its machine says what it saw last.
-        let begun = begun && host.ended.is_none();
-        let vm = host.disk.map(|disk| (Epoch(disk.epoch), begun));
+        let guest = if host.ended.is_none() { guest } else { Guest::Waits };
+        let vm = host.disk.map(|disk| (Epoch(disk.epoch), guest));
         let epoch = Epoch(record.source_epoch).next();
         Some(judge::arrival(Destination { never_ran, vm }, epoch))
     }

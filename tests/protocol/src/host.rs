@@ -29,10 +29,12 @@ pub enum Move {
     Obey,
     /// Destination: the guest's first instruction.
     Run,
+    /// Destination: the rest of its memory comes from the source.
+    Fetch,
 }
 
 impl Move {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Notice,
         Self::LosePatience,
         Self::Switch,
@@ -41,6 +43,7 @@ impl Move {
         Self::SeePipe,
         Self::Obey,
         Self::Run,
+        Self::Fetch,
     ];
 }
 
@@ -230,7 +233,8 @@ impl World {
     }
 
     fn run_machine(&mut self, side: Side, step: Move) -> Option<()> {
-        let pipe = self.pipe;
+        let (pipe, post_copy) = (self.pipe, self.post_copy);
+        let source = self.host(side.other()).machine;
         let machine = self.host_mut(side).machine.as_mut()?;
         let (attempt, role, state) = machine.migration?;
         let ended = |state| Some((attempt, role, state));
@@ -276,10 +280,16 @@ impl World {
             }
             (Move::Run, Role::Destination, State::Ready) if !machine.unrun => {
                 machine.guest = VmState::Running;
-                machine.migration = ended(State::Finished);
+                machine.migration =
+                    ended(if post_copy { State::Fetching } else { State::Finished });
                 if let Some(left) = &mut self.host_mut(side.other()).machine {
                     left.overtaken = true;
                 }
+            }
+            // The source comes back as often as it takes, as long as it is there.
+            (Move::Fetch, Role::Destination, State::Fetching) => {
+                source.filter(|source| source.overtaken)?;
+                machine.migration = ended(State::Finished);
             }
             _ => return None,
         }
@@ -290,7 +300,7 @@ impl World {
     pub(crate) fn end_machine(&mut self, side: Side) {
         let host = self.host_mut(side);
         if let Some(machine) = host.machine.take() {
-            host.ended = Some(machine.unrun);
+            (host.ended, host.ended_in) = (Some(machine.unrun), machine.migration);
         }
     }
 
@@ -326,7 +336,8 @@ impl World {
                 migration: machine.migration.map(|(_, _, state)| state),
             }),
             (None, Some(_)) => {
-                Some(Seen { alive: false, guest: VmState::Stopped, migration: None })
+                let migration = host.ended_in.map(|(_, _, state)| state);
+                Some(Seen { alive: false, guest: VmState::Stopped, migration })
             }
             (None, None) => None,
         }
@@ -360,7 +371,19 @@ impl World {
                 }
                 self.discard(side);
             }
-            Reaction::Stop(_) => self.stop(side),
+            Reaction::Stop(said) => {
+                let ended = self
+                    .host(side)
+                    .ended_in
+                    .filter(|(_, _, state)| !matches!(state, State::Finished | State::Aborted));
+                // Said of an incoming migration it is believed.
+                if let (Some(State::Aborted), Some((attempt, Role::Destination, _))) = (said, ended)
+                    && let Some(agent) = &mut self.host_mut(side).agent
+                {
+                    agent.aborted.insert(attempt);
+                }
+                self.stop(side);
+            }
         }
         Some(())
     }
@@ -392,7 +415,7 @@ impl World {
 
     fn stop(&mut self, side: Side) {
         let host = self.host_mut(side);
-        (host.machine, host.ended) = (None, None);
+        (host.machine, host.ended, host.ended_in) = (None, None, None);
         if let Some(agent) = &mut host.agent {
             (agent.phase, agent.asks) = (Phase::Stopped, false);
         }
@@ -412,7 +435,7 @@ impl World {
             self.break_pipe();
         }
         let host = self.host_mut(side);
-        (host.machine, host.ended, host.disk) = (None, None, None);
+        (host.machine, host.ended, host.ended_in, host.disk) = (None, None, None, None);
         if let Some(agent) = &mut host.agent {
             (agent.phase, agent.asks) = (Phase::Empty, false);
         }
@@ -423,7 +446,7 @@ impl World {
         let host = self.host_mut(side);
         host.agent = Some(Agent { aborted: host.aborted.clone(), ..Agent::new(Phase::Empty) });
         // Nobody saw it end: its mark proves nothing.
-        host.ended = None;
+        (host.ended, host.ended_in) = (None, None);
         let Some(disk) = host.disk else { return self.discard(side) };
         let machine = host.machine;
         let outgoing = machine.and_then(|machine| machine.migration).and_then(|migration| {

@@ -85,6 +85,8 @@ pub struct Migrations {
     pub attempts_max: Attempt,
     /// The most faults.
     pub faults_max: u8,
+    /// Whether guests run on their destination before all of their memory is there.
+    pub post_copy: bool,
 }
 
 impl Model for Migrations {
@@ -92,7 +94,7 @@ impl Model for Migrations {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        vec![World::new()]
+        vec![World { post_copy: self.post_copy, ..World::new() }]
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
@@ -132,6 +134,17 @@ impl Model for Migrations {
                 machines.all(|copy| !copy.overtaken || copy.guest != VmState::Running)
             }),
             Property::always(
+                "no source is discarded while the destination needs it",
+                |_, world: &World| {
+                    let served = |side: Side| {
+                        let source = world.host(side.other()).machine;
+                        source.is_some_and(|source| source.guest == VmState::Paused)
+                    };
+                    let mut sides = Side::ALL.iter();
+                    world.lost || sides.all(|side| !world.fetches_on(*side) || served(*side))
+                },
+            ),
+            Property::always(
                 "once nothing fails any more, the VM runs at its owner",
                 |_, world: &World| world.lost || world.recovers(),
             ),
@@ -142,6 +155,12 @@ impl Model for Migrations {
                 world.runs_on(Side::A) && world.ended_as(Stage::Failed)
             }),
         ];
+        if self.post_copy {
+            properties.push(Property::sometimes(
+                "a guest runs without all of its memory",
+                |_, world: &World| world.fetches_on(Side::B),
+            ));
+        }
         if self.faults_max > 0 {
             properties.push(Property::sometimes(
                 "a committed VM is given back",
@@ -261,6 +280,9 @@ impl World {
     }
 
     fn copy_is_left(&self) -> bool {
-        self.hosts.iter().filter_map(|host| host.machine).any(|machine| machine.is_whole())
+        self.hosts
+            .iter()
+            .filter_map(|host| host.machine)
+            .any(|machine| machine.is_whole(self.post_copy))
     }
 }

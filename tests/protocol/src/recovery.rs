@@ -7,8 +7,8 @@ use crate::world::{Side, World};
 /// The most steps a world needs to come to rest.
 const STEPS_MAX: usize = 100;
 /// What machines and agents do by themselves, the nearest first.
-const OWN: [Move; 6] =
-    [Move::SeePipe, Move::Obey, Move::Run, Move::Load, Move::Switch, Move::Notice];
+const OWN: [Move; 7] =
+    [Move::SeePipe, Move::Obey, Move::Run, Move::Fetch, Move::Load, Move::Switch, Move::Notice];
 /// What the driver of a migration does; only one or two of these fit its phase.
 const DRIVER: [Step; 6] =
     [Step::End, Step::Start, Step::Prepare, Step::Supersede, Step::Look, Step::TellAbort];

@@ -244,6 +244,8 @@ pub struct Host {
     pub aborted: BTreeSet<Attempt>,
     /// A process that has ended and whose end the agent has not seen, with whether it left its mark.
     pub ended: Option<bool>,
+    /// Where its migration stood when it ended.
+    pub ended_in: Option<(Attempt, MigrationRole, MigrationState)>,
 }
 
 /// The memory of an agent.
@@ -317,6 +319,8 @@ pub struct World {
     pub faults: u8,
     /// Whether a fault took the only copy that may be lost with its host.
     pub lost: bool,
+    /// Whether guests run on their destination before all of their memory is there.
+    pub post_copy: bool,
 }
 
 impl World {
@@ -329,6 +333,7 @@ impl World {
             machine: None,
             aborted: BTreeSet::new(),
             ended: None,
+            ended_in: None,
         };
         let mut runs = empty();
         if let Some(agent) = &mut runs.agent {
@@ -351,6 +356,7 @@ impl World {
             writes: BTreeSet::new(),
             faults: 0,
             lost: false,
+            post_copy: false,
         }
     }
 
@@ -361,6 +367,15 @@ impl World {
 
     pub(crate) const fn host_mut(&mut self, side: Side) -> &mut Host {
         &mut self.hosts[side as usize]
+    }
+
+    /// Whether the guest executes on this host without all of its memory.
+    pub fn fetches_on(&self, side: Side) -> bool {
+        let fetches = |machine: Machine| {
+            let state = machine.migration.map(|(_, _, state)| state);
+            machine.guest == VmState::Running && state == Some(MigrationState::Fetching)
+        };
+        self.host(side).machine.is_some_and(fetches)
     }
 
     /// Whether the guest executes on a host.
@@ -388,12 +403,11 @@ impl Agent {
 }
 
 impl Machine {
-    /// Whether it holds all of the VM.
-    pub fn is_whole(&self) -> bool {
+    /// Whether it holds all of the VM; with post-copy that is not so as soon as it is READY.
+    pub fn is_whole(&self, post_copy: bool) -> bool {
         match self.migration {
-            Some((_, MigrationRole::Destination, state)) => {
-                matches!(state, MigrationState::Ready | MigrationState::Finished)
-            }
+            Some((_, MigrationRole::Destination, MigrationState::Ready)) => !post_copy,
+            Some((_, MigrationRole::Destination, state)) => state == MigrationState::Finished,
             _ => true,
         }
     }

@@ -11,10 +11,15 @@ fn explore(model: Migrations) {
 
 #[test]
 fn one_migration_and_any_two_faults() {
-    explore(Migrations { attempts_max: 1, faults_max: 2 });
+    explore(Migrations { attempts_max: 1, faults_max: 2, post_copy: false });
 }
 
 #[test]
 fn two_migrations_without_faults() {
-    explore(Migrations { attempts_max: 2, faults_max: 0 });
+    explore(Migrations { attempts_max: 2, faults_max: 0, post_copy: false });
+}
+
+#[test]
+fn a_guest_that_runs_before_its_memory_is_there_and_any_two_faults() {
+    explore(Migrations { attempts_max: 1, faults_max: 2, post_copy: true });
 }

@@ -166,7 +166,6 @@ const PROCESS: &[i64] = &[
     libc::SYS_uname,
     libc::SYS_unlink,
     libc::SYS_unlinkat,
-    libc::SYS_userfaultfd,
     libc::SYS_wait4,
 ];
 

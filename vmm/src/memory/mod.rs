@@ -9,17 +9,19 @@
 //! | [`layout`] | where memory lies in the guest's address space |
 //! | [`backing`] | the host's pages behind it |
 //! | [`prefault`] | taking them before the guest starts, or before they arrive |
+//! | [`userfault`] | pages that come when somebody touches them |
 //! | [`zero`] | whether a page holds only zeroes |
 
 mod backing;
 mod layout;
 mod prefault;
+pub(crate) mod userfault;
 mod zero;
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
 
-use ballast_model::hardware::MemoryBacking;
+use ballast_model::hardware::{MemoryBacking, PageSize};
 use ballast_model::{Bytes, Refusal, RefusalCode};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
@@ -48,6 +50,8 @@ type GuestRegion = GuestRegionMmap<AtomicBitmap>;
 pub(crate) struct Memory {
     layout: Layout,
     slots: Vec<Slot>,
+    /// Whether its pages are from the pool of huge ones.
+    pooled: bool,
     // Before the mappings it points into: fields are dropped in this order.
     mmap: GuestRam,
     _mappings: Vec<Mapping>,
@@ -124,7 +128,8 @@ impl Memory {
         let mmap = GuestRam::from_regions(regions).map_err(|error| {
             Refusal::new(RefusalCode::Internal, format!("guest memory: {error}"), "report a defect")
         })?;
-        Ok(Self { layout, slots, mmap, _mappings: mappings })
+        let pooled = backing.pages == PageSize::Huge;
+        Ok(Self { layout, slots, pooled, mmap, _mappings: mappings })
     }
 
     /// The same when nobody looks.
@@ -135,6 +140,11 @@ impl Memory {
 
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// Whether its pages are reserved ones of 2 MiB.
+    pub(crate) fn is_pooled(&self) -> bool {
+        self.pooled
     }
 
     pub(crate) fn slots(&self) -> &[Slot] {
@@ -211,6 +221,32 @@ impl Memory {
         }
     }
 
+    /// Gives `count` pages from `first` on back to the host: they are as fresh memory is. Not for
+    /// memory from the pool of huge pages.
+    ///
+    /// # Errors
+    /// When they are not all mapped in one piece, and what the system says.
+    pub(crate) fn drop_pages(&self, first: u64, count: u64) -> std::io::Result<()> {
+        let Some((start, bytes)) = self.run(first, count) else {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        };
+        // SAFETY: mapped guest memory that is private and anonymous; nobody but the guest, which
+        // does not run yet, means anything by its contents.
+        match unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_DONTNEED) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    }
+
+    /// Which page of guest memory is mapped at an address of this process, if one is.
+    pub(crate) fn page_at(&self, address: u64) -> Option<u64> {
+        self.slots.iter().find_map(|slot| {
+            let offset = address.checked_sub(slot.host.as_ptr() as u64)?;
+            let page = offset / PAGE_BYTES as u64;
+            (page < slot.pages).then_some(slot.first_page + page)
+        })
+    }
+
     /// Fills page `page` with zeroes.
     pub(crate) fn clear_page(&self, page: u64) {
         if let Some(host) = self.page(page) {
@@ -245,8 +281,6 @@ fn no_room(memory: Bytes, why: impl std::fmt::Display) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use ballast_model::hardware::PageSize;
-
     use super::*;
 
     #[test]

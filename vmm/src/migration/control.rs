@@ -24,6 +24,13 @@ pub(crate) struct Status {
 }
 
 impl Status {
+    /// Whether its verdict has been carried out: it has ended, or the VM runs here while the rest of
+    /// its memory is fetched.
+    pub(crate) fn is_carried_out(&self) -> bool {
+        let runs = self.state == State::Fetching && self.role == Role::Destination;
+        self.has_ended() || runs
+    }
+
     /// Whether nothing will change any more.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self.state, State::Finished | State::Aborted)
@@ -89,7 +96,7 @@ impl Control {
     pub(crate) fn attach(&self, connection: Handle) {
         lock(&self.connections).push(connection);
         // One that came before found nothing to interrupt.
-        if self.verdict().is_some() {
+        if self.verdict().is_some_and(|verdict| !matches!(verdict, Verdict::Commit(_))) {
             lock(&self.connections).iter().for_each(Handle::shut_down);
         }
     }

@@ -34,6 +34,8 @@ const FURTHER_ROUNDS_MAX: u32 = 4;
 const STALLED_PERCENT: u32 = 80;
 /// A throttled guest is to write at most this share of what the link carries, in percent.
 const WANTED_PERCENT: u64 = 40;
+/// The most a guest is kept from running, in percent.
+const THROTTLE_MAX: u8 = 99;
 
 /// What the source has to keep to.
 #[derive(Debug, Clone)]
@@ -67,8 +69,11 @@ pub(crate) enum Action {
     /// Double the downtime limit, up to its bound.
     RaiseLimit,
     /// Keep the vCPUs that run from running, for at least this share of the time in percent:
-    /// more when the rates say that it takes more.
-    Throttle(u8),
+    /// more when the rates say that it takes more, and at most the other.
+    Throttle { least: u8, most: u8 },
+    /// Let the guest run on the destination before all of its memory is there, once the disks that
+    /// go along fit the limit.
+    PostCopy,
     /// End the migration. The guest runs on.
     GiveUp,
 }
@@ -76,23 +81,38 @@ pub(crate) enum Action {
 impl Default for Policy {
     fn default() -> Self {
         let step = |stalled_rounds, action| Step { stalled_rounds, action };
+        let throttle = |stalled_rounds, least| {
+            step(stalled_rounds, Action::Throttle { least, most: THROTTLE_MAX })
+        };
         Self(vec![
             step(2, Action::RaiseLimit),
-            step(0, Action::Throttle(30)),
-            step(1, Action::Throttle(60)),
-            step(1, Action::Throttle(80)),
-            step(1, Action::Throttle(95)),
-            step(2, Action::Throttle(99)),
+            throttle(0, 30),
+            throttle(1, 60),
+            throttle(1, 80),
+            throttle(1, 95),
+            throttle(2, 99),
             step(3, Action::GiveUp),
         ])
     }
 }
 
 impl Policy {
-    /// That of a guest that must not be slowed down.
-    pub(crate) fn without_throttling() -> Self {
-        let all = Self::default().0.into_iter();
-        Self(all.filter(|step| !matches!(step.action, Action::Throttle(_))).collect())
+    /// That of a guest whose memory may come after it: it is slowed down a little, and once.
+    pub(crate) fn with_post_copy() -> Self {
+        let step = |stalled_rounds, action| Step { stalled_rounds, action };
+        Self(vec![
+            step(2, Action::RaiseLimit),
+            step(0, Action::Throttle { least: 30, most: 50 }),
+            step(1, Action::PostCopy),
+            step(3, Action::GiveUp),
+        ])
+    }
+
+    /// The same for a guest that must not be slowed down.
+    #[must_use]
+    pub(crate) fn without_throttling(self) -> Self {
+        let all = self.0.into_iter();
+        Self(all.filter(|step| !matches!(step.action, Action::Throttle { .. })).collect())
     }
 }
 
@@ -105,6 +125,8 @@ pub(crate) enum Decision {
     Throttle(u8),
     /// Pause the guest and send the rest.
     Stop,
+    /// Pause the guest, let it run on the destination, and send the rest then.
+    PostCopy,
     /// It does not converge; the switchover would take this long.
     GiveUp {
         /// The last estimate; none when no rate is known.
@@ -145,6 +167,8 @@ pub(crate) struct RoundDone {
     pub(crate) time: Duration,
     /// What was written meanwhile.
     pub(crate) remaining: Bytes,
+    /// What of that is on disks.
+    pub(crate) disks: Bytes,
     /// What the link carries.
     pub(crate) rate: Rate,
 }
@@ -190,7 +214,12 @@ impl Convergence {
             _ => true,
         };
         if done.number >= self.limits.rounds {
-            return if self.fits(estimate) { Decision::Stop } else { self.give_up(estimate) };
+            if self.fits(estimate) {
+                return Decision::Stop;
+            }
+            let post_copy = |step: &Step| step.action == Action::PostCopy;
+            let may = self.limits.policy.0.iter().any(post_copy) && self.disks_fit(done);
+            return if may { Decision::PostCopy } else { self.give_up(estimate) };
         }
         if let Some(estimate) = estimate.filter(|_| self.fits(estimate)) {
             let worth = estimate > GOOD_ENOUGH
@@ -226,8 +255,8 @@ impl Convergence {
                         return Decision::Stop;
                     }
                 }
-                Action::Throttle(percent) => {
-                    let wanted = percent.max(self.throttle_for(done));
+                Action::Throttle { least, most } => {
+                    let wanted = least.max(self.throttle_for(done)).min(most);
                     // A step that the rates have overtaken already is passed over.
                     if wanted > self.throttle {
                         self.throttle = wanted;
@@ -235,6 +264,9 @@ impl Convergence {
                         return decision;
                     }
                 }
+                Action::PostCopy if self.disks_fit(done) => return Decision::PostCopy,
+                // Disks are not sent after the guest: they have to get small enough by themselves.
+                Action::PostCopy => {}
                 Action::GiveUp => return self.give_up(estimate),
             }
         }
@@ -253,6 +285,11 @@ impl Convergence {
     fn fits(&self, estimate: Option<Duration>) -> bool {
         let for_pages = self.downtime.saturating_sub(FIXED).max(self.downtime / 2);
         estimate.is_some_and(|time| time <= for_pages)
+    }
+
+    /// Whether what is left of the disks alone fits the limit.
+    fn disks_fit(&self, done: &RoundDone) -> bool {
+        self.fits(done.rate.time_for(done.disks))
     }
 
     fn give_up(&self, estimate: Option<Duration>) -> Decision {
@@ -279,7 +316,8 @@ mod tests {
 
     /// After a round of a second over a link of 100 MiB/s.
     fn done(number: u32, remaining: Bytes) -> RoundDone {
-        RoundDone { number, time: Duration::from_secs(1), remaining, rate: rate(100) }
+        let (time, disks) = (Duration::from_secs(1), Bytes::ZERO);
+        RoundDone { number, time, remaining, disks, rate: rate(100) }
     }
 
     fn check(rounds: &[u64], expected: Decision) {
@@ -327,12 +365,32 @@ mod tests {
 
     #[test]
     fn a_guest_that_must_not_be_slowed_down_stays_where_it_is() {
-        let policy = Policy::without_throttling();
+        let policy = Policy::default().without_throttling();
         let mut convergence = Convergence::new(Limits { policy, ..limits(100) });
         let decisions: Vec<_> =
             (1..=6).map(|n| convergence.decide(&done(n, Bytes::mib(90)))).collect();
         assert!(decisions[..5].iter().all(|one| *one == Decision::Continue), "{decisions:?}");
         assert!(matches!(decisions[5], Decision::GiveUp { .. }), "{decisions:?}");
+    }
+
+    #[test]
+    fn a_guest_whose_memory_may_come_later_is_hardly_slowed_down() {
+        let decide = |policy: Policy, disks| {
+            let mut convergence = Convergence::new(Limits { policy, ..limits(8) });
+            let done = |number| RoundDone { disks, ..done(number, Bytes::mib(300)) };
+            (1..=8).map(|number| convergence.decide(&done(number))).collect::<Vec<_>>()
+        };
+        let all = decide(Policy::with_post_copy(), Bytes::mib(1));
+        assert_eq!(all[2..4], [Decision::Throttle(50), Decision::PostCopy], "{all:?}");
+        let all = decide(Policy::with_post_copy().without_throttling(), Bytes::ZERO);
+        assert_eq!(all[2..4], [Decision::Continue, Decision::PostCopy], "{all:?}");
+        let all = decide(Policy::with_post_copy(), Bytes::mib(200));
+        assert!(!all.contains(&Decision::PostCopy), "the disks are too far behind: {all:?}");
+        assert!(matches!(all[6], Decision::GiveUp { .. }), "{all:?}");
+        // The last round is none to give up after, either.
+        let few = Limits { policy: Policy::with_post_copy(), ..limits(1) };
+        let decision = Convergence::new(few).decide(&done(1, Bytes::mib(300)));
+        assert_eq!(decision, Decision::PostCopy);
     }
 
     #[test]
@@ -379,7 +437,9 @@ mod tests {
                         prop_assert!(percent > throttle && percent <= 99);
                         throttle = percent;
                     }
-                    Decision::Stop | Decision::GiveUp { .. } => return Ok(()),
+                    Decision::Stop | Decision::PostCopy | Decision::GiveUp { .. } => {
+                        return Ok(());
+                    }
                 }
             }
             prop_assert!(false, "it did not end in {} rounds", rounds);

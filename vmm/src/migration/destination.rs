@@ -19,6 +19,9 @@ use super::filling::Filling;
 use super::framing::{Frame, Hello, TOKEN_BYTES};
 use super::lobby::Joined;
 use super::negotiation::{Terms, answer};
+use super::postcopy::door::Door;
+use super::postcopy::fetching::{self, Fetching};
+use super::postcopy::remaining::{Arriving, Remaining};
 use super::storage::compare::DiskComparison;
 use super::storage::landing::Landing;
 use super::stream::Stream;
@@ -44,13 +47,16 @@ pub(crate) struct Incoming {
     /// What its other connections show, and where they arrive.
     pub(crate) key: [u8; TOKEN_BYTES],
     pub(crate) joined: Joined,
+    /// Where it comes back when its connection breaks in post-copy, and how long it is waited for then.
+    pub(crate) door: Arc<Door>,
+    pub(crate) patience: Duration,
 }
 
 /// What became of the guest here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Ending {
-    /// It runs here, under this epoch.
-    Runs(Epoch),
+    /// It runs here, under this epoch; with post-copy while the rest of its memory is fetched.
+    Runs(Epoch, Option<Fetching>),
     /// It does not: discard what arrived.
     Discarded(Refusal),
 }
@@ -58,7 +64,7 @@ pub(crate) enum Ending {
 /// Carries out the destination's side, from the greeted connection to the end.
 /// The status has not been set to its end yet, so that the caller can first do its part.
 pub(crate) fn receive(
-    machine: &Machine,
+    machine: &Arc<Machine>,
     incoming: Incoming,
     control: &Arc<Control>,
     unrun: &UnrunMark,
@@ -66,25 +72,34 @@ pub(crate) fn receive(
     let cancelled =
         || Refusal::new(RefusalCode::Cancelled, "the migration was cancelled", "try again");
     let vm = incoming.hello.vm.clone();
-    let (state, ready) = match fill(machine, incoming, control) {
+    let Filled { state, ready, fetching } = match fill(machine, incoming, control) {
         Ok(filled) => filled,
         Err(_) if control.verdict().is_some() => return Ending::Discarded(cancelled()),
         Err(trouble) => return Ending::Discarded(trouble.into_refusal()),
     };
-    let Verdict::Commit(epoch) = control.wait_verdict() else {
-        return Ending::Discarded(cancelled());
-    };
+    let verdict = control.wait_verdict();
     let committed = Instant::now();
-    hold("destination.granted", &vm);
-    // Whatever keeps the guest from its disks, it has not run here yet and is given back.
-    if let Err(refusal) = machine.devices.acquire_disks() {
-        return Ending::Discarded(refusal);
-    }
-    hold("destination.marked", &vm);
-    // With the mark in place the VM would be given back to its source although it ran here.
-    if let Err(refusal) = unrun.clear() {
-        return Ending::Discarded(refusal);
-    }
+    let may_run = || {
+        hold("destination.granted", &vm);
+        // Whatever keeps the guest from its memory or its disks, it has not run here yet and is
+        // given back.
+        fetching.as_ref().map_or(Ok(()), Fetching::check)?;
+        machine.devices.acquire_disks()?;
+        hold("destination.marked", &vm);
+        // With the mark in place the VM would be given back to its source although it ran here.
+        unrun.clear()
+    };
+    let granted = match verdict {
+        Verdict::Commit(epoch) => may_run().map(|()| epoch),
+        _ => Err(cancelled()),
+    };
+    let epoch = match granted {
+        Ok(epoch) => epoch,
+        Err(refusal) => {
+            drop(fetching.map(Fetching::stop));
+            return Ending::Discarded(refusal);
+        }
+    };
     hold("destination.unmarked", &vm);
     // There is no way back now: a guest with a wrong clock is better than none.
     if let Err(refusal) = state.start_time(machine) {
@@ -98,47 +113,151 @@ pub(crate) fn receive(
         let downtime = &mut status.progress.downtime;
         (downtime.commit, downtime.resume) = (committed - ready, committed.elapsed());
     });
-    Ending::Runs(epoch)
+    if let Some(fetching) = &fetching {
+        fetching.say_running();
+    }
+    Ending::Runs(epoch, fetching)
 }
 
-/// Up to READY: the state, and since when it is. On trouble the source is told,
-/// so that it need not guess.
+/// A machine that is READY.
+struct Filled {
+    state: MachineState,
+    /// Since when it is.
+    ready: Instant,
+    /// With post-copy what fetches the rest of memory.
+    fetching: Option<Fetching>,
+}
+
+/// Up to READY. On trouble the source is told, so that it need not guess.
 fn fill(
-    machine: &Machine,
+    machine: &Arc<Machine>,
     incoming: Incoming,
-    control: &Control,
-) -> Result<(MachineState, Instant), Trouble> {
-    let Incoming { wire, hello, key, joined } = incoming;
+    control: &Arc<Control>,
+) -> Result<Filled, Trouble> {
+    let Incoming { wire, hello, key, joined, door, patience } = incoming;
     let mut stream = Stream::new(wire)?;
     control.attach(stream.handle()?);
-    let filled = answer(&mut stream, &hello, machine, key)
-        .and_then(|terms| fill_memory(machine, &mut stream, terms, &joined, control));
-    control.detach();
-    match filled {
-        Ok((state, load)) => {
-            // READY here before the source can hear of it; if it never does, both
-            // sides wait for the verdict.
-            let ready = Instant::now();
-            control.update(|status| {
-                status.state = State::Ready;
-                status.progress.downtime.load = load;
-                status.progress.bytes_remaining = Bytes::ZERO;
-            });
-            hold("destination.ready", &hello.vm);
-            if let Err(trouble) = stream.send(&Frame::Ready { load }) {
-                tracing::warn!(%trouble, "READY may not have reached the source");
+    let taken = answer(&mut stream, &hello, machine, key, &door)
+        .and_then(|terms| fill_memory(machine, &mut stream, terms, &joined, control))
+        .and_then(|taken| {
+            let missing = taken.missing.as_ref();
+            missing.map_or(Ok(()), |missing| fetching::prepare(&machine.memory, missing))?;
+            Ok(taken)
+        });
+    let (peer, taken) = match taken {
+        Err(trouble) => return Err(tell_failed(Some(stream), trouble)),
+        Ok(mut taken) => match taken.missing.take() {
+            None => (Peer::Direct(stream), taken),
+            Some(missing) => {
+                let hashes = std::mem::take(&mut taken.hashes);
+                let version = taken.version;
+                let order = fetching::Order { missing, hashes, patience, version };
+                let fetching = Fetching::start(machine, control, &door, stream, order)?;
+                (Peer::Fetching(fetching), taken)
             }
-            Ok((state, ready))
-        }
+        },
+    };
+    let began = Instant::now();
+    let loaded = load(machine, &taken.state).and_then(|state| {
+        // From here on a connection that breaks is no reason to fail.
+        peer.hold_out()?;
+        Ok(state)
+    });
+    let state = match loaded {
+        Ok(state) => state,
         Err(trouble) => {
-            let why = trouble.into_refusal();
-            tracing::warn!(%why, "the incoming migration failed");
-            if stream.send(&Frame::Failed(why.clone())).is_ok() {
-                stream.finish_sending(LAST_WORD_PATIENCE);
-            }
-            Err(Trouble::Here(why))
+            let (earlier, stream) = peer.stop();
+            return Err(tell_failed(stream, earlier.unwrap_or(trouble)));
+        }
+    };
+    // READY here before the source can hear of it; if it never does, both sides wait for the
+    // verdict.
+    let (ready, load) = (Instant::now(), taken.compared + began.elapsed());
+    if matches!(peer, Peer::Direct(_)) {
+        control.detach();
+        control.update(|status| status.progress.bytes_remaining = Bytes::ZERO);
+    }
+    control.update(|status| {
+        (status.state, status.progress.downtime.load) = (State::Ready, load);
+    });
+    hold("destination.ready", &hello.vm);
+    Ok(Filled { state, ready, fetching: peer.say_ready(load) })
+}
+
+/// Who talks to the source at the end.
+enum Peer {
+    Direct(Stream),
+    /// With post-copy: a thread that does so until all of memory is there.
+    Fetching(Fetching),
+}
+
+impl Peer {
+    /// See [`Fetching::hold_out`].
+    fn hold_out(&self) -> Result<(), Trouble> {
+        match self {
+            Self::Direct(_) => Ok(()),
+            Self::Fetching(fetching) => fetching.hold_out(),
         }
     }
+
+    /// Ends it: what had gone wrong before, and the connection, if it still stands.
+    fn stop(self) -> (Option<Trouble>, Option<Stream>) {
+        match self {
+            Self::Direct(stream) => (None, Some(stream)),
+            Self::Fetching(fetching) => fetching.stop(),
+        }
+    }
+
+    fn say_ready(self, load: Duration) -> Option<Fetching> {
+        match self {
+            Self::Direct(mut stream) => {
+                if let Err(trouble) = stream.send(&Frame::Ready { load }) {
+                    tracing::warn!(%trouble, "READY may not have reached the source");
+                }
+                None
+            }
+            Self::Fetching(fetching) => {
+                fetching.say_ready(load);
+                Some(fetching)
+            }
+        }
+    }
+}
+
+/// Tells the source that it never was READY here.
+fn tell_failed(stream: Option<Stream>, trouble: Trouble) -> Trouble {
+    let why = trouble.into_refusal();
+    tracing::warn!(%why, "the incoming migration failed");
+    if let Some(mut stream) = stream
+        && stream.send(&Frame::Failed(why.clone())).is_ok()
+    {
+        stream.finish_sending(LAST_WORD_PATIENCE);
+    }
+    Trouble::Here(why)
+}
+
+/// Loads the machine's state.
+fn load(machine: &Machine, state: &[u8]) -> Result<MachineState, Trouble> {
+    let state = MachineState::decode(state)?;
+    machine.load(&state).map_err(|refusal| {
+        Refusal::new(
+            refusal.code,
+            format!("the VM's state could not be loaded: {}", refusal.reason),
+            refusal.remedy,
+        )
+    })?;
+    Ok(state)
+}
+
+/// Everything up to End.
+struct Taken {
+    state: Vec<u8>,
+    /// With post-copy the pages that come later, and in verify mode their hashes, by page.
+    missing: Option<Remaining>,
+    hashes: Vec<u64>,
+    version: u16,
+    /// How long the last comparison took.
+    compared: Duration,
 }
 
 /// Memory and state, by as many threads as there are connections.
@@ -148,7 +267,7 @@ fn fill_memory(
     terms: Terms,
     joined: &Joined,
     control: &Control,
-) -> Result<(MachineState, Duration), Trouble> {
+) -> Result<Taken, Trouble> {
     let total = machine.memory.layout().bytes();
     control.update(|status| {
         status.state = State::Transferring;
@@ -165,6 +284,7 @@ fn fill_memory(
             state: Vec::new(),
             comparison: Comparison::default(),
             disk_comparison: DiskComparison::default(),
+            missing: Arriving::new(machine.memory.layout().pages()),
         };
         let outcome = arrival.phases(scope, stream, terms, joined);
         // What another connection failed of is why this one was stopped.
@@ -185,18 +305,20 @@ struct Arrival<'a> {
     state: Vec<u8>,
     comparison: Comparison,
     disk_comparison: DiskComparison,
+    /// With post-copy the pages that come later.
+    missing: Arriving,
 }
 
 impl<'a> Arrival<'a> {
     /// Lets the other connections in, then takes everything up to End, in whatever order the
-    /// source sends it; the state as loaded, and how long that took.
+    /// source sends it.
     fn phases<'scope>(
         &mut self,
         scope: &'scope Scope<'scope, '_>,
         stream: &mut Stream,
         terms: Terms,
         joined: &Joined,
-    ) -> Result<(MachineState, Duration), Trouble>
+    ) -> Result<Taken, Trouble>
     where
         'a: 'scope,
     {
@@ -214,15 +336,19 @@ impl<'a> Arrival<'a> {
                     stream.send(&Frame::RoundDone { number })?;
                 }
                 Frame::Hashes { first, hashes } if terms.verify => {
-                    self.comparison.compare(&self.machine.memory, first, &hashes)?;
+                    let later = |page| self.missing.contains(page);
+                    self.comparison.compare(&self.machine.memory, first, &hashes, later)?;
                 }
                 Frame::DiskHashes { disk, first, hashes } if terms.verify => {
                     self.disk_comparison.compare(filling.landing, disk, first, &hashes)?;
                     filling.report();
                 }
                 Frame::State(chunk) => self.take_state(&chunk)?,
+                Frame::Missing { first, words } if terms.post_copy.is_some() => {
+                    self.missing.take(first, &words)?;
+                }
                 Frame::End { state_bytes, state_hash } => {
-                    return self.load(terms, state_bytes, state_hash);
+                    return self.finish(terms, state_bytes, state_hash);
                 }
                 frame => filling.take(stream, frame)?,
             }
@@ -275,33 +401,29 @@ impl<'a> Arrival<'a> {
         Ok(())
     }
 
-    /// Compares and loads; the state, and how long that took.
-    fn load(
-        &self,
-        terms: Terms,
-        bytes: u64,
-        hash: u64,
-    ) -> Result<(MachineState, Duration), Trouble> {
+    /// Checks that everything has come as it left.
+    fn finish(&mut self, terms: Terms, bytes: u64, hash: u64) -> Result<Taken, Trouble> {
         let began = Instant::now();
         if self.state.len() as u64 != bytes || xxh3_64(&self.state) != hash {
             return Err(Malformed("the state's checksum").into());
         }
-        self.filling.check()?;
+        let pages = self.machine.memory.layout().pages();
         if terms.verify {
-            self.comparison.finish(self.machine.memory.layout().pages())?;
+            self.comparison.finish(pages)?;
             self.disk_comparison.finish(self.filling.landing)?;
         }
+        let missing = std::mem::replace(&mut self.missing, Arriving::new(pages));
+        let missing = (!missing.is_empty()).then(|| missing.finish()).transpose()?;
+        self.filling.check(missing.as_ref().map(Remaining::runs).unwrap_or_default())?;
         // What the last pass brought: after READY the source's disks may be gone.
         self.filling.landing.sync()?;
-        let state = MachineState::decode(&self.state)?;
-        self.machine.load(&state).map_err(|refusal| {
-            Refusal::new(
-                refusal.code,
-                format!("the VM's state could not be loaded: {}", refusal.reason),
-                refusal.remedy,
-            )
-        })?;
-        Ok((state, began.elapsed()))
+        Ok(Taken {
+            state: std::mem::take(&mut self.state),
+            missing,
+            hashes: std::mem::take(&mut self.comparison).into_later(),
+            version: terms.version,
+            compared: began.elapsed(),
+        })
     }
 }
 

@@ -37,6 +37,41 @@ impl PageSet {
         set
     }
 
+    /// The set with these bits; none when they are more or fewer than `pages` take, or name others.
+    pub(crate) fn from_words(words: Vec<u64>, pages: u64) -> Option<Self> {
+        let full = Self::full(pages);
+        let within = words.len() == full.words.len()
+            && words.iter().zip(&full.words).all(|(word, all)| word & !all == 0);
+        within.then_some(Self { words, pages })
+    }
+
+    /// Its bits, the first page's lowest.
+    pub(crate) fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// How many pages could be in it.
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Whether a page is in it.
+    pub(crate) fn contains(&self, page: u64) -> bool {
+        let word = usize::try_from(page / WORD).ok().and_then(|at| self.words.get(at));
+        word.is_some_and(|word| word & 1 << (page % WORD) != 0)
+    }
+
+    /// The first page in it from `page` on.
+    pub(crate) fn next_from(&self, page: u64) -> Option<u64> {
+        let at = usize::try_from(page / WORD).ok()?;
+        let first = self.words.get(at)? & (u64::MAX << (page % WORD));
+        let rest = self.words[at + 1..].iter().copied();
+        (at as u64..)
+            .zip(std::iter::once(first).chain(rest))
+            .find(|(_, word)| *word != 0)
+            .map(|(place, word)| place * WORD + u64::from(word.trailing_zeros()))
+    }
+
     /// How many are in it.
     pub(crate) fn count(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum()
@@ -220,6 +255,13 @@ mod tests {
         assert_eq!(set.iter(64..128).collect::<Vec<_>>(), [64, 127]);
         assert_eq!((set.count_in(64..128), set.count_in(128..300), set.count()), (2, 2, 5));
         assert_eq!(set.iter(0..300).collect::<Vec<_>>(), [3, 64, 127, 128, 299]);
+        assert!(set.contains(299) && !set.contains(298) && !set.contains(4000));
+        assert_eq!([0, 3, 4, 65, 129].map(|page| set.next_from(page)), {
+            [Some(3), Some(3), Some(64), Some(127), Some(299)]
+        });
+        assert_eq!((set.next_from(300), set.next_from(4000)), (None, None));
+        assert_eq!(PageSet::from_words(set.words().to_vec(), 300).as_ref(), Some(&set));
+        assert_eq!(PageSet::from_words(set.words().to_vec(), 299), None);
         assert!(set.remove(3) && !set.remove(3));
         assert_eq!(set.bytes(), Bytes(4 * 4096));
     }

@@ -231,8 +231,9 @@ impl<'a> Filling<'a> {
         Ok(())
     }
 
-    /// When all pages have come: whether they are as they were sent.
-    pub(crate) fn check(&self) -> Result<(), Refusal> {
+    /// When all pages have come but those that come later: whether they are as they were sent.
+    pub(crate) fn check(&self, later: Vec<(u64, u64)>) -> Result<(), Refusal> {
+        self.doubts.settle(&later, &[]);
         self.doubts.finish(self.memory.layout().pages())
     }
 

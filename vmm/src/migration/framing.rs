@@ -18,8 +18,8 @@ use crate::memory::PAGE_BYTES;
 ///
 /// Version 1 has one connection and names pages one by one. Version 2 has as many as both want,
 /// names runs of pages, says beforehand where memory is, and takes disks along (see `storage`).
-/// Version 3 has checksums where nothing is encrypted (see `integrity`), and compressed pages where
-/// the link is thin (see `packing`).
+/// Version 3 has checksums where nothing is encrypted (see `integrity`), compressed pages where
+/// the link is thin (see `packing`), and post-copy (see `postcopy`).
 pub(crate) const VERSIONS: (u16, u16) = (1, 3);
 /// The longest body, in bytes.
 pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
@@ -38,6 +38,8 @@ pub(crate) const RUNS_MAX: usize = 4096;
 pub(crate) const HASHES_MAX: usize = 16_384;
 /// The most state bytes in one frame.
 pub(crate) const STATE_CHUNK_BYTES: usize = 256 << 10;
+/// The most words of 64 pages in one frame of missing pages: 4 GiB of them.
+pub(crate) const MISSING_WORDS_MAX: usize = 16_384;
 /// The longest reason or remedy, in bytes.
 const TEXT_BYTES_MAX: usize = 4096;
 
@@ -48,6 +50,35 @@ pub(crate) const TOKEN_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"BLSTMIGR";
 
 const MAGIC_JOIN: [u8; 8] = *b"BLSTJOIN";
+const MAGIC_BACK: [u8; 8] = *b"BLSTBACK";
+
+/// What a source says first that comes back after its connection broke: as long as a Hello.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Back {
+    /// That it may, out of the last [`Frame::PostCopy`].
+    pub(crate) key: [u8; TOKEN_BYTES],
+}
+
+impl Back {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut to = Encoder::default();
+        to.raw(&MAGIC_BACK).raw(&self.key);
+        let mut bytes = to.finish();
+        bytes.resize(HELLO_BYTES, 0);
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, Malformed> {
+        const WHAT: &str = "the greeting of one that comes back";
+        let mut from = Decoder::new(bytes);
+        if from.array::<8>(WHAT)? != MAGIC_BACK {
+            return Err(Malformed(WHAT));
+        }
+        let back = Self { key: from.array(WHAT)? };
+        let padding = from.array::<{ HELLO_BYTES - 8 - TOKEN_BYTES }>(WHAT)?;
+        if padding.iter().any(|&byte| byte != 0) { Err(Malformed(WHAT)) } else { Ok(back) }
+    }
+}
 
 /// What another connection of a migration says first: as long as a Hello.
 #[derive(Clone, PartialEq, Eq)]
@@ -182,6 +213,17 @@ pub(crate) enum Frame {
     Ready { load: Duration },
     /// Destination: it cannot go on, and never was READY.
     Failed(Refusal),
+    /// Destination, from version 3 on: post-copy is possible, and this is what the source shows
+    /// when it comes back after the connection broke.
+    PostCopy { key: [u8; TOKEN_BYTES] },
+    /// Which pages are not there, from `first` on: a bit for each.
+    Missing { first: u64, words: Vec<u64> },
+    /// Destination: somebody waits for these.
+    Fetch { first: u64, count: u64 },
+    /// Destination: the guest runs.
+    Running,
+    /// Destination: all pages are there; the source is no longer needed.
+    Whole,
 }
 
 /// Kinds of frame, as numbers on the wire.
@@ -205,6 +247,11 @@ mod kind {
     pub(super) const DISK_ZERO: u16 = 17;
     pub(super) const DISK_HASHES: u16 = 18;
     pub(super) const PACKED: u16 = 19;
+    pub(super) const POST_COPY: u16 = 32;
+    pub(super) const MISSING: u16 = 33;
+    pub(super) const FETCH: u16 = 34;
+    pub(super) const RUNNING: u16 = 35;
+    pub(super) const WHOLE: u16 = 36;
 }
 
 impl Frame {
@@ -297,6 +344,21 @@ impl Frame {
                 to.bytes(cut(&refusal.reason)).bytes(cut(&refusal.remedy));
                 kind::FAILED
             }
+            Self::PostCopy { key } => {
+                to.raw(key);
+                kind::POST_COPY
+            }
+            Self::Missing { first, words } => {
+                to.u64(*first);
+                words.iter().for_each(|&word| _ = to.u64(word));
+                kind::MISSING
+            }
+            Self::Fetch { first, count } => {
+                to.u64(*first).u64(*count);
+                kind::FETCH
+            }
+            Self::Running => kind::RUNNING,
+            Self::Whole => kind::WHOLE,
         }
     }
 
@@ -347,6 +409,15 @@ impl Frame {
                 let first = from.u64(WHAT)?;
                 Self::Hashes { first, hashes: words(&mut from, body.len() - 8, HASHES_MAX)? }
             }
+            kind::POST_COPY => Self::PostCopy { key: from.array(WHAT)? },
+            kind::MISSING => {
+                let first = from.u64(WHAT)?;
+                let words = words(&mut from, body.len() - 8, MISSING_WORDS_MAX)?;
+                Self::Missing { first, words }
+            }
+            kind::FETCH => Self::Fetch { first: from.u64(WHAT)?, count: from.u64(WHAT)? },
+            kind::RUNNING => Self::Running,
+            kind::WHOLE => Self::Whole,
             kind::DISK_DATA => {
                 let (disk, offset) = (from.u16(WHAT)?, from.u64(WHAT)?);
                 Self::DiskData { disk, offset, bytes: at_most(from.u32(WHAT)?, DATA_BYTES_MAX)? }
@@ -450,6 +521,11 @@ mod tests {
             (0..RefusalCode::ALL.len(), ".{0,80}", ".{0,80}").prop_map(|(code, reason, remedy)| {
                 Frame::Failed(Refusal::new(RefusalCode::ALL[code], reason, remedy))
             }),
+            any::<[u8; TOKEN_BYTES]>().prop_map(|key| Frame::PostCopy { key }),
+            (any::<u64>(), words(300)).prop_map(|(first, words)| Frame::Missing { first, words }),
+            any::<(u64, u64)>().prop_map(|(first, count)| Frame::Fetch { first, count }),
+            Just(Frame::Running),
+            Just(Frame::Whole),
         ]
     }
 
@@ -470,7 +546,7 @@ mod tests {
 
         #[test]
         fn hostile_bytes_are_refused_or_mean_what_they_say(
-            kind in 0u16..24, body in prop::collection::vec(any::<u8>(), 0..400),
+            kind in 0u16..40, body in prop::collection::vec(any::<u8>(), 0..400),
         ) {
             if let Ok(frame) = Frame::decode(kind, &body) {
                 let again = frame.encode();
@@ -497,6 +573,7 @@ mod tests {
             prop_assert!(Hello::decode(&bytes).is_err(), "no magic number by chance");
             if let Ok(bytes) = <&[u8; HELLO_BYTES]>::try_from(bytes.as_slice()) {
                 prop_assert!(Join::decode(bytes).is_err(), "no magic number by chance");
+                prop_assert!(Back::decode(bytes).is_err(), "no magic number by chance");
             }
         }
     }
@@ -534,6 +611,16 @@ mod tests {
         let mut longer = bytes;
         longer[HELLO_BYTES - 1] = 1;
         assert!(Join::decode(&longer).is_err() && Hello::decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn one_that_comes_back_shows_its_key() {
+        let back = Back { key: [5; TOKEN_BYTES] };
+        let bytes: [u8; HELLO_BYTES] = back.encode().try_into().unwrap();
+        assert!(Back::decode(&bytes).unwrap() == back);
+        let mut longer = bytes;
+        longer[HELLO_BYTES - 1] = 1;
+        assert!(Back::decode(&longer).is_err() && Join::decode(&bytes).is_err());
     }
 
     #[test]

@@ -4,18 +4,20 @@
 //! nothing, or the wrong thing, keep nobody waiting. Each has
 //! [`GREETING_TIMEOUT`], its handshake included, and at most [`GREETINGS_MAX`] are heard at a time, each by a
 //! thread of its own. When the source is in, the door stays open for its other
-//! connections ([`Join`]), each of which comes once.
+//! connections ([`Join`]), each of which comes once, and with post-copy for a source that comes
+//! back ([`Back`]).
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use ballast_model::{MigrationId, VmId};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::framing::{HELLO_BYTES, Hello, Join, STREAMS_MAX, TOKEN_BYTES};
+use super::framing::{Back, HELLO_BYTES, Hello, Join, STREAMS_MAX, TOKEN_BYTES};
+use super::postcopy::door::Door;
 use super::tls::Identity;
 use super::wire::{Decrypted, Wire};
 
@@ -36,6 +38,8 @@ pub(crate) struct Expected {
     pub(crate) key: [u8; TOKEN_BYTES],
     /// None: connections are not encrypted.
     pub(crate) identity: Option<Identity>,
+    /// What one shows that comes back.
+    pub(crate) door: Arc<Door>,
 }
 
 /// The source's other connections, as they come: their number and themselves.
@@ -52,11 +56,16 @@ pub(crate) struct Lobby {
 enum Guest {
     Source(Wire, Hello),
     Another(Wire, u16),
+    Returned(Wire),
 }
 
 impl Lobby {
     pub(crate) fn new(listener: TcpListener, expected: Expected) -> Self {
         Self { listener, expected }
+    }
+
+    pub(crate) fn door(&self) -> Arc<Door> {
+        Arc::clone(&self.expected.door)
     }
 
     pub(crate) fn key(&self) -> [u8; TOKEN_BYTES] {
@@ -73,19 +82,25 @@ impl Lobby {
         }
     }
 
-    /// Lets the source's other connections in, for as long as somebody takes them.
+    /// Lets the source's other connections in, and the source when it comes back, for as long as
+    /// somebody takes them.
     pub(crate) async fn await_others(self, others: mpsc::SyncSender<(u16, Wire)>) {
         let mut greetings = JoinSet::new();
         let mut seen = [false; STREAMS_MAX as usize];
-        while seen.iter().skip(1).any(|seen| !seen) {
-            let Some(Guest::Another(peer, stream)) = self.next(&mut greetings).await else {
-                continue;
+        loop {
+            let (peer, stream) = match self.next(&mut greetings).await {
+                Some(Guest::Another(peer, stream)) => (peer, stream),
+                Some(Guest::Returned(peer)) => {
+                    self.expected.door.arrived(peer);
+                    continue;
+                }
+                _ => continue,
             };
             match seen.get_mut(usize::from(stream)) {
                 // There is room for each: this does not block.
                 Some(seen @ false) if stream > 0 => match others.try_send((stream, peer)) {
                     Ok(()) => *seen = true,
-                    Err(_) => return,
+                    Err(_) => tracing::warn!(stream, "dropped a connection that came too late"),
                 },
                 _ => tracing::warn!(stream, "dropped a connection that had come already"),
             }
@@ -143,6 +158,12 @@ fn greet(peer: TcpStream, expected: &Expected) -> Option<Guest> {
         }
         return Some(Guest::Another(peer, join.stream));
     }
+    if let Ok(back) = Back::decode(&bytes) {
+        if !expected.door.admit(&back.key) {
+            return dropped("it came back with the wrong key");
+        }
+        return Some(Guest::Returned(peer));
+    }
     let Ok(hello) = Hello::decode(&bytes) else { return dropped("it said something else") };
     // The token first, in constant time: who lacks it learns nothing else.
     if !same_token(&hello.token, &expected.token) {
@@ -184,7 +205,7 @@ impl Write for Patient<'_> {
 }
 
 /// Takes the same time wherever the two differ.
-fn same_token(a: &[u8; TOKEN_BYTES], b: &[u8; TOKEN_BYTES]) -> bool {
+pub(super) fn same_token(a: &[u8; TOKEN_BYTES], b: &[u8; TOKEN_BYTES]) -> bool {
     let difference = a.iter().zip(b).fold(0u8, |all, (a, b)| all | (a ^ b));
     std::hint::black_box(difference) == 0
 }

@@ -18,6 +18,7 @@
 //! | [`source`], [`switchover`] | the phases of the source, straight down, with one place for failure |
 //! | [`filling`] | what arrives, into guest memory |
 //! | [`storage`] | disks that go along |
+//! | [`postcopy`] | a guest that runs before all of its memory is there |
 //! | [`destination`] | the phases of the destination |
 //! | [`verify`] | hashes of all pages, compared before the destination may run |
 //! | [`control`] | status for whoever watches, verdicts from whoever decides |
@@ -82,6 +83,7 @@ pub(crate) mod link;
 pub(crate) mod lobby;
 pub(crate) mod negotiation;
 pub(crate) mod packing;
+pub(crate) mod postcopy;
 pub(crate) mod round;
 pub(crate) mod sender;
 pub(crate) mod source;

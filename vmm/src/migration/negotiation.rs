@@ -4,12 +4,13 @@ use ballast_model::{Refusal, RefusalCode};
 
 use super::Trouble;
 use super::framing::{Frame, Hello, STREAMS_MAX, TOKEN_BYTES, VERSIONS};
+use super::postcopy::door::Door;
 use super::storage::{self, DiskTerms};
 use super::stream::Stream;
 use crate::codec::{Decoder, Encoder, Malformed};
 use crate::cpu::CpuModel;
 use crate::machine::Machine;
-use crate::memory::Layout;
+use crate::memory::{Layout, userfault};
 
 /// TSC frequencies closer than this are one: what a crystal may be off by
 /// (Linux uses 250 ppm for tsc_tolerance_ppm).
@@ -28,6 +29,8 @@ pub(crate) struct Proposal {
     pub(crate) streams: u16,
     /// From version 2 on: disks that go along; none before.
     pub(crate) disks: Vec<DiskTerms>,
+    /// From version 3 on: whether the guest may run before all of its memory is there.
+    pub(crate) post_copy: bool,
 }
 
 /// What both agreed to.
@@ -39,6 +42,9 @@ pub(crate) struct Terms {
     pub(crate) streams: u16,
     /// What the others show.
     pub(crate) key: [u8; TOKEN_BYTES],
+    /// Whether the guest may run before all of its memory is there, and what the source then
+    /// shows when it comes back.
+    pub(crate) post_copy: Option<[u8; TOKEN_BYTES]>,
 }
 
 impl Proposal {
@@ -52,6 +58,7 @@ impl Proposal {
             verify,
             streams,
             disks: DiskTerms::of(&machine.devices),
+            post_copy: false,
         }
     }
 
@@ -64,6 +71,9 @@ impl Proposal {
         if version >= 2 {
             to.u16(self.streams);
             DiskTerms::encode_all(&self.disks, &mut to);
+        }
+        if version >= 3 {
+            to.u16(self.post_copy.into());
         }
         to.finish()
     }
@@ -79,6 +89,7 @@ impl Proposal {
             verify: from.u16(WHAT)? == 1,
             streams: if version >= 2 { from.u16(WHAT)? } else { 1 },
             disks: if version >= 2 { DiskTerms::decode_all(&mut from)? } else { Vec::new() },
+            post_copy: version >= 3 && from.u16(WHAT)? == 1,
         };
         from.finish(WHAT)?;
         Ok(proposal)
@@ -160,17 +171,54 @@ pub(crate) fn propose(
     };
     stream.speak(version);
     storage::check_leaving(&machine.devices, version)?;
+    let post_copy = proposal.post_copy;
+    if post_copy && version < 3 {
+        return Err(no_post_copy("its release is too old", "update it").into());
+    }
     stream.send(&Frame::Proposal(proposal.encode(version)))?;
-    let terms = Terms { version, verify: proposal.verify, streams: 1, key: [0; TOKEN_BYTES] };
-    match stream.receive()? {
-        Frame::Accept if version == 1 => Ok(terms),
+    let verify = proposal.verify;
+    let terms = Terms { version, verify, streams: 1, key: [0; TOKEN_BYTES], post_copy: None };
+    let terms = match stream.receive()? {
+        Frame::Accept if version == 1 => terms,
         Frame::AcceptStreams { streams, key }
             if version >= 2 && (1..=proposal.streams).contains(&streams) =>
         {
-            Ok(Terms { streams, key, ..terms })
+            Terms { streams, key, ..terms }
         }
+        _ => return Err(Malformed("the answer to the proposal").into()),
+    };
+    if !post_copy {
+        return Ok(terms);
+    }
+    match stream.receive()? {
+        Frame::PostCopy { key } => Ok(Terms { post_copy: Some(key), ..terms }),
         _ => Err(Malformed("the answer to the proposal").into()),
     }
+}
+
+/// Whether pages can come here after the guest runs.
+fn check_post_copy(machine: &Machine) -> Result<(), Refusal> {
+    if let Err(why) = userfault::get() {
+        return Err(no_post_copy(
+            format_args!("userfaultfd(2) is not to be had there: {why}"),
+            "start its agent as root or set vm.unprivileged_userfaultfd = 1 there",
+        ));
+    }
+    if machine.memory.is_pooled() {
+        return Err(no_post_copy(
+            "the VM's memory is made of reserved pages of 2 MiB",
+            "give the VM other pages",
+        ));
+    }
+    Ok(())
+}
+
+fn no_post_copy(why: impl std::fmt::Display, remedy: &str) -> Refusal {
+    Refusal::new(
+        RefusalCode::Incompatible,
+        format!("the destination cannot take the VM by post-copy: {why}"),
+        format!("{remedy}, choose another host, or do not allow post-copy for this VM"),
+    )
 }
 
 /// Destination: answers the greeting and the proposal. `key` is what other connections will show.
@@ -179,6 +227,7 @@ pub(crate) fn answer(
     hello: &Hello,
     machine: &Machine,
     key: [u8; TOKEN_BYTES],
+    door: &Door,
 ) -> Result<Terms, Trouble> {
     let version = common_version(hello.versions)?;
     stream.send(&Frame::Welcome { version })?;
@@ -188,17 +237,24 @@ pub(crate) fn answer(
     };
     let proposal = Proposal::decode(&bytes, version)?;
     proposal.check(&Proposal::of(machine, proposal.verify, STREAMS_MAX))?;
+    if proposal.post_copy {
+        check_post_copy(machine)?;
+    }
     storage::landing::admit(&machine.devices, &proposal.disks)?;
     let terms = Terms {
         version,
         verify: proposal.verify,
         streams: proposal.streams.clamp(1, STREAMS_MAX),
         key,
+        post_copy: proposal.post_copy.then(|| door.issue()),
     };
     stream.send(&match version {
         1 => Frame::Accept,
         _ => Frame::AcceptStreams { streams: terms.streams, key },
     })?;
+    if let Some(key) = terms.post_copy {
+        stream.send(&Frame::PostCopy { key })?;
+    }
     Ok(terms)
 }
 
@@ -214,7 +270,17 @@ mod tests {
         let cpu = CpuModel::decode(&mut Decoder::new(&to.finish())).unwrap();
         let layout = Layout::of_size(Bytes::mib(64));
         let disks = vec![DiskTerms { number: 1, bytes: 1 << 20, allocated: 4096 }];
-        Proposal { layout, vcpus: 2, cpu, tsc_khz: 2_000_000, verify: true, streams: 4, disks }
+        let (streams, post_copy) = (4, true);
+        Proposal {
+            layout,
+            vcpus: 2,
+            cpu,
+            tsc_khz: 2_000_000,
+            verify: true,
+            streams,
+            disks,
+            post_copy,
+        }
     }
 
     fn check_differs(change: impl Fn(&mut Proposal), expected: &str) {
@@ -254,19 +320,21 @@ mod tests {
 
     #[test]
     fn a_proposal_survives_the_wire_and_nothing_shorter_does() {
-        let bytes = proposal().encode(2);
-        assert_eq!(Proposal::decode(&bytes, 2), Ok(proposal()));
+        let bytes = proposal().encode(3);
+        assert_eq!(Proposal::decode(&bytes, 3), Ok(proposal()));
         for end in 0..bytes.len() {
-            assert!(Proposal::decode(&bytes[..end], 2).is_err(), "{end}");
+            assert!(Proposal::decode(&bytes[..end], 3).is_err(), "{end}");
         }
     }
 
     #[test]
-    fn the_version_before_has_one_connection_and_takes_no_disk_along() {
+    fn earlier_versions_have_less() {
+        let before = proposal().encode(2);
+        assert_eq!(Proposal::decode(&before, 2), Ok(Proposal { post_copy: false, ..proposal() }));
         let before = proposal().encode(1);
         assert_eq!(
             Proposal::decode(&before, 1),
-            Ok(Proposal { streams: 1, disks: vec![], ..proposal() })
+            Ok(Proposal { streams: 1, disks: vec![], post_copy: false, ..proposal() })
         );
         assert!(Proposal::decode(&before, 2).is_err());
     }

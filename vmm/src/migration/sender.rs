@@ -91,6 +91,11 @@ impl Meters {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Counts pages that went as a mark and that no sender counts.
+    pub(crate) fn add_zeroes(&self, pages: u64) {
+        self.zeroes.fetch_add(pages, Ordering::Relaxed);
+    }
+
     /// Pages that went as a mark so far.
     pub(crate) fn zeroes(&self) -> u64 {
         self.zeroes.load(Ordering::Relaxed)

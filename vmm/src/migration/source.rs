@@ -29,6 +29,7 @@ use super::round::Round;
 use super::sender::Meters;
 use super::storage::mirror::Mirror;
 use super::stream::Stream;
+use super::switchover::{Rest, Return};
 use super::throttle::Throttle;
 use crate::codec::Malformed;
 use crate::machine::Machine;
@@ -58,12 +59,14 @@ pub(crate) struct Order {
     pub(crate) streams: Option<u16>,
     /// Pages may go compressed, where that pays.
     pub(crate) compress: bool,
+    /// Whether the guest may run on the destination before all of its memory is there.
+    pub(crate) post_copy: bool,
 }
 
 /// How the rounds of memory begin.
 #[derive(Debug, Clone, Copy)]
 struct Beginning {
-    version: u16,
+    terms: Terms,
     /// Rounds of disks before them.
     rounds: u32,
 }
@@ -110,7 +113,11 @@ pub(crate) fn send(
         Fate::Wait => {
             // The connection may be gone; whether the destination is READY only the record knows.
             control.update(|status| {
-                (status.state, status.refusal) = (State::Ready, refusal.clone());
+                // One that knows that the VM runs there goes on to say so.
+                if status.state != State::Fetching {
+                    status.state = State::Ready;
+                }
+                status.refusal = refusal.clone();
             });
             Some(control.wait_verdict())
         }
@@ -222,7 +229,7 @@ impl<'a> Source<'a> {
                 let rounds = self.copy_disks(&mut crew, &meters, &mut mirror)?;
                 let log = DirtyLog::start(self.machine)?;
                 let log = started.get_or_init(|| log);
-                let beginning = Beginning { version: terms.version, rounds };
+                let beginning = Beginning { terms, rounds };
                 let rest =
                     self.precopy(&mut crew, log, &meters, &mut mirror, beginning, slow_down)?;
                 let save = self.stop_and_copy(&mut crew, log, &meters, &mut mirror, rest)?;
@@ -261,7 +268,9 @@ impl<'a> Source<'a> {
         let streams = self.order.streams.unwrap_or_else(|| {
             link::streams(stream.round_trip(), link::cpus(), self.order.bandwidth)
         });
+        let post_copy = self.order.post_copy;
         let proposal = Proposal::of(self.machine, self.order.verify, streams);
+        let proposal = Proposal { post_copy, ..proposal };
         let terms = propose(&mut stream, &self.order.hello, &proposal, self.machine)?;
         let (version, streams) = (terms.version, terms.streams);
         let encrypted = self.order.peer.tls.is_some();
@@ -322,13 +331,13 @@ impl<'a> Source<'a> {
         mirror: &mut Mirror,
         beginning: Beginning,
         mut slow_down: impl FnMut(u8),
-    ) -> Result<PageSet, Trouble>
+    ) -> Result<Rest, Trouble>
     where
         'a: 'env,
     {
         let memory = &self.machine.memory;
         let mut convergence = Convergence::new(self.order.limits.clone());
-        if beginning.version >= 2 {
+        if beginning.terms.version >= 2 {
             crew.main.send(&Frame::Present(memory.blocks_present()))?;
         }
         let mut dirty = PageSet::full(memory.layout().pages());
@@ -347,8 +356,13 @@ impl<'a> Source<'a> {
             self.machine.devices.flush_disks()?;
             dirty = log.collect()?;
             let (time, remaining) = (began.elapsed(), dirty.bytes() + mirror.pending());
-            let done =
-                RoundDone { number: number - beginning.rounds, time, remaining, rate: self.rate };
+            let done = RoundDone {
+                number: number - beginning.rounds,
+                time,
+                remaining,
+                disks: mirror.pending(),
+                rate: self.rate,
+            };
             let decision = convergence.decide(&done);
             self.tell(meters, mirror, &done, decision);
             trace_round(meters, &done, before, decision);
@@ -358,14 +372,20 @@ impl<'a> Source<'a> {
                     tracing::info!(percent, "the guest writes too fast and is slowed down");
                     slow_down(percent);
                 }
-                Decision::Stop => return Ok(dirty),
+                Decision::Stop => return Ok(Rest { pages: dirty, post_copy: None }),
+                Decision::PostCopy => {
+                    tracing::info!(%remaining, "the rest of memory goes after the guest");
+                    let Terms { version, post_copy, .. } = beginning.terms;
+                    let post_copy = post_copy.map(|key| Return { key, version });
+                    return Ok(Rest { pages: dirty, post_copy });
+                }
                 Decision::GiveUp { estimate } => {
                     let limit = convergence.downtime();
                     return Err(does_not_converge(number, remaining, estimate, limit).into());
                 }
             }
         }
-        Ok(PageSet::empty(0))
+        Ok(Rest { pages: PageSet::empty(memory.layout().pages()), post_copy: None })
     }
 
     /// How the round went.
@@ -442,7 +462,7 @@ fn does_not_converge(
 
 /// What an operator needs to see why a migration takes long: `RUST_LOG=ballast_vmm::migration=debug`.
 fn trace_round(meters: &Meters, done: &RoundDone, before: Bytes, decision: Decision) {
-    let RoundDone { number, time, remaining, rate } = *done;
+    let RoundDone { number, time, remaining, rate, .. } = *done;
     let carried = Bytes(meters.carried().get() - before.get());
     let (rate, estimate) = (rate.get().unwrap_or_default(), Convergence::estimate(done));
     let written = BytesPerSec::from_amount(remaining, time);

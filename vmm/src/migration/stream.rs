@@ -6,13 +6,14 @@
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use super::Trouble;
 use super::framing::{Frame, HEADER_BYTES};
 use super::integrity::{self, PageSums, SUM_BYTES};
 use super::packing::Unpacker;
+pub(super) use super::wire::Heard;
 use super::wire::Wire;
 use crate::codec::Malformed;
 use crate::memory::Memory;
@@ -228,6 +229,23 @@ impl Stream {
     /// Whether the peer has said something, or is gone. Does not wait.
     pub(crate) fn peer_spoke(&mut self) -> bool {
         self.wire.has_spoken()
+    }
+
+    /// Waits until the peer has said something, or, when asked to, until there is room to send
+    /// without a queue; no longer than `time`. Neither when `others` have something first.
+    pub(super) fn await_peer(
+        &mut self,
+        room: bool,
+        others: &[RawFd],
+        time: Duration,
+    ) -> Result<Heard, Trouble> {
+        self.wire.wait(room, others, time).map_err(io_trouble("waiting for the peer"))
+    }
+
+    /// Makes the connection fit for pages that somebody waits for: little lies in queues here, and
+    /// what the peer does not acknowledge for `patience` is the end of it.
+    pub(super) fn make_prompt(&self, patience: Duration) -> Result<(), Trouble> {
+        self.wire.make_prompt(patience).map_err(io_trouble("setting up the connection"))
     }
 
     /// When the connections fail: the Failed frame the peer may have sent before it closed them,

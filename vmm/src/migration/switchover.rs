@@ -13,7 +13,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::Trouble;
 use super::crew::Crew;
 use super::dirty::{DirtyLog, PageSet};
-use super::framing::{Frame, HASHES_MAX, STATE_CHUNK_BYTES};
+use super::framing::{Frame, HASHES_MAX, STATE_CHUNK_BYTES, TOKEN_BYTES};
+use super::postcopy::remaining::Remaining;
+use super::postcopy::serving::Beginning;
 use super::round::Round;
 use super::sender::{Meters, Sender};
 use super::source::{Source, guest_ended};
@@ -39,10 +41,27 @@ pub(super) struct Save {
     state: Vec<u8>,
     /// The round whose RoundDone comes before READY.
     marked: Option<u32>,
+    /// Pages that go after the guest runs, and with what the source comes back meanwhile.
+    missing: Option<(Remaining, Return)>,
+}
+
+/// The last pages.
+pub(super) struct Rest {
+    pub(super) pages: PageSet,
+    /// Whether they go after the guest runs, and then with what the source comes back.
+    pub(super) post_copy: Option<Return>,
+}
+
+/// With what a source comes back whose connection broke.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Return {
+    pub(super) key: [u8; TOKEN_BYTES],
+    pub(super) version: u16,
 }
 
 impl<'a> Source<'a> {
-    /// Pauses the guest, saves its state, sends the last dirty pages, those of `rest` among them.
+    /// Pauses the guest, saves its state, sends the last dirty pages, those of `rest` among them;
+    /// or with post-copy says which they are.
     ///
     /// The state is read before the last look at the dirty log: reading it may
     /// make KVM write to guest memory (a steal-time record, for one).
@@ -52,7 +71,7 @@ impl<'a> Source<'a> {
         log: &DirtyLog<'_>,
         meters: &Meters,
         mirror: &mut Mirror,
-        rest: PageSet,
+        rest: Rest,
     ) -> Result<Save, Trouble>
     where
         'a: 'env,
@@ -67,12 +86,16 @@ impl<'a> Source<'a> {
         let state = self.machine.save()?.encode();
         let state_save = saving.elapsed();
         let mut dirty = log.collect()?;
-        dirty.add(&rest);
+        dirty.add(&rest.pages);
         self.progress(meters, dirty.bytes(), |progress| progress.rounds += 1);
         meters.limit(None);
         crew.write_patience(STALL_MAX.max(self.order.limits.downtime * 2))?;
         // Every request that was begun has ended: this is the last of the disks.
         let blocks = mirror.take();
+        let (dirty, missing) = match rest.post_copy {
+            None => (dirty, None),
+            Some(key) => (PageSet::empty(dirty.pages()), Some((Remaining::new(dirty), key))),
+        };
         let alone = dirty.bytes() + blocks.left() <= ALONE_BYTES_MAX;
         let number = self.control.status().progress.rounds;
         let round = Round::new(number, &self.machine.memory, dirty, None).with(blocks);
@@ -81,13 +104,16 @@ impl<'a> Source<'a> {
         } else {
             crew.send(round, |_| {})?;
         }
+        if let Some((missing, _)) = &missing {
+            missing.frames().try_for_each(|frame| crew.main.send(&frame))?;
+        }
         hold("source.last_pass", &self.order.hello.vm);
         let last_pass = paused.elapsed().saturating_sub(state_save);
         self.control.update(|status| {
             let downtime = &mut status.progress.downtime;
             (downtime.state_save, downtime.last_pass) = (state_save, last_pass);
         });
-        Ok(Save { state, marked: (!alone).then_some(number) })
+        Ok(Save { state, marked: (!alone).then_some(number), missing })
     }
 
     /// Sends all hashes, when asked to, and the state, seals, and waits for READY.
@@ -118,35 +144,39 @@ impl<'a> Source<'a> {
         let (state_bytes, state_hash) = (save.state.len() as u64, xxh3_64(&save.state));
         crew.main.send(&Frame::End { state_bytes, state_hash })?;
         hold("source.sealed", &self.order.hello.vm);
-        let load = self.await_ready(crew, save.marked)?;
+        let size = self.machine.memory.layout().bytes();
+        let patience = READY_TIMEOUT_BASE + size.time_at(READY_RATE_MIN).unwrap_or_default();
+        let marked = save.marked;
+        if let Some((missing, Return { key, version })) = save.missing {
+            let beginning = Beginning { missing, key, version, marked, began, patience };
+            return self.serve(&mut crew.main.stream, meters, mirror, beginning);
+        }
+        let load = await_ready(crew, marked, patience)?;
+        self.told_ready(load, began, meters, mirror, Bytes::ZERO);
+        Ok(())
+    }
+
+    /// The destination is READY, after it has loaded for so long. Of memory `left` is still here alone.
+    pub(super) fn told_ready(
+        &self,
+        load: Duration,
+        began: Instant,
+        meters: &Meters,
+        mirror: &Mirror,
+        left: Bytes,
+    ) {
         let elapsed = self.began.elapsed();
         self.control.update(|status| {
             status.state = State::Ready;
             status.progress.downtime.send = began.elapsed().saturating_sub(load);
             status.progress.bytes_sent = meters.bytes();
             status.progress.bytes_saved = meters.saved();
-            status.progress.bytes_remaining = Bytes::ZERO;
+            status.progress.bytes_remaining = left;
             status.progress.disk_bytes_remaining = Bytes::ZERO;
             status.progress.disk_bytes_sent = mirror.sent();
             status.progress.pages_zero = meters.zeroes();
             status.progress.elapsed = elapsed;
         });
-        Ok(())
-    }
-
-    /// READY, and how long the destination took to load.
-    fn await_ready(&self, crew: &mut Crew<'_>, marked: Option<u32>) -> Result<Duration, Trouble> {
-        let size = self.machine.memory.layout().bytes();
-        let patience = READY_TIMEOUT_BASE + size.time_at(READY_RATE_MIN).unwrap_or_default();
-        let stream = &mut crew.main.stream;
-        let mut answer = stream.receive_within(patience)?;
-        if matches!(answer, Frame::RoundDone { number } if Some(number) == marked) {
-            answer = stream.receive_within(patience)?;
-        }
-        match answer {
-            Frame::Ready { load } => Ok(load),
-            _ => Err(Malformed("the answer to the state").into()),
-        }
     }
 
     fn send_hashes(&self, sender: &mut Sender<'_>) -> Result<(), Trouble> {
@@ -158,5 +188,22 @@ impl<'a> Source<'a> {
             sender.send(&Frame::Hashes { first, hashes })?;
         }
         Ok(())
+    }
+}
+
+/// READY, and how long the destination took to load.
+fn await_ready(
+    crew: &mut Crew<'_>,
+    marked: Option<u32>,
+    patience: Duration,
+) -> Result<Duration, Trouble> {
+    let stream = &mut crew.main.stream;
+    let mut answer = stream.receive_within(patience)?;
+    if matches!(answer, Frame::RoundDone { number } if Some(number) == marked) {
+        answer = stream.receive_within(patience)?;
+    }
+    match answer {
+        Frame::Ready { load } => Ok(load),
+        _ => Err(Malformed("the answer to the state").into()),
     }
 }

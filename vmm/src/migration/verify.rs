@@ -23,10 +23,14 @@ pub(crate) struct Comparison {
     next: u64,
     different: u64,
     first_different: Option<u64>,
+    /// Those of pages that come later, zero for all others; empty until there are any.
+    later: Vec<u64>,
 }
 
 impl Comparison {
     /// Compares the pages from `first` on.
+    ///
+    /// Hashes of pages for which `comes_later` says so are kept for when they do.
     ///
     /// # Errors
     /// When pages are left out, repeated or do not exist.
@@ -35,12 +39,20 @@ impl Comparison {
         memory: &Memory,
         first: u64,
         hashes: &[u64],
+        comes_later: impl Fn(u64) -> bool,
     ) -> Result<(), Malformed> {
         const WHAT: &str = "the order of page hashes";
         if first != self.next {
             return Err(Malformed(WHAT));
         }
         for &hash in hashes {
+            if comes_later(self.next) {
+                let at = usize::try_from(self.next).map_err(|_| Malformed(WHAT))?;
+                self.later.resize(at + 1, 0);
+                self.later[at] = hash;
+                self.next += 1;
+                continue;
+            }
             let here = hash_page(memory, self.next).ok_or(Malformed(WHAT))?;
             if here != hash {
                 self.different += 1;
@@ -49,6 +61,11 @@ impl Comparison {
             self.next += 1;
         }
         Ok(())
+    }
+
+    /// The hashes of pages that come later, by page.
+    pub(crate) fn into_later(self) -> Vec<u64> {
+        self.later
     }
 
     /// The outcome over all `pages` pages of guest memory.
@@ -88,8 +105,8 @@ mod tests {
         let hashes: Vec<u64> = (0..256).map(|page| hash_page(&memory, page).unwrap()).collect();
         let compare = || {
             let mut comparison = Comparison::default();
-            comparison.compare(&memory, 0, &hashes[..100]).unwrap();
-            comparison.compare(&memory, 100, &hashes[100..]).unwrap();
+            comparison.compare(&memory, 0, &hashes[..100], |_| false).unwrap();
+            comparison.compare(&memory, 100, &hashes[100..], |_| false).unwrap();
             comparison.finish(256)
         };
         compare().unwrap();
@@ -104,9 +121,21 @@ mod tests {
         let memory = Memory::map(Layout::of_size(Bytes::mib(1)), MemoryBacking::default()).unwrap();
         let hash = hash_page(&memory, 0).unwrap();
         let mut comparison = Comparison::default();
-        comparison.compare(&memory, 0, &[hash]).unwrap();
-        assert!(comparison.compare(&memory, 0, &[hash]).is_err(), "again");
-        assert!(comparison.compare(&memory, 1, &vec![hash; 256]).is_err(), "too many");
+        comparison.compare(&memory, 0, &[hash], |_| false).unwrap();
+        assert!(comparison.compare(&memory, 0, &[hash], |_| false).is_err(), "again");
+        assert!(comparison.compare(&memory, 1, &vec![hash; 256], |_| false).is_err(), "too many");
         assert!(comparison.finish(300).is_err(), "too few");
+    }
+
+    #[test]
+    fn what_comes_later_is_kept_and_not_compared() {
+        let memory = Memory::map(Layout::of_size(Bytes::mib(1)), MemoryBacking::default()).unwrap();
+        let mut hashes = vec![hash_page(&memory, 0).unwrap(); 256];
+        (hashes[7], hashes[9]) = (70, 90);
+        let mut comparison = Comparison::default();
+        comparison.compare(&memory, 0, &hashes, |page| page == 7 || page == 9).unwrap();
+        comparison.finish(256).unwrap();
+        let later = comparison.into_later();
+        assert_eq!((later[7], later[8], later[9], later.len()), (70, 0, 90, 10));
     }
 }

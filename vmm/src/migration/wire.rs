@@ -2,8 +2,9 @@
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::{ClientConfig, Connection};
 
@@ -16,6 +17,37 @@ const PIECES_MAX: usize = 1024;
 
 /// Read at a time of what is encrypted. The TLS library would read 4 KiB.
 const AHEAD_BYTES: usize = 256 << 10;
+
+/// What may lie unsent in this host's queue before a page that somebody waits for.
+const UNSENT_MAX: libc::c_int = 128 << 10;
+
+/// What a wait for the peer came to; neither when the time was over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Heard {
+    /// It has said something, or is gone.
+    pub(crate) peer: bool,
+    /// There is room to send.
+    pub(crate) room: bool,
+}
+
+/// To wait until a descriptor can be read.
+pub(super) fn readable(fd: RawFd) -> libc::pollfd {
+    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
+}
+
+/// Waits for any of them. A signal counts as the end of the time.
+pub(super) fn poll(fds: &mut [libc::pollfd], time: Duration) -> io::Result<()> {
+    // Not less than asked for: whoever waits for a moment shall not spin up to it.
+    let millis = time.as_micros().div_ceil(1000);
+    let millis = libc::c_int::try_from(millis).unwrap_or(libc::c_int::MAX);
+    let count = libc::nfds_t::try_from(fds.len()).unwrap_or(0);
+    // SAFETY: the kernel writes to the entries given, as many as there are.
+    if unsafe { libc::poll(fds.as_mut_ptr(), count, millis) } >= 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
+}
 
 /// One end of a connection.
 #[derive(Debug)]
@@ -158,6 +190,42 @@ impl Wire {
         unsafe { libc::recv(self.tcp.as_raw_fd(), (&raw mut byte).cast(), 1, flags) >= 0 }
     }
 
+    /// Waits until the peer has said something or is gone, or, with `room`, until a write would
+    /// find little unsent before it, or until one of `others` can be read. No longer than `time`.
+    pub(crate) fn wait(
+        &mut self,
+        room: bool,
+        others: &[RawFd],
+        time: Duration,
+    ) -> io::Result<Heard> {
+        self.wake_at(1);
+        let spoken = self.has_spoken();
+        let events = if room { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
+        let mut fds = vec![libc::pollfd { fd: self.tcp.as_raw_fd(), events, revents: 0 }];
+        fds.extend(others.iter().map(|&fd| readable(fd)));
+        poll(&mut fds, if spoken { Duration::ZERO } else { time })?;
+        let revents = fds.first().map_or(0, |own| own.revents);
+        let own = spoken || revents & !libc::POLLOUT != 0;
+        Ok(Heard { peer: own, room: revents & libc::POLLOUT != 0 })
+    }
+
+    /// See [`Stream::make_prompt`](super::stream::Stream::make_prompt).
+    pub(crate) fn make_prompt(&self, patience: Duration) -> io::Result<()> {
+        let millis = libc::c_int::try_from(patience.as_millis()).unwrap_or(libc::c_int::MAX);
+        self.set_tcp(libc::TCP_NOTSENT_LOWAT, UNSENT_MAX)?;
+        self.set_tcp(libc::TCP_USER_TIMEOUT, millis)
+    }
+
+    fn set_tcp(&self, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+        let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
+        let value = (&raw const value).cast();
+        // SAFETY: the descriptor is open; the kernel reads one int.
+        let set = unsafe {
+            libc::setsockopt(self.tcp.as_raw_fd(), libc::IPPROTO_TCP, option, value, length)
+        };
+        if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// Writes all of the slices.
     pub(crate) fn write_all_vectored(&mut self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
         let Some(tls) = &mut self.tls else {
@@ -277,7 +345,6 @@ fn write_out(tls: &mut Connection, tcp: &mut TcpStream) -> io::Result<()> {
 mod tests {
     use std::net::TcpListener;
     use std::sync::mpsc;
-    use std::time::Duration;
 
     use super::*;
 

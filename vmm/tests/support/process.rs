@@ -59,7 +59,11 @@ impl Lab {
             kernel: self.path("guest").to_str().unwrap().to_owned(),
             cmdline: params.to_cmdline(),
             automation: v1::Automation::Full.into(),
-            migration: Some(v1::MigrationPolicy { downtime_limit_ms: 300, verify: true }),
+            migration: Some(v1::MigrationPolicy {
+                downtime_limit_ms: 300,
+                verify: true,
+                post_copy: false,
+            }),
             ..v1::VmSpec::default()
         }
     }
@@ -207,6 +211,7 @@ impl Vmm {
             spec: Some(spec),
             source_epoch: 1,
             tls,
+            post_copy_patience_ms: 0,
         };
         let answer = self.client.receive_migration(request).await.map_err(refusal)?;
         Ok(answer.into_inner())
@@ -230,6 +235,7 @@ impl Vmm {
             never_throttle: false,
             never_compress: false,
             public_key: vec![],
+            post_copy: false,
         };
         change(&mut request);
         self.client.send_migration(request).await.map(|_| ()).map_err(refusal)

@@ -123,7 +123,8 @@ fn advance(view: &mut MachineView, status: MigrationStatus) {
         MigrationState::Listening => 1,
         MigrationState::Transferring => 2,
         MigrationState::Ready => 3,
-        MigrationState::Finished | MigrationState::Aborted => 4,
+        MigrationState::Fetching => 4,
+        MigrationState::Finished | MigrationState::Aborted => 5,
     };
     let newer = view.migration.as_ref().is_none_or(|present| {
         present.migration != status.migration || rank(&status) >= rank(present)
@@ -238,6 +239,7 @@ impl Machine for KvmMachine {
             spec: Some((&incoming.spec).into()),
             source_epoch: incoming.source_epoch.0,
             tls: incoming.tls,
+            post_copy_patience_ms: 0,
         };
         let limit = BUILD_TIMEOUT + prefault_time_max(&incoming.spec);
         let answer = call(limit, client.receive_migration(request)).await?;
@@ -269,6 +271,7 @@ impl Machine for KvmMachine {
             never_throttle: outgoing.never_throttle,
             never_compress: outgoing.never_compress,
             public_key: outgoing.public_key.clone(),
+            post_copy: outgoing.policy.post_copy,
         };
         let sent = call(BUILD_TIMEOUT, client.send_migration(request)).await;
         self.settle().await;
