@@ -9,6 +9,7 @@ mod crash;
 mod demo;
 mod faults;
 mod local_disks;
+mod post_copy;
 mod snapshot;
 
 /// The program under test.

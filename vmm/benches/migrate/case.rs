@@ -23,6 +23,8 @@ pub(crate) struct Case {
     repeat: u32,
     /// The link's rate; none for as fast as the machine copies.
     pub(crate) mbit: Option<u32>,
+    /// Whether the guest may run before all of its memory is there; then the total is until it is.
+    pub(crate) post_copy: bool,
 }
 
 const IDLE: Case = Case {
@@ -33,6 +35,7 @@ const IDLE: Case = Case {
     working_set_mib: 8,
     repeat: 1,
     mbit: None,
+    post_copy: false,
 };
 const BUSY: Case = Case { filled_mib: 760, working_set_mib: 200, ..IDLE };
 
@@ -61,6 +64,13 @@ pub(crate) const CASES: &[Case] = &[
         repeat: 3,
         dirty_mb_per_sec: 64,
         mbit: Some(400),
+        ..BUSY
+    },
+    Case {
+        name: "post-copy-200-400mbit",
+        dirty_mb_per_sec: 200,
+        mbit: Some(400),
+        post_copy: true,
         ..BUSY
     },
 ];

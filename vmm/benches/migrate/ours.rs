@@ -40,6 +40,7 @@ pub(crate) async fn migrate(case: &Case, link: &Link, streams: u32, tls: bool) -
         send.verify = false;
         send.downtime_limit_ms = DOWNTIME_LIMIT_MS;
         send.streams = streams;
+        send.post_copy = case.post_copy;
         send.public_key.clone_from(&there.public_key);
     };
     source.send(&there.address, change).await.unwrap();
@@ -50,11 +51,12 @@ pub(crate) async fn migrate(case: &Case, link: &Link, streams: u32, tls: bool) -
         _ => return Figures::default(),
     }
     destination.resolve(MigrationVerdict::Commit, 2).await.unwrap();
+    source.read_console().await;
+    destination.watch_state(MigrationState::Finished).await;
     let total = began.elapsed();
     let cpu_after = cpu();
 
-    let sent = source.watch_state(MigrationState::Ready).await.progress.unwrap();
-    source.read_console().await;
+    let sent = source.migration().await.progress.unwrap();
     let said = hear(&mut destination, source.console.next_offset()).await;
     let here = destination.migration().await.progress.unwrap().downtime.unwrap();
     let there = sent.downtime.unwrap();
