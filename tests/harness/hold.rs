@@ -77,6 +77,15 @@ pub fn vmm_of(state_dir: &Path, vm: &str) -> Option<u32> {
 /// # Panics
 /// When this process may not look into that one.
 pub fn connections(pid: u32) -> Vec<OwnedFd> {
+    let connected = |fd: &OwnedFd| match getpeername(fd) {
+        Ok(Some(peer)) => peer.address_family() == AddressFamily::INET,
+        _ => false,
+    };
+    sockets(pid).into_iter().filter(connected).collect()
+}
+
+/// Copies of all descriptors of a process.
+fn sockets(pid: u32) -> Vec<OwnedFd> {
     let number = Pid::from_raw(pid.cast_signed()).expect("a pid");
     let process = pidfd_open(number, PidfdFlags::empty()).expect("it runs");
     let listed = fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").flatten();
@@ -85,12 +94,21 @@ pub fn connections(pid: u32) -> Vec<OwnedFd> {
         // One that was closed meanwhile is none.
         pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).ok()
     });
-    copies
-        .filter(|fd| match getpeername(fd) {
-            Ok(Some(peer)) => peer.address_family() == AddressFamily::INET,
-            _ => false,
+    copies.collect()
+}
+
+/// The socket on which a VM's process waits for its source.
+///
+/// # Panics
+/// When it waits for none, or this process may not look into that one.
+pub fn listener(pid: u32) -> OwnedFd {
+    sockets(pid)
+        .into_iter()
+        .find(|fd| {
+            rustix::net::sockopt::socket_acceptconn(fd).unwrap_or(false)
+                && rustix::net::sockopt::socket_domain(fd) == Ok(AddressFamily::INET)
         })
-        .collect()
+        .expect("it listens")
 }
 
 /// Cuts them.

@@ -12,6 +12,7 @@ pub mod hold;
 mod logs;
 pub mod matrix;
 mod program;
+pub mod tamper;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

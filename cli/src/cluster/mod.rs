@@ -231,6 +231,50 @@ impl Cluster {
         self.wait_ready(since).await
     }
 
+    /// Starts agent `index` again and does not wait for it: the controller may not run.
+    ///
+    /// # Errors
+    /// `NotFound`, or `HostFailure` when it does not start.
+    pub fn spawn_agent(&mut self, index: usize) -> Result<(), Refusal> {
+        self.agent(index)?.spawn()
+    }
+
+    /// The process id of etcd, while it runs; none with the embedded store.
+    pub fn store_pid(&self) -> Option<u32> {
+        self.etcd.as_ref().map(EtcdProcess::pid)
+    }
+
+    /// Ends etcd with SIGKILL, which closes nothing, and starts it again with the same data and
+    /// address.
+    ///
+    /// # Errors
+    /// `WrongState` with the embedded store; as [`start`](Self::start).
+    pub async fn crash_store(&mut self) -> Result<(), Refusal> {
+        let Some(etcd) = self.etcd.take() else {
+            return Err(Refusal::new(
+                RefusalCode::WrongState,
+                "the store is embedded in the controller",
+                "kill the controller, or start the cluster with etcd",
+            ));
+        };
+        let (address, pid) = (etcd.address(), i32::try_from(etcd.pid()).ok());
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+            // One that has ended by itself is what is wanted.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        let dir = self.dir.path().join("state");
+        let again = move || {
+            drop(etcd);
+            EtcdProcess::start_at(&dir, address)
+        };
+        let started = tokio::task::spawn_blocking(again).await;
+        self.etcd = Some(started.map_err(|error| {
+            let reason = format!("starting etcd failed: {error}");
+            Refusal::new(RefusalCode::Internal, reason, "report a defect")
+        })??);
+        Ok(())
+    }
+
     /// Ends everything in order: VMs, agents, controller, etcd; what does not end when asked is
     /// killed. Then removes the directory.
     ///

@@ -7,7 +7,8 @@ use ballast_cli::cluster::StoreKind;
 use ballast_guest::{LogReport, Params};
 use ballast_proto::v1;
 use ballast_tests::hold::{self, HoldFile, is_stopped, vmm_of};
-use ballast_tests::matrix::{Expected, Fault, Point, Who};
+use ballast_tests::matrix::{Expected, Fault, Order, Point, Setting, Who};
+use ballast_tests::tamper::Tamper;
 use ballast_tests::{Guest, TestCluster, eventually, signal_process};
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -120,11 +121,16 @@ fn index_of(host: &str) -> usize {
 }
 
 impl Bench {
-    pub(super) async fn start(store: StoreKind, disks: Disks) -> Self {
+    /// A cluster that has what cells of this setting take.
+    pub(super) async fn start(setting: Setting) -> Self {
+        let store = if setting.store { StoreKind::Etcd } else { StoreKind::Embedded };
+        let disks = if setting.local_disks { Disks::Local } else { Disks::Shared };
+        // What is encrypted is authenticated: a changed byte is found there anyway.
+        let config = if setting.tamper { "[migration]\ntls = false\nstreams = 1" } else { "" };
         let dir = tempfile::tempdir().expect("a directory");
         let hold = HoldFile::new(dir.path());
         let env = vec![("BALLAST_HOLD".to_owned(), hold.path().to_string_lossy().into_owned())];
-        let test = TestCluster::start_with(PROGRAM, store, env).await;
+        let test = TestCluster::start_configured(PROGRAM, store, env, config).await;
         let guest = new_guest(&test, dir.path(), 0, disks).await;
         let hosts = test.hosts().await;
         Self { test, hold, dir, guest, guests: 1, disks, hosts, summary: Summary::default() }
@@ -147,14 +153,23 @@ impl Bench {
         let from = self.test.runs_once(&vm).await;
         let to = other(&from);
         let (name, holder) = point.name();
-        self.hold.arm(&vm, name);
+        let first = if fault == Fault::Corrupt { Point::Connect.name().0 } else { name };
+        self.hold.arm(&vm, first);
         let id = self.test.migrate(&vm, to).await;
-        let pid = eventually(&format!("{holder:?} is held at {name}"), async || {
-            self.pid(holder, &from, to).filter(|pid| is_stopped(*pid))
-        })
-        .await;
+        let mut pid = self.held(first, holder, &from, to).await;
+        if fault == Fault::Corrupt {
+            pid = self.tampered(name, (holder, pid), (&from, to)).await;
+        }
         self.hold.clear();
-        self.hurt(fault, (holder, pid), (&from, to)).await;
+        // Whether the source's agent or the destination's commit is first is decided here.
+        let raced = fault == Fault::Kill(Who::SourceVmm) && expected == Expected::Destination;
+        let told = raced.then(|| self.pid(Who::SourceAgent, &from, to).expect("it is there"));
+        told.inspect(|agent| signal_process(*agent, Signal::STOP));
+        self.hurt(point, fault, (holder, pid), (&from, to)).await;
+        if let Some(agent) = told {
+            self.reaches(&id, "committed").await;
+            signal_process(agent, Signal::CONT);
+        }
         if expected == Expected::Source {
             let hurt = Instant::now();
             self.is_back(&vm, &from).await;
@@ -168,11 +183,7 @@ impl Bench {
         let as_expected = match expected {
             Expected::Source => !completed && host.as_deref() == Some(from.as_str()),
             Expected::Destination => completed && host.as_deref() == Some(to),
-            Expected::Either => host.as_deref() == Some(if completed { to } else { from.as_str() }),
             Expected::Lost => host.is_none(),
-            Expected::LostOrDestination => {
-                host.as_deref().is_none_or(|host| host == to && completed)
-            }
         };
         let outcome = format!(
             "{point:?} × {fault:?}: {} on {host:?}, expected {expected:?}; {}",
@@ -202,8 +213,42 @@ impl Bench {
         }
     }
 
+    /// Waits until whoever comes to this point is held there.
+    async fn held(&self, name: &str, holder: Who, from: &str, to: &str) -> u32 {
+        eventually(&format!("{holder:?} is held at {name}"), async || {
+            self.pid(holder, from, to).filter(|pid| is_stopped(*pid))
+        })
+        .await
+    }
+
+    /// Takes the connection of a source that is held before it connects, and changes the next
+    /// byte of the source, which is held at `name` then.
+    async fn tampered(&self, name: &str, held: (Who, u32), (from, to): (&str, &str)) -> u32 {
+        let (holder, held) = held;
+        self.hold.arm(&self.guest.vm, name);
+        let destination = self.pid(Who::DestinationVmm, from, to).expect("it listens");
+        signal_process(destination, Signal::STOP);
+        eventually("the destination stands still", async || is_stopped(destination).then_some(()))
+            .await;
+        signal_process(held, Signal::CONT);
+        let tamper = tokio::task::spawn_blocking(move || Tamper::take(destination));
+        let tamper = tamper.await.expect("no panic");
+        signal_process(destination, Signal::CONT);
+        let held = self.held(name, holder, from, to).await;
+        let source = hold::connections(held);
+        eventually("nothing is under way", async || tamper.is_idle(&source).then_some(())).await;
+        tamper.arm();
+        held
+    }
+
     /// Does it, and lets whoever was held go on.
-    async fn hurt(&mut self, fault: Fault, held: (Who, u32), (from, to): (&str, &str)) {
+    async fn hurt(
+        &mut self,
+        point: Point,
+        fault: Fault,
+        held: (Who, u32),
+        (from, to): (&str, &str),
+    ) {
         let (holder, held) = held;
         let go_on = || signal_process(held, Signal::CONT);
         match fault {
@@ -218,6 +263,17 @@ impl Bench {
                         self.test.cluster.kill_agent(index_of(to)).await.unwrap();
                     }
                     Who::Controller => self.test.cluster.kill_controller().await.unwrap(),
+                    Who::Store => self.test.cluster.crash_store().await.unwrap(),
+                }
+                if point == Point::Connect && matches!(who, Who::SourceAgent | Who::Controller) {
+                    // Who comes back finds that the two have agreed.
+                    let (name, holder) = Point::Negotiated.name();
+                    self.hold.arm(&self.guest.vm, name);
+                    go_on();
+                    eventually("the source goes on", async || (!is_stopped(held)).then_some(()))
+                        .await;
+                    self.held(name, holder, from, to).await;
+                    self.hold.clear();
                 }
                 if who != holder {
                     go_on();
@@ -233,9 +289,21 @@ impl Bench {
                         self.test.cluster.restart_controller().await.unwrap();
                         self.test.client = self.test.cluster.client().await.unwrap();
                     }
-                    Who::SourceVmm | Who::DestinationVmm => {}
+                    Who::SourceVmm | Who::DestinationVmm | Who::Store => {}
                 }
             }
+            Fault::Outage(order) => {
+                let agents = [index_of(from), index_of(to)];
+                for agent in agents {
+                    self.test.cluster.kill_agent(agent).await.unwrap();
+                }
+                self.test.cluster.kill_controller().await.unwrap();
+                if matches!(holder, Who::SourceVmm | Who::DestinationVmm) {
+                    go_on();
+                }
+                self.come_back(order, agents).await;
+            }
+            Fault::Corrupt => go_on(),
             Fault::Freeze(who) => {
                 let victim = self.pid(who, from, to).expect("it is there");
                 signal_process(victim, Signal::STOP);
@@ -260,6 +328,36 @@ impl Bench {
         }
     }
 
+    /// Starts what an outage ended.
+    async fn come_back(&mut self, order: Order, [source, destination]: [usize; 2]) {
+        let cluster = &mut self.test.cluster;
+        match order {
+            Order::ControllerFirst => {
+                cluster.restart_controller().await.unwrap();
+                cluster.spawn_agent(destination).unwrap();
+                // The controller has only one side to ask for a while.
+                tokio::time::sleep(MOMENT).await;
+                cluster.restart_agent(source).await.unwrap();
+            }
+            Order::ControllerLast => {
+                cluster.spawn_agent(source).unwrap();
+                cluster.spawn_agent(destination).unwrap();
+                cluster.restart_controller().await.unwrap();
+            }
+        }
+        self.test.client = self.test.cluster.client().await.unwrap();
+    }
+
+    /// Waits until a migration has come to this phase, or to its end.
+    async fn reaches(&self, id: &str, phase: &str) {
+        eventually(&format!("migration {id} is {phase}"), async || {
+            let request = v1::GetMigrationRequest { migration: id.to_owned() };
+            let found = self.test.client.get_migration(request).await.ok()?;
+            (found.ended || found.phase == phase).then_some(())
+        })
+        .await;
+    }
+
     /// Both ends of all connections between the two.
     fn link(&self, from: &str, to: &str) -> Vec<std::os::fd::OwnedFd> {
         let sides = [(Who::SourceVmm, "source"), (Who::DestinationVmm, "destination")];
@@ -280,6 +378,7 @@ impl Bench {
             Who::SourceAgent => self.test.cluster.agent_pid(index_of(from)),
             Who::DestinationAgent => self.test.cluster.agent_pid(index_of(to)),
             Who::Controller => self.test.cluster.controller_pid(),
+            Who::Store => self.test.cluster.store_pid(),
         }
     }
 

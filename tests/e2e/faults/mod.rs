@@ -8,22 +8,27 @@ mod bench;
 
 use std::time::Duration;
 
-use ballast_cli::cluster::StoreKind;
 use ballast_tests::kvm_or_skip;
-use ballast_tests::matrix::{Fault, Point, Who, cells};
+use ballast_tests::matrix::{Fault, Point, Setting, Who, cells};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-use bench::{Bench, Disks, Summary};
+use bench::{Bench, Summary};
+
+/// The guest's disk is where every host finds it, or goes along.
+const SHARED: Setting = Setting { local_disks: false, store: false, tamper: false };
+const LOCAL: Setting = Setting { local_disks: true, ..SHARED };
 
 /// Runs all cells with one of these faults, on one cluster.
-async fn check_cells(name: &str, disks: Disks, chosen: impl Fn(Point, Fault) -> bool) {
+async fn check_cells(name: &str, setting: Setting, chosen: impl Fn(Point, Fault) -> bool) {
     if !kvm_or_skip(name) {
         return;
     }
-    let mut bench = Bench::start(StoreKind::Embedded, disks).await;
-    for (point, fault, expected) in cells().filter(|(point, fault, _)| chosen(*point, *fault)) {
+    let mut bench = Bench::start(setting).await;
+    for (point, fault, expected) in
+        cells(setting).filter(|(point, fault, _)| chosen(*point, *fault))
+    {
         bench.run(point, fault, expected).await;
     }
     let summary = bench.end().await;
@@ -35,49 +40,86 @@ async fn check_cells(name: &str, disks: Disks, chosen: impl Fn(Point, Fault) -> 
 async fn a_vmm_is_killed_at_every_point() {
     let vmm = |who| matches!(who, Who::SourceVmm | Who::DestinationVmm);
     let chosen = |_, fault| matches!(fault, Fault::Kill(who) if vmm(who));
-    check_cells("killed VMMs", Disks::Local, chosen).await;
+    check_cells("killed VMMs", LOCAL, chosen).await;
 }
 
 #[tokio::test]
 async fn an_agent_is_killed_at_every_point() {
     let agent = |who| matches!(who, Who::SourceAgent | Who::DestinationAgent);
     let chosen = |_, fault| matches!(fault, Fault::Kill(who) if agent(who));
-    check_cells("killed agents", Disks::Local, chosen).await;
+    check_cells("killed agents", LOCAL, chosen).await;
 }
 
 #[tokio::test]
 async fn the_controller_is_killed_at_every_point() {
-    check_cells("a killed controller", Disks::Shared, |_, fault| {
-        fault == Fault::Kill(Who::Controller)
-    })
-    .await;
+    check_cells("a killed controller", SHARED, |_, fault| fault == Fault::Kill(Who::Controller))
+        .await;
 }
 
 #[tokio::test]
 async fn a_process_stands_still() {
     let short = [Point::Round, Point::Pause, Point::Ready, Point::Granted];
     let chosen = |point, fault| matches!(fault, Fault::Freeze(_)) && short.contains(&point);
-    check_cells("frozen processes", Disks::Shared, chosen).await;
+    check_cells("frozen processes", SHARED, chosen).await;
 }
 
 /// The long form of the one above; `make soak-migrate` comes by these cells, too.
 #[tokio::test]
 #[ignore = "takes two minutes"]
 async fn a_process_stands_still_at_every_point() {
-    check_cells("frozen processes", Disks::Shared, |_, fault| matches!(fault, Fault::Freeze(_)))
-        .await;
+    check_cells("frozen processes", SHARED, |_, fault| matches!(fault, Fault::Freeze(_))).await;
 }
 
 #[tokio::test]
 async fn the_link_fails_at_every_point() {
-    check_cells("links", Disks::Local, |_, fault| matches!(fault, Fault::Cut | Fault::Stall)).await;
+    check_cells("links", LOCAL, |_, fault| matches!(fault, Fault::Cut | Fault::Stall)).await;
+}
+
+#[tokio::test]
+async fn a_byte_is_changed_on_the_way() {
+    let setting = Setting { tamper: true, ..LOCAL };
+    check_cells("changed bytes", setting, |_, _| true).await;
+}
+
+fn of_store(fault: Fault) -> bool {
+    matches!(fault, Fault::Kill(Who::Store) | Fault::Freeze(Who::Store))
+}
+
+#[tokio::test]
+async fn the_store_fails() {
+    let short = [Point::Negotiated, Point::Ready, Point::CommitAsked, Point::Granted];
+    let setting = Setting { store: true, ..SHARED };
+    check_cells("the store", setting, |point, fault| of_store(fault) && short.contains(&point))
+        .await;
+}
+
+/// The long form of the one above.
+#[tokio::test]
+#[ignore = "takes two minutes"]
+async fn the_store_fails_at_every_point() {
+    let setting = Setting { store: true, ..LOCAL };
+    check_cells("the store", setting, |_, fault| of_store(fault)).await;
+}
+
+#[tokio::test]
+async fn everything_but_the_vms_is_killed_and_comes_back_in_either_order() {
+    let short = [Point::Disks, Point::Pause, Point::Ready, Point::Granted, Point::CleanUp];
+    let chosen = |point, fault| matches!(fault, Fault::Outage(_)) && short.contains(&point);
+    check_cells("outages", LOCAL, chosen).await;
+}
+
+/// The long form of the one above.
+#[tokio::test]
+#[ignore = "takes two minutes"]
+async fn everything_but_the_vms_is_killed_at_every_point() {
+    check_cells("outages", LOCAL, |_, fault| matches!(fault, Fault::Outage(_))).await;
 }
 
 /// Random cells, the same for the same seed.
 async fn soak(count: usize, seed: u64) -> Summary {
     let mut random = StdRng::seed_from_u64(seed);
-    let all: Vec<_> = cells().collect();
-    let mut bench = Bench::start(StoreKind::Embedded, Disks::Shared).await;
+    let all: Vec<_> = cells(SHARED).collect();
+    let mut bench = Bench::start(SHARED).await;
     for _ in 0..count {
         let (point, fault, expected) = *all.choose(&mut random).expect("there are cells");
         bench.run(point, fault, expected).await;
@@ -117,7 +159,7 @@ async fn a_hundred_migrations_leave_nothing_behind() {
     if !kvm_or_skip("a hundred migrations") {
         return;
     }
-    let mut bench = Bench::start(StoreKind::Embedded, Disks::Shared).await;
+    let mut bench = Bench::start(SHARED).await;
     // What is made once is made by the first few.
     for _ in 0..6 {
         bench.migrate().await;
