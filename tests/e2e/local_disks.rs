@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use ballast_cli::cluster::StoreKind;
 use ballast_guest::{LogReport, Params};
 use ballast_proto::v1;
-use ballast_tests::{Guest, TestCluster, kvm_or_skip, run};
+use ballast_tests::hold::{HoldFile, is_stopped, vmm_of};
+use ballast_tests::{Guest, TestCluster, eventually, kvm_or_skip, run, signal_process};
 
 use crate::PROGRAM;
 
@@ -45,6 +46,88 @@ fn check_data(path: &Path) {
     let meta = file.metadata().unwrap();
     assert_eq!(meta.len(), DATA_BYTES);
     assert!(meta.blocks() * 512 <= 2 * ISLAND.1 as u64, "{} blocks", meta.blocks());
+}
+
+/// A file system of its own on a directory; gone with this value.
+struct Small(std::ffi::CString);
+
+impl Small {
+    fn on(dir: &Path, bytes: u64) -> Self {
+        let place = std::ffi::CString::new(dir.as_os_str().as_encoded_bytes()).unwrap();
+        let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        let kind = c"tmpfs".as_ptr();
+        // SAFETY: four strings that end with zero, and no flags.
+        let done = unsafe { libc::mount(kind, place.as_ptr(), kind, 0, options.as_ptr().cast()) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        Self(place)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // SAFETY: a string that ends with zero.
+        unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+/// Somebody else fills the destination's disk meanwhile: that is said in words, the VM stays where it
+/// is with its disk, and moves once there is room.
+#[tokio::test]
+async fn a_destination_that_gets_full_is_no_loss() {
+    if !kvm_or_skip("a full destination") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let hold = HoldFile::new(dir.path());
+    let env = vec![("BALLAST_HOLD".to_owned(), hold.path().to_string_lossy().into_owned())];
+    let test = TestCluster::start_with(PROGRAM, StoreKind::Embedded, env).await;
+    let hosts: Vec<String> = test.hosts().await.into_iter().map(|host| host.host).collect();
+    let roots: Vec<PathBuf> = hosts.iter().map(|host| test.cluster.disk_root(host)).collect();
+    let data = File::create(roots[0].join("log.img")).unwrap();
+    data.set_len(DATA_BYTES).unwrap();
+    data.write_all_at(&pattern(), ISLAND.0).unwrap();
+    let mut guest =
+        Guest::create_with(&test, "web-1", &hosts[0], &params(), vec![disk("log.img")]).await;
+    let small = Small::on(&roots[1], 64 << 20);
+    hold.arm("web-1", "source.disks");
+    let id = test.migrate("web-1", &hosts[1]).await;
+    let state = test.cluster.dir().join("state").join(&hosts[0]);
+    let held = eventually("it is held while its disk is copied", async || {
+        vmm_of(&state, "web-1").filter(|pid| is_stopped(*pid))
+    })
+    .await;
+    let mut file = File::create(roots[1].join("somebody else's")).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    hold.clear();
+    signal_process(held, rustix::process::Signal::CONT);
+    let refused = test.ended(&id).await;
+    assert_eq!(refused.phase, "failed", "{refused:?}");
+    assert!(refused.why.contains("No space left on device"), "{}", refused.why);
+    assert_eq!(test.runs_once("web-1").await, hosts[0]);
+    guest.goes_on(&test).await;
+    assert_eq!(names(&roots[1]), ["somebody else's"], "no part of the disk");
+    drop(small);
+    // Until the host has reported that it has room again, it is refused.
+    let moved = eventually("there is room again", async || {
+        let request = v1::MigrateVmRequest {
+            vm: "web-1".into(),
+            to: hosts[1].clone(),
+            actor: TestCluster::actor("there is room again"),
+        };
+        test.client.migrate_vm(request).await.ok()
+    })
+    .await;
+    let moved = test.ended(&moved.migration).await;
+    assert_eq!(moved.phase, "completed", "{moved:?}");
+    let durable = guest.goes_on(&test).await.durable_records;
+    let actor = TestCluster::actor("the test is over");
+    let request = v1::DeleteVmRequest { vm: "web-1".into(), actor };
+    test.client.delete_vm(request).await.unwrap();
+    let log = LogReport::of(&roots[1].join("log.img"), params().log_bytes, durable).unwrap();
+    // What lies behind the log is no fault of it.
+    assert!(log.runs == 1 && log.records >= durable, "{} of {durable}", log.records);
+    check_data(&roots[1].join("log.img"));
+    test.stop().await;
 }
 
 #[tokio::test]

@@ -190,7 +190,7 @@ async fn endure(moves: u64, slack: Option<Duration>) {
         ];
         let downtime = Duration::from_micros(parts.iter().sum());
         let wait = asking.take_wait_max();
-        downtimes.push(downtime);
+        downtimes.push((downtime, parts));
         excesses.push(wait.saturating_sub(downtime));
         source.resolve(MigrationVerdict::Superseded, hop + 2).await.unwrap();
         assert!(source.ended().await.success());
@@ -200,10 +200,11 @@ async fn endure(moves: u64, slack: Option<Duration>) {
     downtimes.sort_unstable();
     excesses.sort_unstable();
     let half = excesses.len() / 2;
+    let (longest, parts) = downtimes[downtimes.len() - 1];
     eprintln!(
-        "downtime p50 {:?} max {:?}; beyond it the client waited p50 {:?} max {:?}",
-        downtimes[half],
-        downtimes[downtimes.len() - 1],
+        "downtime p50 {:?} max {longest:?} (last pass, save, send, load, commit, resume: {parts:?} µs); \
+         beyond it the client waited p50 {:?} max {:?}",
+        downtimes[half].0,
         excesses[half],
         excesses[excesses.len() - 1]
     );
