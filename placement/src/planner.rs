@@ -19,7 +19,9 @@ const LEGS_MAX: usize = 8;
 
 /// How often a dearer move is tried where a plan may not hold all that is found: by pairs of VM and host, since each
 /// try is a run.
-const BUDGET_TRIES: [(usize, usize); 2] = [(50_000, 5), (500_000, 3)];
+const BUDGET_TRIES: [(usize, usize); 2] = [(5_000, 5), (50_000, 1)];
+/// Pairs up to which what is found is brought down to what a plan may hold, rather than cut.
+const FITTED_PAIRS_MAX: usize = 500_000;
 
 /// Fewer steps than this are the first of all that is found: what is worth most comes first.
 const BUDGET_MIN: usize = 4;
@@ -100,7 +102,15 @@ fn within(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> 
         Quality::of(&start, &reached, options)
     };
     let (mut low, mut high) = (options.gain_min.get(), 1.0);
-    let mut best = (quality(&first.moves), first.moves, first.after);
+    let mut best = (quality(&first.moves), first.moves.clone(), first.after.clone());
+    let brought_down =
+        if pairs <= FITTED_PAIRS_MAX { fitted(problem, &first, options) } else { None };
+    if let Some((moves, after)) = brought_down {
+        let reached = quality(&moves);
+        if reached.is_better_than(&best.0) {
+            best = (reached, moves, after);
+        }
+    }
     for _ in 0..tries {
         let middle = (low * high).sqrt();
         let dearer = PlanOptions { gain_min: Ratio::new(middle), ..*options };
@@ -110,13 +120,33 @@ fn within(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> 
         } else {
             high = middle;
         }
-        let reached = quality(&tried.moves);
-        if reached.is_better_than(&best.0) {
-            best = (reached, tried.moves, tried.after);
+        for (moves, after) in
+            fitted(problem, &tried, options).into_iter().chain([(tried.moves, tried.after)])
+        {
+            let reached = quality(&moves);
+            if reached.is_better_than(&best.0) {
+                best = (reached, moves, after);
+            }
         }
     }
     let (_, moves, after) = best;
     Ok(Leg { moves, after, found: first.found, is_cut: true })
+}
+
+/// All that a run found, brought down to as many steps as a plan may hold.
+fn fitted(
+    problem: &Problem<'_>,
+    leg: &Leg,
+    options: &PlanOptions,
+) -> Option<(Vec<Move>, Vec<Vec<usize>>)> {
+    let start = State::new(problem);
+    let mut state = start.clone();
+    leg.found.iter().for_each(|step| state.shift(step.vm, step.to));
+    solve::fit(&mut state, options, options.steps_max);
+    let Candidate { moves, after } = joint::ranked(&start, &state, options)?;
+    let fits = moves.len() <= options.steps_max;
+    let candidate = Candidate { moves, after };
+    (fits && is_legal(problem, &candidate, options)).then_some((candidate.moves, candidate.after))
 }
 
 fn leg(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {

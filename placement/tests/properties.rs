@@ -19,6 +19,9 @@ use ballast_placement::{PlanOptions, check_step, imbalance, place, plan, usage};
 use common::{after, clusters};
 use proptest::prelude::*;
 
+/// What the hosts of [`clusters`] use besides their VMs at most, in millicores.
+const OVERHEAD_MOST: u64 = 500;
+
 /// Memory a host has in use or promised.
 fn memory(
     snapshot: &ClusterSnapshot,
@@ -226,8 +229,15 @@ proptest! {
     #[test]
     fn a_step_that_levels_nothing_pays_with_a_later_one(snapshot in clusters()) {
         let plan = plan(&snapshot, &PlanOptions::default()).unwrap().plan;
+        let ceiling = PlanOptions::default().cpu_ceiling.get();
+        let mut now = snapshot.clone();
         for (n, step) in plan.steps.iter().enumerate() {
-            let is_worse = step.cause == StepCause::Balance && step.gain < -1e-9;
+            // To relieve a host above the CPU ceiling is worth more than level load.
+            let on = now.vms.values().filter(|vm| vm.host == step.from);
+            let cpu = on.fold(OVERHEAD_MOST, |sum, vm| sum + vm.demand.cpu.get());
+            let is_over = cpu as f64 > ceiling * snapshot.hosts[&step.from].capacity.cpu.get() as f64;
+            let is_worse = step.cause == StepCause::Balance && step.gain < -1e-9 && !is_over;
+            now.vms.get_mut(&step.vm).unwrap().host = step.to.clone();
             let mut sum = 0.0;
             let pays = plan.steps[n..].iter().any(|later| {
                 sum += later.gain;
@@ -236,7 +246,12 @@ proptest! {
             prop_assert!(!is_worse || pays, "step {n} of {:?}", plan.steps);
         }
         let is_forced = plan.steps.iter().any(|step| step.cause != StepCause::Balance);
-        prop_assert!(is_forced || plan.imbalance_after <= plan.imbalance_before);
+        let slack = 1e-3;
+        prop_assert!(
+            is_forced || plan.imbalance_after.get() <= plan.imbalance_before.get() + slack,
+            "{:?}",
+            plan
+        );
     }
 
     #[test]

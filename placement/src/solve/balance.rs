@@ -145,7 +145,8 @@ pub(super) fn allowed(solver: &Solver<'_, '_, '_>, vm: VmIx, to: HostIx) -> bool
 fn swap(solver: &mut Solver<'_, '_, '_>, host: HostIx, order: &[HostIx], floor: f64) -> bool {
     let (state, problem) = (&*solver.state, solver.state.problem);
     let mut swaps = Vec::new();
-    for partner in order.iter().rev().take(SWAP_PARTNERS_MAX).filter(|other| **other != host) {
+    let hopeful = |other: &&HostIx| **other != host && swap_bound(state, host, **other) >= floor;
+    for partner in order.iter().rev().take(SWAP_PARTNERS_MAX).filter(hopeful) {
         for &one in state.vms_on(host) {
             if !problem.may_move(one, Cause::Balance) {
                 continue;
@@ -163,6 +164,22 @@ fn swap(solver: &mut Solver<'_, '_, '_>, host: HostIx, order: &[HostIx], floor: 
         .into_iter()
         .take(SWAP_TRIES_MAX)
         .any(|(_, one, other)| exchange(solver, one, other) || exchange(solver, other, one))
+}
+
+/// No swap between the hosts lowers the spread by more: at best both are at the mean afterwards, and the mean where the
+/// others are.
+fn swap_bound(state: &State<'_, '_>, one: HostIx, other: HostIx) -> f64 {
+    let hosts = state.problem.counted.len();
+    if hosts <= 2 {
+        return f64::INFINITY;
+    }
+    let mut bound = 0.0;
+    for (m, metric) in METRICS.iter().enumerate() {
+        let mean = state.sums().sum(m) / hosts as f64;
+        let off = |host: HostIx| (state.loads(host)[m] - mean).powi(2);
+        bound += metric.weight * (off(one) + off(other));
+    }
+    bound * (1.0 + 2.0 / (hosts - 2) as f64)
 }
 
 /// Moves `first`, then `second` to where `first` was; nothing if either is not allowed.

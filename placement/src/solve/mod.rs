@@ -79,6 +79,13 @@ pub(crate) fn solve(state: &mut State<'_, '_>, options: &PlanOptions) -> Vec<Mov
     solver.moves
 }
 
+/// Brings a state down to so many moves for balance, as good as those can make it; returns the moves from there.
+pub(crate) fn fit(state: &mut State<'_, '_>, options: &PlanOptions, moves_max: usize) -> Vec<Move> {
+    let mut solver = Solver { state, options, moves: Vec::new() };
+    polish::fit(&mut solver, moves_max, options.gain_floor());
+    solver.moves
+}
+
 /// The best move of the VM for balance if nothing but rules of thumb stood in its way and it is worth `floor`: what a
 /// verdict explains.
 pub(crate) fn best_unhindered(

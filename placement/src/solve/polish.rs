@@ -17,7 +17,7 @@ use crate::door::problem::{HostInfo, HostIx, VmIx};
 use crate::door::state::{Cause, State};
 use crate::score::METRICS;
 use crate::solve::Solver;
-use crate::solve::balance::{allowed, exchange};
+use crate::solve::balance::{Best, allowed, exchange};
 use crate::solve::scan::Scan;
 
 /// Rounds over all kinds of change.
@@ -30,6 +30,8 @@ const WORTH_MIN: f64 = 0.01;
 const TRADES_MAX: usize = 2_000_000;
 /// VMs that a round tries to do without, those that are missed least.
 const DROPS_MAX: usize = 256;
+/// How often a move is given up for another one.
+const EXCHANGES_MAX: usize = 64;
 /// The best repairs of a host that are tried before it is left alone.
 const TRIES_MAX: usize = 4;
 
@@ -53,6 +55,37 @@ pub(super) fn polish(solver: &mut Solver<'_, '_, '_>, floor: f64) -> bool {
         }
     }
     moved
+}
+
+/// Brings the state down to so many moves, the least missed given up one by one, and makes the best of those left.
+pub(super) fn fit(solver: &mut Solver<'_, '_, '_>, moves_max: usize, floor: f64) {
+    let mut polish = Polish { home: solver.home(), floor, least: WORTH_MIN * floor };
+    let count = polish.moved(solver).len();
+    for _ in moves_max..count {
+        if !polish.give_up_one(solver) {
+            return;
+        }
+    }
+    for _ in count..moves_max {
+        if !polish.add_one(solver) {
+            break;
+        }
+    }
+    polish.same_number(solver);
+    // One given up for another one, as long as that is better.
+    for _ in 0..EXCHANGES_MAX {
+        let (before, spread) = (solver.moves.len(), solver.state.sums().spread());
+        if polish.give_up_one(solver) && polish.add_one(solver) {
+            polish.same_number(solver);
+        }
+        let moved = polish.moved(solver).len();
+        if solver.state.sums().spread() > spread - polish.least || moved > moves_max.max(1) {
+            while solver.moves.len() > before {
+                solver.unmake();
+            }
+            return;
+        }
+    }
 }
 
 struct Polish {
@@ -196,6 +229,86 @@ impl Polish {
                 }
             }
         }
+    }
+
+    /// Improves the state with as many moves.
+    fn same_number(&mut self, solver: &mut Solver<'_, '_, '_>) {
+        for _ in 0..ROUNDS_MAX {
+            let before = solver.moves.len();
+            self.retarget(solver);
+            self.replace(solver);
+            self.trade(solver);
+            if solver.moves.len() == before {
+                return;
+            }
+        }
+    }
+
+    /// Makes the best single move of a VM that stays so far.
+    fn add_one(&mut self, solver: &mut Solver<'_, '_, '_>) -> bool {
+        let (state, scan) = (&*solver.state, Scan::new(solver.state));
+        let stays = |vm: &VmIx| {
+            let at = state.at(*vm);
+            at == self.home[vm.0]
+                && state.problem.host(at).counts()
+                && state.problem.may_move(*vm, Cause::Balance)
+        };
+        let mut best: Option<(Best, VmIx)> = None;
+        for vm in state.problem.vm_ixs().filter(stays) {
+            let floor = best.map_or(self.floor, |(best, _)| best.gain + self.least);
+            if let Some(found) = scan.best(state, vm, floor, |to| allowed(solver, vm, to)) {
+                best = Some((found, vm));
+            }
+        }
+        if let Some((best, vm)) = best {
+            solver.make(vm, best.to, Cause::Balance);
+        }
+        best.is_some()
+    }
+
+    /// Does without the VM that is missed least when another one makes up for it as well as it can.
+    fn give_up_one(&mut self, solver: &mut Solver<'_, '_, '_>) -> bool {
+        let moved = self.moved(solver);
+        let mut best: Option<(f64, VmIx, Option<VmIx>)> = None;
+        for vm in &moved {
+            let (away, home) = (solver.state.at(*vm), self.home[vm.0]);
+            if !solver.state.problem.host(home).counts() || !allowed(solver, *vm, home) {
+                continue;
+            }
+            let loss = -solver.state.gain(*vm, home);
+            solver.make(*vm, home, Cause::Balance);
+            let (made_up, other) = self.best_for(solver, &moved, *vm, away);
+            solver.unmake();
+            let worth = made_up - loss;
+            if best.is_none_or(|(most, ..)| worth > most) {
+                best = Some((worth, *vm, other));
+            }
+        }
+        let Some((_, vm, other)) = best else { return false };
+        let away = solver.state.at(vm);
+        solver.make(vm, self.home[vm.0], Cause::Balance);
+        if let Some(other) = other {
+            solver.make(other, away, Cause::Balance);
+        }
+        true
+    }
+
+    /// The best of those that move to go to that host instead, and what that is worth.
+    fn best_for(
+        &self,
+        solver: &Solver<'_, '_, '_>,
+        moved: &[VmIx],
+        but: VmIx,
+        to: HostIx,
+    ) -> (f64, Option<VmIx>) {
+        let mut best = (0.0, None);
+        for vm in moved.iter().filter(|vm| **vm != but && solver.state.at(**vm) != to) {
+            let worth = solver.state.gain(*vm, to);
+            if worth > best.0 && to != self.home[vm.0] && allowed(solver, *vm, to) {
+                best = (worth, Some(*vm));
+            }
+        }
+        best
     }
 
     /// Makes up for a VM that is back `home` and not `away`: another one goes there, or is replaced.
