@@ -52,6 +52,7 @@ mod objective;
 mod problem;
 mod rng;
 mod search;
+mod sieve;
 mod state;
 mod tally;
 #[cfg(test)]

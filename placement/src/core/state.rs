@@ -12,6 +12,7 @@ use super::evaluate::overload;
 use super::ids::{Host, Item, NONE, Place, Resource, Rule};
 use super::objective::{DEVIATION_MAX, HARD_UNIT, HARD_UNPLACED, LEVELS_MAX, Score};
 use super::problem::{Problem, RuleKind, Strength, UNLIMITED};
+use super::sieve::{Sieve, Threshold};
 use super::tally::{Change, Shift, TallyCounts};
 
 /// Why an item may not go somewhere.
@@ -67,6 +68,8 @@ pub struct State<'p, const L: usize = LEVELS_MAX> {
     overload_weight: Vec<f64>,
     /// Resources whose capacity a relaxed walk keeps.
     kept: Vec<u32>,
+    /// A first look at moves, for objectives of one sum that it can tell.
+    sieve: Option<Sieve>,
     /// Whether no rule and no preference can make a move cheaper than its load and its way are.
     rules_never_pay: bool,
     tallies: TallyCounts,
@@ -93,10 +96,17 @@ impl<'p, const L: usize> State<'p, L> {
                 state.enter(item, place);
             }
         }
+        state.sift();
         for host in 0..problem.hosts() {
             state.rescore_host(host);
         }
         state
+    }
+
+    /// Begins anew with the sieve; every host is to be rescored after that.
+    fn sift(&mut self) {
+        let applies = L == 1 && self.rules_never_pay;
+        self.sieve = if applies { Sieve::new(self.problem, &self.overload_weight) } else { None };
     }
 
     /// Nothing placed, and host scores not yet computed.
@@ -122,6 +132,7 @@ impl<'p, const L: usize> State<'p, L> {
             host_excess: vec![0.0; problem.hosts],
             overload_weight: problem.overload_weight.clone(),
             kept: Vec::new(),
+            sieve: None,
             rules_never_pay: problem.rules.iter().all(|rule| rule.strength == Strength::Hard)
                 && (0..problem.items).all(|ix| problem.preferred.row(ix).is_empty()),
             tallies: TallyCounts::new(problem),
@@ -289,8 +300,9 @@ impl<'p, const L: usize> State<'p, L> {
                 self.kept.push(r as u32);
             }
         }
+        self.sift();
         for host in 0..self.problem.hosts {
-            self.host_excess[host] = self.excess(host, |_, room| room);
+            self.rescore_host(host);
         }
     }
 
@@ -316,6 +328,9 @@ impl<'p, const L: usize> State<'p, L> {
     ) -> Option<(Score<L>, f64)> {
         let problem = self.problem;
         let from = self.places[item.ix()];
+        if self.hopeless::<RELAXED>(item, from, to, limit) {
+            return None;
+        }
         if from == to || !self.open(item, to) || !self.fits::<RELAXED>(item, to) {
             return None;
         }
@@ -448,7 +463,11 @@ impl<'p, const L: usize> State<'p, L> {
     ) -> Option<(Score<L>, f64)> {
         let (from_a, from_b) = (self.places[a.ix()], self.places[b.ix()]);
         debug_assert!(to_a.host == from_b.host && to_b.host == from_a.host);
-        if from_a.host == from_b.host || !self.open(a, to_a) || !self.open(b, to_b) {
+        if from_a.host == from_b.host
+            || self.hopeless_swap::<RELAXED>((a, from_a, to_a), (b, from_b, to_b), limit)
+            || !self.open(a, to_a)
+            || !self.open(b, to_b)
+        {
             return None;
         }
         let mut delta = self.exchange::<RELAXED>(a, to_a, b, from_b)?;
@@ -472,6 +491,65 @@ impl<'p, const L: usize> State<'p, L> {
         delta.hard += change.hard;
         delta.add(self.problem.levels.soft_rules, change.soft);
         Some((delta, excess))
+    }
+
+    // ---- a first look ----
+
+    /// Whether a move is over the limit by what the sieve knows.
+    #[inline]
+    fn hopeless<const RELAXED: bool>(
+        &self,
+        item: Item,
+        from: Place,
+        to: Place,
+        limit: Limit,
+    ) -> bool {
+        let Some(sieve) = self.sieve_for::<RELAXED>(limit) else { return false };
+        let between_hosts = from.is_somewhere() && from.host != to.host;
+        let threshold = self.threshold::<RELAXED>(limit, self.way_gain(item, from));
+        between_hosts && sieve.rejects(self.problem, item, (from, to), threshold)
+    }
+
+    #[inline]
+    fn hopeless_swap<const RELAXED: bool>(
+        &self,
+        (a, from_a, to_a): (Item, Place, Place),
+        (b, from_b, to_b): (Item, Place, Place),
+        limit: Limit,
+    ) -> bool {
+        let Some(sieve) = self.sieve_for::<RELAXED>(limit) else { return false };
+        let gain = self.way_gain(a, from_a) + self.way_gain(b, from_b);
+        let threshold = self.threshold::<RELAXED>(limit, gain);
+        sieve.rejects_swap(self.problem, (a, from_a), (b, from_b), (to_a, to_b), threshold)
+    }
+
+    /// The sieve, where it may be asked: what mends hard violations is not to be rejected by its cost.
+    #[inline]
+    fn sieve_for<const RELAXED: bool>(&self, limit: Limit) -> Option<&Sieve> {
+        let applies = limit.most.is_finite() && (RELAXED || self.score.hard == 0);
+        self.sieve.as_ref().filter(|_| applies)
+    }
+
+    #[inline]
+    fn threshold<const RELAXED: bool>(&self, limit: Limit, gain: i64) -> Threshold {
+        let most = ((limit.most + gain as f64) * (1.0 + f64::from(f32::EPSILON))) as f32;
+        Threshold { most, price: RELAXED.then_some(limit.price as f32) }
+    }
+
+    /// The most that leaving a place can gain besides load: what having left home costs.
+    #[inline]
+    fn way_gain(&self, item: Item, from: Place) -> i64 {
+        let problem = self.problem;
+        let home = problem.home[item.ix()];
+        if from == home || !home.is_somewhere() {
+            return 0;
+        }
+        let way = if problem.way_cost.is_empty() {
+            0
+        } else {
+            i64::from(problem.way_cost[home.host.ix() * problem.hosts + from.host.ix()])
+        };
+        problem.move_cost[item.ix()] + problem.way_weight * way + problem.move_group_weight
     }
 
     // ---- parts of a delta ----
@@ -1078,5 +1156,10 @@ impl<'p, const L: usize> State<'p, L> {
         self.score += score - self.host_score[host];
         self.host_score[host] = score;
         self.host_excess[host] = self.excess(host, |_, room| room);
+        if let Some(sieve) = &mut self.sieve {
+            let row = host * self.problem.resources.len();
+            let cells = row..row + self.problem.resources.len();
+            sieve.update(host, &self.usage[cells.clone()], &self.room[cells]);
+        }
     }
 }
