@@ -125,7 +125,7 @@ impl Sieve {
         let load = after::<true>(target.0, need) + after::<false>(source.0, need);
         let over = match threshold.price {
             Some(_) => after::<true>(target.1, coming) + after::<false>(source.1, going),
-            None if self.overfull(target.1, coming.iter().map(|lanes| *lanes)) => return true,
+            None if self.overfull(target.1, coming.iter().copied()) => return true,
             None => 0.0,
         };
         self.is_over((from, to), Sums { load, over }, threshold)

@@ -15,6 +15,47 @@ pub(super) fn random_problem(seed: u64, size: Size) -> Problem {
     builder(seed, size).build().unwrap()
 }
 
+/// A problem of one sum whose load the first look can tell: items of one shape, hard rules alone.
+pub(super) fn load_problem(seed: u64, size: Size) -> Problem {
+    let mut rng = Rng::new(seed);
+    let mut b = ProblemBuilder::new(ObjectiveTable::one_sum());
+    let resources: Vec<Resource> = (0..2 + rng.below(12))
+        .map(|n| {
+            let safety_weight = rng.below(4).max(usize::from(n == 0)) as i64;
+            let transient = rng.below(3) == 0;
+            b.resource(ResourceSpec { transient, safety_weight, ..ResourceSpec::allocation() })
+        })
+        .collect();
+    let balances = resources.len().min(1 + rng.below(4));
+    for n in 1..balances {
+        b.balance(resources[n - 1], resources[n], 1 + rng.below(3) as i64, 1 + rng.below(9) as i64);
+    }
+    // Large amounts next to small ones: what single precision rounds must not decide.
+    let unit = 1 + rng.below(200_000) as i64;
+    for _ in 0..size.hosts {
+        let capacity: Vec<i64> =
+            resources.iter().map(|_| unit * (40 + rng.below(60) as i64)).collect();
+        let safety = capacity.iter().map(|c| c * 6 / 10 + rng.below(3) as i64).collect();
+        b.host(HostSpec { capacity, safety, ..HostSpec::default() });
+    }
+    for _ in 0..size.items {
+        let mut item = random_item(&mut rng, size, &[]);
+        let need = |_: &Resource| unit * rng.below(25) as i64 + rng.below(3) as i64;
+        item.shapes = vec![resources.iter().map(need).collect()];
+        item.home = item.home.map(|home| Place { shape: 0, ..home });
+        item.allowed = None;
+        b.item(item);
+    }
+    let each = b.host_partition();
+    for _ in 0..size.groups {
+        let group =
+            b.group((0..size.items).filter(|_| rng.below(4) == 0).map(Item::from).collect());
+        let kind = RuleKind::AtMostPerDomain(1 + rng.below(3) as u32);
+        b.rule(RuleSpec { group, partition: each, kind, strength: Strength::Hard });
+    }
+    b.build().unwrap()
+}
+
 pub(super) fn builder(seed: u64, size: Size) -> ProblemBuilder {
     let mut rng = Rng::new(seed);
     let tables =
@@ -83,7 +124,11 @@ fn random_item(rng: &mut Rng, size: Size, sets: &[HostSet]) -> ItemSpec {
         pinned: rng.below(12) == 0,
         move_cost: rng.below(10) as i64,
         move_bytes: rng.below(1000) as u64,
-        allowed: (rng.below(4) == 0).then(|| sets[rng.below(sets.len())]),
+        allowed: if rng.below(4) == 0 {
+            sets.get(rng.below(sets.len().max(1))).copied()
+        } else {
+            None
+        },
     }
 }
 

@@ -1,8 +1,10 @@
 //! The incremental state against the evaluation from scratch, and the builder's refusals.
 
-use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
+use proptest::prelude::{ProptestConfig, TestCaseError, prop_assert, prop_assert_eq, proptest};
 
-use super::testing::{Size, builder, random_problem};
+use super::sieve::Sieve;
+use super::state::Limit;
+use super::testing::{Size, builder, load_problem, random_problem};
 use super::*;
 
 const SMALL: Size = Size { hosts: 7, items: 24, groups: 5 };
@@ -12,6 +14,40 @@ fn random_place(rng: &mut Rng, problem: &Problem, item: Item) -> Place {
         host: Host::from(rng.below(problem.hosts())),
         shape: rng.below(usize::from(problem.shapes(item))) as u8,
     }
+}
+
+/// A limit that one of the moves just keeps, or just does not.
+fn limit_near(rng: &mut Rng, moves: [Option<(Score<1>, f64)>; 2]) -> Limit {
+    let price = rng.below(90) as f64 * [1.0, 1e6][rng.below(2)];
+    let cost =
+        moves[rng.below(2)].map_or(0.0, |(delta, excess)| delta.soft[0] as f64 + price * excess);
+    Limit { most: cost * [0.5, 1.0, 1.0, 2.0][rng.below(4)] - rng.below(2) as f64, price }
+}
+
+/// Whether moves weighed within a limit, to the letter and relaxed, are the same without those over it.
+fn is_filtered(
+    all: [Option<(Score<1>, f64)>; 2],
+    within: [Option<(Score<1>, f64)>; 2],
+    (now, limit): (Score<1>, Limit),
+) -> Result<(), TestCaseError> {
+    for (relaxed, (all, within)) in all.into_iter().zip(within).enumerate() {
+        if within.is_some() {
+            prop_assert_eq!(within, all);
+        } else if let Some((delta, excess)) = all {
+            let price = if relaxed == 1 { limit.price } else { 0.0 };
+            prop_assert!(
+                delta.soft[0] as f64 + price * excess > limit.most,
+                "{:?} {}",
+                delta,
+                excess
+            );
+            prop_assert!(
+                relaxed == 1 || now.hard == 0,
+                "what may mend a violation is not rejected"
+            );
+        }
+    }
+    Ok(())
 }
 
 proptest! {
@@ -81,6 +117,42 @@ proptest! {
             state.apply(a, Some(to_a));
             state.apply(b, Some(to_b));
             prop_assert_eq!(before + delta, state.score());
+        }
+    }
+
+    #[test]
+    fn a_limit_rejects_only_what_is_over_it(seed: u64) {
+        let problem = load_problem(seed, SMALL);
+        prop_assert!(Sieve::new(&problem, &problem.overload_weight).is_some());
+        let mut rng = Rng::new(seed ^ 5);
+        let mut state: State<1> = State::new(&problem, &problem.initial());
+        if rng.below(2) == 0 {
+            state.keep_transient();
+        }
+        let letter = |delta: Option<Score<1>>| delta.map(|delta| (delta, 0.0));
+        for _ in 0..300 {
+            let (a, b) = (Item::from(rng.below(problem.items())), Item::from(rng.below(problem.items())));
+            let to = random_place(&mut rng, &problem, a);
+            let all = [letter(state.delta(a, to)), state.relaxed_delta(a, to, Limit::NONE)];
+            let limit = limit_near(&mut rng, all);
+            let within = [letter(state.delta_within(a, to, limit)), state.relaxed_delta(a, to, limit)];
+            is_filtered(all, within, (state.score(), limit))?;
+            if let (Some(at_a), Some(at_b)) = (state.place(a), state.place(b)) {
+                let (a, b) = ((a, at_b), (b, at_a));
+                let all = [
+                    letter(state.swap_delta(a.0, a.1, b.0, b.1)),
+                    state.relaxed_swap_delta(a, b, Limit::NONE),
+                ];
+                let limit = limit_near(&mut rng, all);
+                let within = [
+                    letter(state.swap_delta_within(a, b, limit)),
+                    state.relaxed_swap_delta(a, b, limit),
+                ];
+                is_filtered(all, within, (state.score(), limit))?;
+            }
+            if rng.below(3) == 0 || state.feasible_move(a, to) {
+                state.apply(a, Some(to));
+            }
         }
     }
 
