@@ -1,12 +1,12 @@
 //! One planning run: number, solve, schedule, again from where that leads, write down, check.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ballast_model::plan::StepCause;
 use ballast_model::{ClusterSnapshot, Plan, Planning, Ratio, Refusal, Step, VmId};
 
 use crate::cost;
-use crate::door::problem::Problem;
+use crate::door::problem::{Problem, VmIx};
 use crate::door::state::{Cause, Move, State};
 use crate::options::PlanOptions;
 use crate::solve::joint::{self, Candidate};
@@ -155,17 +155,50 @@ fn leg(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
     let start = State::new(problem);
     let asked = !found.is_empty() || Quality::of(&start, &start, options).is_wrong();
     let candidates = if asked { joint::improve(problem, &solved, options)? } else { Vec::new() };
-    let legal = candidates.into_iter().find(|found| is_legal(problem, found, options));
+    let descended = Quality::of(&start, &solved, options);
+    let legal = candidates
+        .into_iter()
+        .filter_map(|found| without_waste(problem, found, &descended, options))
+        .find(|found| is_legal(problem, found, options));
     if let Some(candidate) = legal {
         let Candidate { moves, after } = candidate;
         return Ok(Leg { found: moves.clone(), moves, after, is_cut: false });
     }
-    let moves = schedule::shorten(problem, &found, options);
+    let mut ways = schedule::ways(problem, &found, options);
+    // The last is a way in any case.
+    let mut taken = ways.pop().unwrap_or_default();
+    for way in ways.into_iter().rev() {
+        let moves = schedule::shorten(problem, way.clone(), options);
+        let after = schedule::dependencies(problem, &moves, options);
+        if is_legal(problem, &Candidate { moves, after }, options) {
+            taken = way;
+        }
+    }
+    let is_cut = taken.len() > options.steps_max;
+    let moves = schedule::shorten(problem, taken, options);
     let after = schedule::dependencies(problem, &moves, options);
-    let mut reached = State::new(problem);
-    moves.iter().for_each(|step| reached.shift(step.vm, step.to));
-    let is_cut = problem.vm_ixs().any(|vm| reached.at(vm) != solved.at(vm));
     Ok(Leg { moves, after, found, is_cut })
+}
+
+/// The candidate up to where its steps are worth most, if that is still better than what the descent found: one that
+/// goes by way of third hosts has more steps than the search paid for.
+fn without_waste(
+    problem: &Problem<'_>,
+    found: Candidate,
+    descended: &Quality,
+    options: &PlanOptions,
+) -> Option<Candidate> {
+    let vms: BTreeSet<VmIx> = found.moves.iter().map(|step| step.vm).collect();
+    if vms.len() == found.moves.len() {
+        return Some(found);
+    }
+    let (moves, mut after) = (schedule::shorten(problem, found.moves, options), found.after);
+    let start = State::new(problem);
+    let mut reached = start.clone();
+    moves.iter().for_each(|step| reached.shift(step.vm, step.to));
+    let quality = Quality::after_steps(&start, &reached, moves.len(), options);
+    after.truncate(moves.len());
+    quality.is_better_than(descended).then_some(Candidate { moves, after })
 }
 
 fn is_legal(problem: &Problem<'_>, candidate: &Candidate, options: &PlanOptions) -> bool {

@@ -10,6 +10,7 @@ use std::collections::BinaryHeap;
 use crate::door::problem::{HostIx, Problem};
 use crate::door::state::{Cause, Move, State};
 use crate::options::PlanOptions;
+use crate::solve::quality::Quality;
 
 /// A step in the queue: urgency, gain or size, memory, number of its VM, place in the list, and when it was weighed.
 type Queued = (Reverse<u8>, Gain, Reverse<u64>, Reverse<usize>, usize, u64);
@@ -57,19 +58,23 @@ pub(crate) fn best_first(
     Some(ordered)
 }
 
-/// The beginning of ranked steps that is worth most, of so many at most: it does not end on a step that pays only
-/// together with a later one.
-pub(crate) fn cut(problem: &Problem<'_>, moves: &[Move], steps_max: usize) -> Vec<Move> {
-    if moves.len() <= steps_max {
-        return moves.to_vec();
-    }
-    let mut state = State::new(problem);
-    let (mut least, mut length) = (f64::INFINITY, 0);
-    for (n, step) in moves[..steps_max].iter().enumerate() {
+/// The beginning of the steps that is worth most, of so many at most, each step at the price of a move: it does not
+/// end on a step that pays only together with a later one, nor lead somewhere worse than here. What must be done, or
+/// makes room for it, is always worth its step.
+pub(crate) fn cut(
+    problem: &Problem<'_>,
+    moves: &[Move],
+    steps_max: usize,
+    options: &PlanOptions,
+) -> Vec<Move> {
+    let start = State::new(problem);
+    let mut state = start.clone();
+    let (mut best, mut length) = (Quality::of(&start, &state, options), 0);
+    for (n, step) in moves.iter().take(steps_max).enumerate() {
         state.shift(step.vm, step.to);
-        let spread = state.sums().spread();
-        if spread <= least || step.cause != Cause::Balance {
-            (least, length) = (spread, n + 1);
+        let reached = Quality::after_steps(&start, &state, n + 1, options);
+        if step.cause.is_forced() || reached.is_better_than(&best) {
+            (best, length) = (reached, n + 1);
         }
     }
     moves[..length].to_vec()
@@ -188,7 +193,7 @@ mod tests {
         let moves = steps(&problem, &[("small", "h1"), ("large", "h2")]);
         let ranked = best_first(&problem, &moves, &PlanOptions::default()).unwrap();
         assert_eq!(ranked, [moves[1], moves[0]]);
-        assert_eq!(cut(&problem, &ranked, 1), [moves[1]]);
+        assert_eq!(cut(&problem, &ranked, 1, &PlanOptions::default()), [moves[1]]);
     }
 
     #[test]

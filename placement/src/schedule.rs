@@ -2,9 +2,9 @@
 //!
 //! 1. [`merge`]: a VM that moved several times while solving moves once, if
 //!    the shorter list can still be made one after the other.
-//! 2. [`shorten`]: what fits into one plan, the most urgent and then the most
-//!    useful first ([`rank`](crate::rank)), so any beginning of the list is worth
-//!    executing, and plans cut short come to an end.
+//! 2. [`ways`], [`shorten`]: what fits into one plan, the most urgent and then the
+//!    most useful first ([`rank`](crate::rank)), so any beginning of the list is
+//!    worth executing, and plans cut short come to an end.
 //! 3. [`dependencies`]: steps without a dependency may run at the same time in
 //!    any order, so each step names the earlier ones it cannot go without.
 //!
@@ -21,17 +21,30 @@ use crate::door::rules::RuleBody;
 use crate::door::state::{Move, State};
 use crate::options::PlanOptions;
 use crate::rank;
+use crate::solve::joint;
 
-/// The solver's moves as steps, at most `options.steps_max`: every beginning of them worth most.
-pub(crate) fn shorten(problem: &Problem<'_>, found: &[Move], options: &PlanOptions) -> Vec<Move> {
+/// The solver's moves as steps in an order that can be made, the best way first.
+pub(crate) fn ways(problem: &Problem<'_>, found: &[Move], options: &PlanOptions) -> Vec<Vec<Move>> {
     let merged = merge(problem, found);
     if let Some(ranked) = rank::best_first(problem, &merged, options) {
-        return rank::cut(problem, &ranked, options.steps_max);
+        return vec![ranked];
     }
-    // For the rare list that cannot be merged: as the moves were found, a swap whole.
-    let length = found.len().min(options.steps_max);
-    let halved = length > 0 && found[length - 1].opens_swap;
-    found[..length - usize::from(halved)].to_vec()
+    // The rare list that cannot be merged goes by way of third hosts, or as it was found.
+    let start = State::new(problem);
+    let mut end = start.clone();
+    found.iter().for_each(|step| end.shift(step.vm, step.to));
+    let by_parking = joint::sequence(&start, &end).map(|candidate| candidate.moves);
+    by_parking.into_iter().chain([found.to_vec()]).collect()
+}
+
+/// The beginning of the steps that is worth most if not all are to be made: more than a plan may hold, or more than the
+/// VMs they move.
+pub(crate) fn shorten(problem: &Problem<'_>, moves: Vec<Move>, options: &PlanOptions) -> Vec<Move> {
+    let vms: BTreeSet<VmIx> = moves.iter().map(|step| step.vm).collect();
+    if moves.len() <= options.steps_max && vms.len() == moves.len() {
+        return moves;
+    }
+    rank::cut(problem, &moves, options.steps_max, options)
 }
 
 /// One move for each VM that is elsewhere in the end, in the order of their first moves.

@@ -17,7 +17,7 @@ pub(crate) struct Quality {
     cpu_over: u64,
     /// VMs on hosts under suspicion.
     suspected: usize,
-    /// The spread, and the least gain for each VM moved.
+    /// The spread, and the least gain for each VM moved or step made.
     cost: f64,
 }
 
@@ -27,6 +27,25 @@ const NOISE: f64 = 1e-9;
 impl Quality {
     /// Of a state reached from `start`.
     pub(crate) fn of(start: &State<'_, '_>, state: &State<'_, '_>, options: &PlanOptions) -> Self {
+        Self::priced(start, state, None, options)
+    }
+
+    /// Of a state reached from `start` in so many steps: a VM that goes by way of a third host pays for both.
+    pub(crate) fn after_steps(
+        start: &State<'_, '_>,
+        state: &State<'_, '_>,
+        steps: usize,
+        options: &PlanOptions,
+    ) -> Self {
+        Self::priced(start, state, Some(steps), options)
+    }
+
+    fn priced(
+        start: &State<'_, '_>,
+        state: &State<'_, '_>,
+        steps: Option<usize>,
+        options: &PlanOptions,
+    ) -> Self {
         let problem = state.problem;
         let mut quality = Self {
             hard: 0,
@@ -63,7 +82,8 @@ impl Quality {
             }
         }
         let is_moved = |vm: &VmIx| start.at(*vm) != state.at(*vm);
-        quality.cost += options.gain_floor() * problem.vm_ixs().filter(is_moved).count() as f64;
+        let moved = problem.vm_ixs().filter(is_moved).count();
+        quality.cost += options.gain_floor() * steps.unwrap_or(moved) as f64;
         quality
     }
 
