@@ -109,13 +109,20 @@ pub fn replay(traces: &[Trace], options: &Options) -> Result<Report, Refusal> {
     let hosts = traces.len().div_ceil(options.vms_per_host).max(2);
     let cluster = cluster(traces, hosts, options.seed)?;
     let run = |forecasts| Day::new(traces, cluster.clone(), forecasts, options).run();
+    let planned = |forecast| run(Some(vec![forecast; traces.len()]));
+    // The two are independent and take the same time.
+    let (last_sample, forecast) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| planned(Forecast::last_sample()));
+        let forecast = planned(Forecast::robust());
+        (other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), forecast)
+    });
     Ok(Report {
         hosts,
         vms: traces.len(),
         samples: samples - 1,
         still: run(None)?,
-        last_sample: run(Some(vec![Forecast::last_sample(); traces.len()]))?,
-        forecast: run(Some(vec![Forecast::robust(); traces.len()]))?,
+        last_sample: last_sample?,
+        forecast: forecast?,
     })
 }
 

@@ -57,6 +57,10 @@ pub(crate) fn improve<'p, 'a>(
         return Ok(Vec::new());
     }
     let start = State::new(problem);
+    // What has more steps than a plan may hold is not taken, and the search does not halve their number.
+    if moved(&start, descended).len() / 2 > options.steps_max {
+        return Ok(Vec::new());
+    }
     let pairs = problem.vms.len() as u64 * problem.hosts.len() as u64;
     if pairs > PAIRS_MAX && !Quality::of(&start, descended, options).is_wrong() {
         return Ok(Vec::new());

@@ -19,6 +19,7 @@ pub(crate) mod joint;
 mod polish;
 pub(crate) mod quality;
 pub(crate) mod scan;
+mod trades;
 
 pub(crate) use balance::Best;
 

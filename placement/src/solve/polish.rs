@@ -13,12 +13,12 @@
 //!             place at b or is replaced by a larger
 //! ```
 
-use crate::door::problem::{HostInfo, HostIx, VmIx};
-use crate::door::state::{Cause, State};
-use crate::score::METRICS;
+use crate::door::problem::{HostIx, VmIx};
+use crate::door::state::Cause;
 use crate::solve::Solver;
 use crate::solve::balance::{Best, allowed, exchange};
 use crate::solve::scan::Scan;
+use crate::solve::trades::Trades;
 
 /// Rounds over all kinds of change.
 const ROUNDS_MAX: usize = 6;
@@ -191,7 +191,7 @@ impl Polish {
     fn trade(&mut self, solver: &mut Solver<'_, '_, '_>) {
         let moved = self.moved(solver);
         let partners = (TRADES_MAX / moved.len().max(1)).min(moved.len() / 2);
-        let mut trades = Trades::new(self, solver.state, &moved);
+        let mut trades = Trades::new(&self.home, self.floor, solver.state, &moved);
         for (n, vm) in moved.iter().enumerate() {
             // So many after it in the list, around the end.
             let others: Vec<VmIx> = (1..=partners)
@@ -336,75 +336,5 @@ impl Polish {
         }
         let staying = self.others_on(solver, home);
         from_home.into_iter().any(|vm| self.best_swap(solver, vm, &staying, least))
-    }
-}
-
-/// What trades of VMs that move are worth, from flat tables: most are worth nothing, and there are very many.
-struct Trades<'h> {
-    home: &'h [HostIx],
-    floor: f64,
-    vms: Vec<VmIx>,
-    at: Vec<HostIx>,
-    /// In millicores and bytes.
-    size: Vec<[f64; METRICS.len()]>,
-    /// By host.
-    load: Vec<[f64; METRICS.len()]>,
-    /// By host, one by the capacity.
-    per_unit: Vec<[f64; METRICS.len()]>,
-    /// Twice the mean loads.
-    means: [f64; METRICS.len()],
-    per_host: f64,
-}
-
-impl<'h> Trades<'h> {
-    fn new(polish: &'h Polish, state: &State<'_, '_>, moved: &[VmIx]) -> Self {
-        let problem = state.problem;
-        let size = |vm: &VmIx| [problem.vm(*vm).cpu as f64, problem.vm(*vm).memory as f64];
-        let per_unit = |host: &HostInfo<'_>| {
-            [host.cpu, host.memory].map(|capacity| 1.0 / capacity.max(1) as f64)
-        };
-        let per_host = 1.0 / problem.counted.len().max(1) as f64;
-        Self {
-            home: &polish.home,
-            floor: polish.floor,
-            vms: moved.to_vec(),
-            at: moved.iter().map(|vm| state.at(*vm)).collect(),
-            size: moved.iter().map(size).collect(),
-            load: problem.host_ixs().map(|host| state.loads(host)).collect(),
-            per_unit: problem.hosts.iter().map(per_unit).collect(),
-            means: std::array::from_fn(|m| 2.0 * state.sums().sum(m) * per_host),
-            per_host,
-        }
-    }
-
-    /// Of the VMs with these numbers in the list.
-    fn worth(&self, one: usize, other: usize) -> f64 {
-        let (a, b) = (self.at[one], self.at[other]);
-        if a == b {
-            return 0.0;
-        }
-        let mut worth = 0.0;
-        for (m, metric) in METRICS.iter().enumerate() {
-            let more = self.size[other][m] - self.size[one][m];
-            let (here, there) = (more * self.per_unit[a.0][m], -more * self.per_unit[b.0][m]);
-            let sum = here + there;
-            let rise =
-                here * (2.0 * self.load[a.0][m] + here) + there * (2.0 * self.load[b.0][m] + there);
-            worth -= metric.weight * (rise - sum * (self.means[m] + sum * self.per_host));
-        }
-        let saved = usize::from(self.home[self.vms[one].0] == b)
-            + usize::from(self.home[self.vms[other].0] == a);
-        worth + self.floor * saved as f64
-    }
-
-    /// After VMs on these hosts have changed places.
-    fn note(&mut self, state: &State<'_, '_>, changed: [HostIx; 2]) {
-        for host in changed {
-            self.load[host.0] = state.loads(host);
-        }
-        for (at, vm) in self.at.iter_mut().zip(&self.vms) {
-            *at = state.at(*vm);
-        }
-        self.means = std::array::from_fn(|m| 2.0 * state.sums().sum(m) * self.per_host);
     }
 }
