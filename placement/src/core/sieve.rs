@@ -128,7 +128,7 @@ impl Sieve {
             None if self.overfull(target.1, coming.iter().copied()) => return true,
             None => 0.0,
         };
-        self.is_over((from, to), Sums { load, over }, threshold)
+        self.is_over([from, to], Sums { load, over }, threshold)
     }
 
     /// The same for an exchange.
@@ -159,21 +159,65 @@ impl Sieve {
                 0.0
             }
         };
-        self.is_over((at_a, at_b), Sums { load, over }, threshold)
+        self.is_over([at_a, at_b], Sums { load, over }, threshold)
     }
 
-    /// Whether two hosts come to more than the threshold allows, rounding left aside.
+    /// The same for one that takes the place of another, which goes to a third host.
     #[inline]
-    fn is_over(&self, (one, two): (Place, Place), after: Sums, threshold: Threshold) -> bool {
-        let (one, two) = (self.now[one.host.ix()], self.now[two.host.ix()]);
+    pub(super) fn rejects_chain(
+        &self,
+        problem: &Problem,
+        (first, from): (Item, Place),
+        (second, at): (Item, Place),
+        to: Place,
+        threshold: Threshold,
+    ) -> bool {
+        let fixed = &*self.fixed;
+        let (need_1, need_2) = (fixed.need(first), fixed.need(second));
+        let (left, middle, right) = (self.host(from), self.host(at), self.host(to));
+        let load = after::<false>(left.0, need_1)
+            + exchanged(middle.0, need_1, need_2)
+            + after::<true>(right.0, need_2);
+        let claim = |item, place| fixed.claim(problem, item, place);
+        let (go_1, come_1) = (claim(first, from), claim(first, at));
+        let (go_2, come_2) = (claim(second, at), claim(second, to));
+        let over = match threshold.price {
+            Some(_) => {
+                after::<false>(left.1, go_1)
+                    + exchanged(middle.1, come_1, go_2)
+                    + after::<true>(right.1, come_2)
+            }
+            None => {
+                if self.overfull(middle.1, difference(come_1, go_2))
+                    || self.overfull(right.1, come_2.iter().copied())
+                {
+                    return true;
+                }
+                0.0
+            }
+        };
+        self.is_over([from, at, to], Sums { load, over }, threshold)
+    }
+
+    /// Whether hosts come to more than the threshold allows, rounding left aside.
+    #[inline]
+    fn is_over<const N: usize>(
+        &self,
+        places: [Place; N],
+        after: Sums,
+        threshold: Threshold,
+    ) -> bool {
+        let mut before = Sums::default();
+        for place in places {
+            let now = self.now[place.host.ix()];
+            before = Sums { load: before.load + now.load, over: before.over + now.over };
+        }
         let largest = self.fixed.largest;
-        let before = one.load + two.load;
-        let mut change = after.load - before;
-        let mut parts = after.load + before + largest.load;
+        let mut change = after.load - before.load;
+        let mut parts = after.load + before.load + largest.load;
         if let Some(price) = threshold.price {
-            let before = one.over + two.over;
-            change += price * (after.over - before);
-            parts += price * (after.over + before + largest.over);
+            change += price * (after.over - before.over);
+            parts += price * (after.over + before.over + largest.over);
         }
         change - SLACK * parts > threshold.most
     }

@@ -54,13 +54,14 @@ impl<const L: usize> Keeper<L> {
         }
     }
 
-    /// Brings the state back to the best.
-    pub(super) fn restore(&mut self, state: &mut State<'_, L>) {
-        for item in self.dirty.drain(..) {
+    /// Brings the state back to the best. Returns the items that may have moved.
+    pub(super) fn restore(&mut self, state: &mut State<'_, L>) -> Vec<Item> {
+        for item in &self.dirty {
             self.is_dirty[item.ix()] = false;
-            let place = self.best.place(item);
-            state.apply(item, place);
+            let place = self.best.place(*item);
+            state.apply(*item, place);
         }
+        std::mem::take(&mut self.dirty)
     }
 
     pub(super) fn into_best(self) -> (Score<L>, Assignment) {

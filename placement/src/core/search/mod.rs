@@ -16,14 +16,19 @@ mod anneal;
 mod construct;
 mod few;
 mod keeper;
+mod team;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 use super::assignment::{Assignment, Move};
 use super::ids::Item;
 use super::objective::{LEVELS_MAX, Objective, Score};
 use super::problem::Problem;
 use super::state::State;
+
+use team::Crew;
+use walk::Walk;
 
 /// Threads a search may use.
 pub const THREADS_MAX: usize = 64;
@@ -199,6 +204,10 @@ fn point<const L: usize>(state: &State<'_, L>) -> CurvePoint {
     CurvePoint { moves: state.moved(), bytes: state.moved_bytes(), score: state.score().widen() }
 }
 
+/// Threads that walk together; more are several teams.
+const TEAM_MAX: usize = 4;
+
+/// Teams of threads, each with a walk of its own, and the best of what they find.
 fn portfolio<const L: usize>(
     state: State<'_, L>,
     options: &SearchOptions,
@@ -207,23 +216,40 @@ fn portfolio<const L: usize>(
     let start = state.assignment();
     let threads = options.threads.clamp(1, THREADS_MAX);
     let meter = budget.meter(threads);
+    let teams = threads.div_ceil(TEAM_MAX);
+    let crews: Vec<Crew<'_>> = (0..teams)
+        .map(|n| {
+            let size = threads / teams + usize::from(n < threads % teams);
+            Crew::new(state.problem(), size, budget.clock.is_some())
+        })
+        .collect();
     let results: Vec<(Score<L>, Assignment, u64)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (1..threads)
-            .map(|n| {
-                let mut state = state.clone();
-                if n % 2 == 1 {
-                    state.keep_transient();
-                }
-                let seed = options.seed.wrapping_add(n as u64 * 0x1000_0001);
-                scope.spawn(move || anneal::anneal(state, seed, &meter))
-            })
-            .collect();
-        let mine = anneal::anneal(state, options.seed, &meter);
-        let theirs = workers.into_iter().map(|worker| match worker.join() {
+        let mut workers = Vec::new();
+        let mut seeds = (0..).map(|n| options.seed.wrapping_add(n * 0x1000_0001));
+        let mut walk = |keeps_transient: bool| {
+            let mut state = state.clone();
+            if keeps_transient {
+                state.keep_transient();
+            }
+            Walk::new(state, seeds.next().unwrap_or_default())
+        };
+        for (n, crew) in crews.iter().enumerate() {
+            // What is held at home all the time leaves arrivals so little room that most problems
+            // are better walked without passing it; not all.
+            let keeps_transient = n % 2 == 0;
+            let (lines, members) = crew.lines();
+            let leader = walk(keeps_transient);
+            workers.push(scope.spawn(move || anneal::anneal(leader, crew, lines, &meter)));
+            for line in members {
+                let member = walk(keeps_transient);
+                workers.push(scope.spawn(move || crew.serve(member, &line, &meter)));
+            }
+        }
+        let results = workers.into_iter().map(|worker| match worker.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         });
-        std::iter::once(mine).chain(theirs).collect()
+        results.collect()
     });
     let evaluations = results.iter().map(|(_, _, evaluations)| evaluations).sum();
     // The first of equals: the result must not depend on which thread was faster.

@@ -1,0 +1,424 @@
+//! One thread's way through the assignments: random moves of items on a part of the
+//! hosts, or on all.
+//!
+//! Where what moved is still held at home (transient resources), the room to move at all is what is
+//! scarce. Half of the moves weighed therefore bring an item home: alone, or as the end of a
+//! chain, its place taken by another. Without those, walks on such problems freeze early.
+
+use crate::core::assignment::Assignment;
+use crate::core::ids::{Host, Item, Place};
+use crate::core::objective::Score;
+use crate::core::rng::Rng;
+use crate::core::state::{Limit, State};
+
+use super::keeper::Keeper;
+
+/// Moves weighed between two looks at the budget.
+pub(super) const CHUNK: u64 = 1024;
+
+/// Moves weighed to find out how large differences are.
+const PROBES: usize = 4096;
+
+/// Hosts drawn for a shift until one is among those the walk is on.
+const DRAWS_MAX: usize = 16;
+
+/// A loss this many temperatures high is never accepted.
+const STEEPEST: f64 = 20.0;
+
+/// How readily a walk accepts losses.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Climate<const L: usize> {
+    /// For each level.
+    pub(super) temperature: [f64; L],
+    /// Price of use above capacity; 0: it is not allowed.
+    pub(super) penalty: f64,
+}
+
+/// The kinds of moves.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// One item goes to some host.
+    Shift,
+    /// Two items change places.
+    Swap,
+    /// One item goes home.
+    Home,
+    /// One item takes the place of another, which goes home.
+    Chain,
+}
+
+impl Kind {
+    /// One of them, each as likely as the others, by random bits.
+    #[inline]
+    fn of(bits: u64) -> Self {
+        match bits >> 62 {
+            0 => Self::Shift,
+            1 => Self::Swap,
+            2 => Self::Home,
+            _ => Self::Chain,
+        }
+    }
+}
+
+/// An assignment under way, and the best it passed.
+pub(super) struct Walk<'p, const L: usize> {
+    pub(super) state: State<'p, L>,
+    pub(super) keeper: Keeper<L>,
+    pub(super) climate: Climate<L>,
+    pub(super) evaluations: u64,
+    rng: Rng,
+    movable: Vec<u32>,
+    /// The items moved now: those on the hosts of the part.
+    items: Vec<u32>,
+    part: Option<Part>,
+}
+
+/// Some of the hosts.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    /// The part of each host.
+    pub(super) of_host: Vec<u8>,
+    /// Which of them is meant.
+    pub(super) mine: u8,
+}
+
+impl Part {
+    fn has(&self, host: Host) -> bool {
+        self.of_host[host.ix()] == self.mine
+    }
+}
+
+/// An item that went from one place to another.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moved {
+    pub(super) item: Item,
+    pub(super) from: Option<Place>,
+    pub(super) to: Option<Place>,
+}
+
+impl<'p, const L: usize> Walk<'p, L> {
+    /// At a state, on all hosts; nothing is accepted that makes it worse.
+    pub(super) fn new(state: State<'p, L>, seed: u64) -> Self {
+        let problem = state.problem();
+        let movable: Vec<u32> = (0..problem.items() as u32)
+            .filter(|ix| !problem.pinned(Item(*ix)) && !problem.open_hosts(Item(*ix)).is_empty())
+            .collect();
+        Self {
+            keeper: Keeper::new(&state),
+            state,
+            climate: Climate { temperature: [0.0; L], penalty: 0.0 },
+            evaluations: 0,
+            rng: Rng::new(seed),
+            items: movable.clone(),
+            movable,
+            part: None,
+        }
+    }
+
+    /// Items that may move at all.
+    pub(super) fn movable(&self) -> usize {
+        self.movable.len()
+    }
+
+    /// A seed of its own for something else.
+    pub(super) fn seed(&mut self) -> u64 {
+        self.rng.bits()
+    }
+
+    /// From now on only on a part of the hosts, with the items that are there. Items that are
+    /// nowhere are dealt out.
+    pub(super) fn keep_to(&mut self, part: Part, parts: usize) {
+        self.items.clear();
+        for ix in &self.movable {
+            let mine = match self.state.place(Item(*ix)) {
+                Some(place) => part.has(place.host),
+                None => *ix as usize % parts == usize::from(part.mine),
+            };
+            if mine {
+                self.items.push(*ix);
+            }
+        }
+        self.part = Some(part);
+    }
+
+    /// From now on on all hosts.
+    pub(super) fn keep_to_nothing(&mut self) {
+        self.items.clone_from(&self.movable);
+        self.part = None;
+    }
+
+    /// Walks until `ends` says so, asked after each chunk. Returns what moved.
+    pub(super) fn stroll(&mut self, mut ends: impl FnMut(u64) -> bool) -> Vec<Moved> {
+        let before: Vec<Option<Place>> =
+            self.items.iter().map(|ix| self.state.place(Item(*ix))).collect();
+        let start = self.evaluations;
+        loop {
+            self.chunk();
+            if ends(self.evaluations - start) {
+                break;
+            }
+        }
+        let after = self.items.iter().map(|ix| (Item(*ix), self.state.place(Item(*ix))));
+        after
+            .zip(before)
+            .filter(|((_, to), from)| to != from)
+            .map(|((item, to), from)| Moved { item, from, to })
+            .collect()
+    }
+
+    /// Puts items where others found them, or had them before.
+    pub(super) fn follow(&mut self, news: impl Iterator<Item = (Item, Option<Place>)>) {
+        for (item, place) in news {
+            if self.state.place(item) != place {
+                self.state.apply(item, place);
+                self.keeper.touched(item);
+            }
+        }
+    }
+
+    /// A number of random moves.
+    pub(super) fn chunk(&mut self) {
+        let until = self.evaluations + CHUNK;
+        if self.items.is_empty() {
+            self.evaluations = until;
+        }
+        while self.evaluations < until {
+            match Kind::of(self.rng.bits()) {
+                Kind::Shift => self.try_shift(),
+                Kind::Swap => self.try_swap(),
+                Kind::Home => self.try_home(),
+                Kind::Chain => self.try_chain(),
+            }
+        }
+    }
+
+    /// Takes back, from the best assignment, moves that do not pay.
+    fn trim(&mut self) {
+        self.keeper.restore(&mut self.state);
+        for ix in 0..self.movable.len() {
+            let item = Item(self.movable[ix]);
+            let Some(home) = self.state.problem().home(item) else { continue };
+            self.evaluations += 1;
+            if let Some(delta) = self.state.delta(item, home)
+                && delta <= Score::ZERO
+            {
+                self.state.apply(item, Some(home));
+                self.keeper.touched(item);
+            }
+        }
+        self.keeper.settle(&self.state);
+    }
+
+    /// The best it passed, less what does not pay, and the moves weighed.
+    pub(super) fn end(mut self) -> (Score<L>, Assignment, u64) {
+        self.trim();
+        let evaluations = self.evaluations;
+        let (score, best) = self.keeper.into_best();
+        (score, best, evaluations)
+    }
+
+    /// The mean loss of random lawful moves, for each level where it is the first to differ.
+    pub(super) fn probe(&mut self) -> [f64; L] {
+        let mut sums = [(0.0_f64, 0_u32); L];
+        for _ in 0..PROBES {
+            let (item, place) = self.random_shift();
+            self.evaluations += 1;
+            if let Some(delta) = self.state.delta(item, place)
+                && let (Some(level), amount) = delta.leading()
+                && amount != 0
+            {
+                sums[level].0 += amount.unsigned_abs() as f64;
+                sums[level].1 += 1;
+            }
+        }
+        sums.map(|(sum, count)| if count == 0 { 1.0 } else { sum / f64::from(count) })
+    }
+
+    #[inline]
+    fn random_item(&mut self) -> Item {
+        Item(self.items[self.rng.below(self.items.len())])
+    }
+
+    #[inline]
+    fn random_shift(&mut self) -> (Item, Place) {
+        let problem = self.state.problem();
+        let item = self.random_item();
+        let hosts = problem.open_hosts(item);
+        let mut host = Host(hosts[self.rng.below(hosts.len())]);
+        if let Some(part) = &self.part {
+            for _ in 0..DRAWS_MAX {
+                if part.has(host) {
+                    break;
+                }
+                host = Host(hosts[self.rng.below(hosts.len())]);
+            }
+            if !part.has(host) {
+                // Nowhere to go; where it is, it costs nothing to weigh.
+                let stay = self.state.place(item).unwrap_or(Place { host, shape: 0 });
+                return (item, stay);
+            }
+        }
+        (item, Place { host, shape: self.shape(item) })
+    }
+
+    #[inline]
+    fn shape(&mut self, item: Item) -> u8 {
+        match self.state.problem().shapes(item) {
+            1 => 0,
+            shapes => self.rng.below(usize::from(shapes)) as u8,
+        }
+    }
+
+    /// How large a loss is accepted this time: drawn before a move is weighed, so that what is
+    /// hopeless is found out early.
+    #[inline]
+    fn limit(&mut self) -> Limit {
+        if L > 1 {
+            return Limit::NONE;
+        }
+        let draw = (-self.rng.unit().ln()).min(STEEPEST);
+        Limit { most: draw * self.climate.temperature[0], price: self.climate.penalty }
+    }
+
+    #[inline]
+    fn try_shift(&mut self) {
+        let (item, place) = self.random_shift();
+        self.weigh_shift(item, place);
+    }
+
+    #[inline]
+    fn try_home(&mut self) {
+        let item = self.random_item();
+        if let Some((_, home)) = self.way_home(item) {
+            self.weigh_shift(item, home);
+        }
+    }
+
+    /// Where an item is that is away from home, and its home, if it may be moved there now.
+    #[inline]
+    fn way_home(&self, item: Item) -> Option<(Place, Place)> {
+        let home = self.state.problem().home(item)?;
+        let at = self.state.place(item)?;
+        let mine = self.part.as_ref().is_none_or(|part| part.has(home.host));
+        (at.host != home.host && mine).then_some((at, home))
+    }
+
+    #[inline]
+    fn weigh_shift(&mut self, item: Item, place: Place) {
+        let limit = self.limit();
+        self.evaluations += 1;
+        if let Some((delta, excess)) = self.shift_delta(item, place, limit)
+            && self.accepts(delta, excess, limit)
+        {
+            self.make(&[(item, place)]);
+        }
+    }
+
+    #[inline]
+    fn shift_delta(&self, item: Item, place: Place, limit: Limit) -> Option<(Score<L>, f64)> {
+        if self.climate.penalty > 0.0 {
+            self.state.relaxed_delta(item, place, limit)
+        } else {
+            self.state.delta_within(item, place, limit).map(|delta| (delta, 0.0))
+        }
+    }
+
+    #[inline]
+    fn try_swap(&mut self) {
+        let (a, b) = (self.random_item(), self.random_item());
+        self.evaluations += 1;
+        let (Some(at_a), Some(at_b)) = (self.state.place(a), self.state.place(b)) else { return };
+        let to_a = Place { host: at_b.host, shape: self.shape(a) };
+        let to_b = Place { host: at_a.host, shape: self.shape(b) };
+        self.weigh_swap((a, to_a), (b, to_b));
+    }
+
+    #[inline]
+    fn weigh_swap(&mut self, a: (Item, Place), b: (Item, Place)) {
+        let limit = self.limit();
+        let weighed = if self.climate.penalty > 0.0 {
+            self.state.relaxed_swap_delta(a, b, limit)
+        } else {
+            self.state.swap_delta_within(a, b, limit).map(|delta| (delta, 0.0))
+        };
+        if let Some((delta, excess)) = weighed
+            && self.accepts(delta, excess, limit)
+        {
+            self.make(&[a, b]);
+        }
+    }
+
+    #[inline]
+    fn try_chain(&mut self) {
+        if L > 1 {
+            return self.try_shift(); // without the first look chains take too long to weigh
+        }
+        let (first, second) = (self.random_item(), self.random_item());
+        let Some((at, home)) = self.way_home(second) else { return };
+        let Some(from) = self.state.place(first).filter(|from| from.host != at.host) else {
+            return;
+        };
+        self.evaluations += 1;
+        let place = Place { host: at.host, shape: self.shape(first) };
+        if from.host == home.host {
+            self.weigh_swap((first, place), (second, home));
+        } else {
+            self.weigh_chain((first, place), (second, at, home));
+        }
+    }
+
+    /// By making the second move first, which the first look lets happen rarely.
+    fn weigh_chain(
+        &mut self,
+        (first, place): (Item, Place),
+        (second, at, home): (Item, Place, Place),
+    ) {
+        let limit = self.limit();
+        let hopeless = if self.climate.penalty > 0.0 {
+            self.state.hopeless_chain::<true>(first, (second, home), limit)
+        } else {
+            self.state.hopeless_chain::<false>(first, (second, home), limit)
+        };
+        if hopeless {
+            return;
+        }
+        let any = Limit { most: f64::INFINITY, ..limit };
+        let Some((one, excess)) = self.shift_delta(second, home, any) else { return };
+        self.state.apply(second, Some(home));
+        if let Some((two, more)) = self.shift_delta(first, place, any)
+            && self.accepts(one + two, excess + more, limit)
+        {
+            self.keeper.touched(second);
+            self.make(&[(first, place)]);
+        } else {
+            self.state.apply(second, Some(at));
+        }
+    }
+
+    #[inline]
+    fn make(&mut self, moves: &[(Item, Place)]) {
+        for (item, place) in moves {
+            self.state.apply(*item, Some(*place));
+            self.keeper.touched(*item);
+        }
+        self.keeper.look(&self.state);
+    }
+
+    #[inline]
+    fn accepts(&mut self, delta: Score<L>, excess: f64, limit: Limit) -> bool {
+        let Climate { temperature, penalty } = self.climate;
+        if penalty > 0.0 {
+            return delta.hard <= 0 && delta.soft[0] as f64 + penalty * excess <= limit.most;
+        }
+        let (level, amount) = delta.leading();
+        if amount <= 0 {
+            return true;
+        }
+        let Some(level) = level else { return false };
+        if L == 1 {
+            return amount as f64 <= limit.most;
+        }
+        let loss = amount as f64 / temperature[level];
+        loss < STEEPEST && self.rng.unit() < (-loss).exp()
+    }
+}
