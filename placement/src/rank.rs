@@ -59,8 +59,8 @@ pub(crate) fn best_first(
 }
 
 /// The beginning of the steps that is worth most, of so many at most, each step at the price of a move: it does not
-/// end on a step that pays only together with a later one, nor lead somewhere worse than here. What must be done, or
-/// makes room for it, is always worth its step.
+/// end on a step that pays only together with a later one, nor lead somewhere worse than here. That is so for what must
+/// be done as well: room made for a move that the plan cannot hold would be filled by the next plan, and so on.
 pub(crate) fn cut(
     problem: &Problem<'_>,
     moves: &[Move],
@@ -73,7 +73,7 @@ pub(crate) fn cut(
     for (n, step) in moves.iter().take(steps_max).enumerate() {
         state.shift(step.vm, step.to);
         let reached = Quality::after_steps(&start, &state, n + 1, options);
-        if step.cause.is_forced() || reached.is_better_than(&best) {
+        if reached.is_better_than(&best) {
             (best, length) = (reached, n + 1);
         }
     }
