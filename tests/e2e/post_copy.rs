@@ -3,7 +3,8 @@
 use ballast_cli::cluster::StoreKind;
 use ballast_guest::Params;
 use ballast_proto::v1;
-use ballast_tests::{Guest, TestCluster, eventually, kvm_or_skip, run};
+use ballast_tests::hold::{HoldFile, is_stopped, vmm_of};
+use ballast_tests::{Guest, TestCluster, eventually, kvm_or_skip, run, signal_process};
 
 use crate::PROGRAM;
 
@@ -34,8 +35,10 @@ async fn a_hot_vm_moves_and_its_source_stays_until_all_of_its_memory_is_there() 
     if !kvm_or_skip("post-copy") {
         return;
     }
-    let test =
-        TestCluster::start_configured(PROGRAM, StoreKind::Embedded, Vec::new(), CONFIG).await;
+    let dir = tempfile::tempdir().unwrap();
+    let hold = HoldFile::new(dir.path());
+    let env = vec![("BALLAST_HOLD".to_owned(), hold.path().to_string_lossy().into_owned())];
+    let test = TestCluster::start_configured(PROGRAM, StoreKind::Embedded, env, CONFIG).await;
     let hosts = test.hosts().await;
     let (source, destination) = (&hosts[0], &hosts[1]);
     let policy = v1::MigrationPolicy { downtime_limit_ms: 1, verify: true, post_copy: true };
@@ -43,22 +46,22 @@ async fn a_hot_vm_moves_and_its_source_stays_until_all_of_its_memory_is_there() 
         spec.migration = Some(policy);
     })
     .await;
+    hold.arm("hot", "source.serving");
     let id = test.migrate("hot", &destination.host).await;
+    let state = test.cluster.dir().join("state").join(&source.host);
+    let held = eventually("its source is held when it is to send the rest", async || {
+        vmm_of(&state, "hot").filter(|pid| is_stopped(*pid))
+    })
+    .await;
     eventually("it runs without all of its memory", async || {
         fetches(&test, destination).await.then_some(())
     })
     .await;
     let shown = run(PROGRAM, &["--controller", test.cluster.url(), "migration", "show", &id]).await;
-    let mut looks = 0;
-    while fetches(&test, destination).await {
-        let left = test.vms_at(source).await;
-        // It may have become whole in between.
-        if fetches(&test, destination).await {
-            assert!(left.iter().any(|vm| vm.state() == v1::VmState::Paused), "{left:?}");
-            looks += 1;
-        }
-    }
-    assert!(looks > 0, "it was whole before anybody looked");
+    let left = test.vms_at(source).await;
+    assert!(left.iter().any(|vm| vm.state() == v1::VmState::Paused), "{left:?}");
+    hold.clear();
+    signal_process(held, rustix::process::Signal::CONT);
     let moved = test.ended(&id).await;
     assert_eq!(moved.phase, "completed", "{moved:?}");
     let progress = moved.progress.unwrap();
