@@ -83,8 +83,9 @@ fn carry(
 /// Chunks on the way at once: as many as the rate fills in the delay and a tenth of a second. A link
 /// that takes much more than it carries looks fast to who begins to send.
 fn queue(delay: Duration, rate: u32) -> usize {
-    let bytes = f64::from(rate) * (delay.as_secs_f64() + 0.1);
-    (bytes as usize / CHUNK_BYTES).clamp(1, CHUNKS_MAX)
+    let millis = delay.as_millis() + 100;
+    let chunks = u128::from(rate) * millis / 1000 / CHUNK_BYTES as u128;
+    usize::try_from(chunks).unwrap_or(CHUNKS_MAX).clamp(1, CHUNKS_MAX)
 }
 
 fn deliver(due: &Receiver<(Instant, Vec<u8>)>, mut to: TcpStream, rate: u32) {
