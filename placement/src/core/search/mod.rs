@@ -1,10 +1,14 @@
 //! Search for better assignments, anytime and in parallel.
 //!
 //! ```text
-//!  initial ──▶ construct ──▶ anneal (one thread each, shift · swap · chain) ──▶ best ──▶ trim ──▶ Found
-//!              what has no      State<1> where the objective is one sum,               moves that
-//!              lawful place     State<6> otherwise                                      don't pay
+//!  initial ──▶ construct ──▶ anneal (teams of threads) ──▶ best ──▶ trim ──▶ Found
+//!              what has no      shift · swap · home · chain         moves that
+//!              lawful place     State<1> where the objective        don't pay
+//!                               is one sum, State<6> otherwise
 //! ```
+//!
+//! [`walk`] makes random moves, [`anneal`] says how readily losses are accepted,
+//! [`team`] has several threads walk together, [`keeper`] remembers the best.
 //!
 //! With a limit on moves or bytes, a greedy search by gain takes the place of
 //! annealing ([`few`]); moves forced by repair count against the limit and are made first.

@@ -66,6 +66,24 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+    /// So many hosts that threads walk together, with rules that reach across their parts.
+    #[test]
+    fn threads_that_walk_together_keep_every_rule_and_agree(seed: u64) {
+        let problem = random_problem(seed, Size { hosts: 40, items: 90, groups: 8 });
+        for threads in [2, 3, 6] {
+            let run = || search(&problem, &options(seed, threads), &Budget::evaluations(40_000));
+            let (one, two) = (run(), run());
+            prop_assert_eq!(&one.assignment, &two.assignment);
+            let before = problem.evaluate(&problem.initial()).score;
+            prop_assert!(one.objective.score <= before);
+            prop_assert_eq!(one.objective.score, problem.evaluate(&one.assignment).score);
+        }
+    }
+}
+
 #[test]
 fn tiny_problems_are_solved_to_the_optimum() {
     let mut rng = Rng::new(7);
