@@ -71,6 +71,28 @@ pub(super) struct Walk<'p, const L: usize> {
     /// The items moved now: those on the hosts of the part.
     items: Vec<u32>,
     part: Option<Part>,
+    draws: Draws,
+}
+
+/// Exponentially distributed numbers of mean 1, without a logarithm for each.
+struct Draws([f32; Self::STEPS]);
+
+impl Draws {
+    const STEPS: usize = 1024;
+
+    fn new() -> Self {
+        let steps = Self::STEPS as f32;
+        Self(std::array::from_fn(|step| -((step as f32 + 0.5) / steps).ln()))
+    }
+
+    #[inline]
+    fn draw(&self, rng: &mut Rng) -> f64 {
+        match rng.below(Self::STEPS) {
+            // The tail beyond the steps is as the whole.
+            0 => (Self::STEPS as f64).ln() - rng.unit().ln(),
+            step => f64::from(self.0[step]),
+        }
+    }
 }
 
 /// Some of the hosts.
@@ -112,6 +134,7 @@ impl<'p, const L: usize> Walk<'p, L> {
             items: movable.clone(),
             movable,
             part: None,
+            draws: Draws::new(),
         }
     }
 
@@ -276,7 +299,7 @@ impl<'p, const L: usize> Walk<'p, L> {
         if L > 1 {
             return Limit::NONE;
         }
-        let draw = (-self.rng.unit().ln()).min(STEEPEST);
+        let draw = self.draws.draw(&mut self.rng).min(STEEPEST);
         Limit { most: draw * self.climate.temperature[0], price: self.climate.penalty }
     }
 
