@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ballast_model::snapshot::Policy;
 use ballast_model::vm::Automation;
 use ballast_model::{BytesPerSec, Ratio, Refusal, RefusalCode};
 use ballast_placement::PlanOptions;
@@ -32,6 +33,9 @@ pub struct Config {
     /// What the balancer does.
     #[serde(default)]
     pub balance: BalanceConfig,
+    /// What the cluster as a whole must keep, and what is levelled.
+    #[serde(default)]
+    pub policy: Policy,
     /// How migrations run.
     #[serde(default)]
     pub migration: MigrationConfig,
@@ -231,6 +235,10 @@ impl Config {
                 ));
             }
         }
+        self.policy.validate().map_err(|refusal| {
+            let reason = format!("configuration table policy: {}", refusal.reason);
+            Refusal::new(refusal.code, reason, "see deploy/config/controller.toml for the ranges")
+        })?;
         balance.plan_options().validate()
     }
 
@@ -272,6 +280,7 @@ mod tests {
         assert_eq!(format!("{:?}", example.balance), format!("{:?}", minimal.balance));
         assert_eq!(format!("{:?}", example.telemetry), format!("{:?}", minimal.telemetry));
         assert_eq!(format!("{:?}", example.migration), format!("{:?}", minimal.migration));
+        assert_eq!(example.policy, minimal.policy);
     }
 
     #[test]
@@ -300,6 +309,8 @@ mod tests {
             ("[migration]\ndowntime_limit_max_ms = 600001", "migration.downtime_limit_max_ms"),
             ("[balance]\nplan_share_max = 2.0", "balance.plan_share_max"),
             ("[balance]\ngain_min = 0.0", "gain"),
+            ("[policy]\nmemory_overcommit = 0.0", "table policy: an overcommit of 0"),
+            ("[policy]\nbalance = { cpu = 0, memory = 0 }", "table policy: balance weights"),
         ] {
             let config: Config = toml::from_str(&format!("{MINIMAL}{table}")).unwrap();
             let refusal = config.validate().unwrap_err();

@@ -181,8 +181,8 @@ impl Controller {
         purpose: Purpose,
         newcomer: Option<&ballast_model::VmSpec>,
     ) -> ballast_model::ClusterSnapshot {
-        let cooldown = self.config.balance.cooldown();
-        snapshot::build(inventory, &self.live, purpose, cooldown, crate::now(), newcomer)
+        let terms = (self.config.policy, self.config.balance.cooldown());
+        snapshot::build(inventory, &self.live, purpose, terms, crate::now(), newcomer)
     }
 
     pub(crate) fn said(&self) -> MutexGuard<'_, Said> {

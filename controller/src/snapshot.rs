@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ballast_model::snapshot::{Mobility, MoveInFlight, PlacedVm};
+use ballast_model::snapshot::{Mobility, MoveInFlight, PlacedVm, Policy};
 use ballast_model::{
     Bytes, ClusterSnapshot, Host, HostId, HostState, MigrationOutcome, MigrationPhase, Rule,
     Timestamp, VmId, VmSpec,
@@ -45,11 +45,12 @@ pub fn build(
     inventory: &Inventory,
     live: &Live,
     purpose: Purpose,
-    cooldown: Duration,
+    (policy, cooldown): (Policy, Duration),
     now: Timestamp,
     newcomer: Option<&VmSpec>,
 ) -> ClusterSnapshot {
-    let mut snapshot = ClusterSnapshot::empty(inventory.revision, now);
+    let empty = ClusterSnapshot::empty(inventory.revision, now);
+    let mut snapshot = ClusterSnapshot { policy, ..empty };
     for host in inventory.hosts.values() {
         snapshot.hosts.insert(host.id.clone(), host_of(host, live));
     }

@@ -67,11 +67,35 @@ pub struct Policy {
     /// The CPU size (not demand) of VMs a host admits, as a share of what it has. `None`: any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_overcommit: Option<Ratio>,
+    /// What is levelled.
+    pub balance: BalanceWeights,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { failures_tolerated: 0, memory_overcommit: Ratio::new(1.0), cpu_overcommit: None }
+        Self {
+            failures_tolerated: 0,
+            memory_overcommit: Ratio::new(1.0),
+            cpu_overcommit: None,
+            balance: BalanceWeights::default(),
+        }
+    }
+}
+
+/// How much each resource counts when load is levelled, 0 to 1000 each; only their ratio matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BalanceWeights {
+    /// CPU that VMs demand.
+    pub cpu: u16,
+    /// Memory that VMs have.
+    pub memory: u16,
+}
+
+impl Default for BalanceWeights {
+    /// CPU counts twice: it is what guests feel first. Memory is levelled so that every host keeps room for VMs to come.
+    fn default() -> Self {
+        Self { cpu: 2, memory: 1 }
     }
 }
 
@@ -203,6 +227,18 @@ impl ClusterSnapshot {
             pools: BTreeMap::new(),
             policy: Policy::default(),
         }
+    }
+
+    /// Puts a VM on another host, as after a move that ended well. Its local disks take room there; what they took where
+    /// it was is free only once that host says so. Nothing happens to a VM that is not in the snapshot.
+    pub fn relocate(&mut self, vm: &VmId, to: &HostId) {
+        let Some(vm) = self.vms.get_mut(vm) else { return };
+        if let Some(host) = self.hosts.get_mut(to).filter(|_| vm.host != *to)
+            && let Some(room) = &mut host.local_disk_room
+        {
+            *room = room.saturating_sub(vm.local_disks);
+        }
+        vm.host = to.clone();
     }
 
     /// Reads and validates a snapshot file.

@@ -24,10 +24,11 @@ import tempfile
 from pathlib import Path
 
 NODE_MIB, NODE_OWN_MIB, NODE_CPUS = 65536, 512, 16
-# Without measured load hbal takes every instance for equally busy, so that is the demand we tell ours. In hbal's score
-# one instance too many weighs far more than memory that is off the mean; with a sixteenth of a node it weighs most for
-# ours, too.
-MILLICORES_PER_INSTANCE = 1000
+# hbal's score adds up standard deviations: of free memory and of virtual CPUs per CPU as shares, and, without measured
+# load, four times that of the number of instances (each counts as equally busy, of four resources). Our planner levels two
+# amounts. Memory is one; the other is made of instances and virtual CPUs so that one instance too many is worth more than
+# any virtual CPUs can make up for, and the weights are such that a virtual CPU counts beside memory as in hbal's score.
+UNITS_PER_INSTANCE, MILLICORES_PER_UNIT = 20, 100
 POLICY = (
     "|128,1,1024,1,1,1|128,1,1024,1,1,1;32768,8,1048576,16,8,12"
     "|diskless,file,sharedfile,plain,blockdev,drbd,rbd,ext,gluster|4.0|32.0"
@@ -68,9 +69,13 @@ def text(nodes, instances):
 
 def snapshot(nodes, instances):
     mib = 1 << 20
+    busy = lambda cpus: (UNITS_PER_INSTANCE + cpus) * MILLICORES_PER_UNIT
+    # A node that has its share is half busy.
+    capacity = 2 * sum(busy(cpus) for _, cpus, _ in instances) // nodes
+    weight = (capacity / MILLICORES_PER_UNIT / NODE_CPUS) ** 2
     host = lambda n: {
         "id": f"n{n:03}",
-        "capacity": {"cpu_millicores": NODE_CPUS * 1000, "memory_bytes": NODE_MIB * mib},
+        "capacity": {"cpu_millicores": capacity, "memory_bytes": NODE_MIB * mib},
         "state": "active",
         "telemetry": {
             "status": "known",
@@ -81,9 +86,9 @@ def snapshot(nodes, instances):
     vm = lambda i, size, cpus, node: {
         "id": f"i{i:05}",
         "host": f"n{node:03}",
-        "size": {"cpu_millicores": cpus * 1000, "memory_bytes": size * mib},
+        "size": {"cpu_millicores": busy(cpus), "memory_bytes": size * mib},
         "demand": {
-            "cpu_millicores": MILLICORES_PER_INSTANCE,
+            "cpu_millicores": busy(cpus),
             "memory_bytes": size * mib,
         },
         "automation": "full",
@@ -93,6 +98,7 @@ def snapshot(nodes, instances):
         "format": 1,
         "revision": 1,
         "taken_at": 0,
+        "policy": {"balance": {"cpu": min(1000, round(weight)), "memory": 1}},
         "hosts": [host(n) for n in range(nodes)],
         "vms": [vm(i, *instance) for i, instance in enumerate(instances)],
     }
@@ -130,10 +136,10 @@ def hbal(path, limit, *more):
     return float(score[1]), float(score[1]), 0, spent
 
 
-def ballast(command, path, level, limit, moves=None):
+def ballast(command, path, gain_min, limit, moves=None):
     most = ["--moves", str(moves)] if moves else []
     out, spent = timed([command, "-o", "json", "plan", "show", "--snapshot", str(path),
-                        "--aggressiveness", str(level), *most], limit)
+                        "--gain-min", str(gain_min), *most], limit)
     if out is None:
         sys.exit(f"hbal.py: no plan in {limit} s")
     found = json.loads(out)
@@ -146,7 +152,7 @@ def main():
     parser.add_argument("--sizes", default="20,50,100,200")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--per-node", type=int, default=10)
-    parser.add_argument("--aggressiveness", type=int, default=5)
+    parser.add_argument("--gain-min", type=float, default=0.003)
     parser.add_argument("--hbal-seconds", type=float, default=600)
     args = parser.parse_args()
     if not shutil.which("hbal"):
@@ -162,7 +168,7 @@ def main():
                 _, theirs, moves, cpu = hbal(data, args.hbal_seconds)
                 results = []
                 for most in [None, moves]:
-                    steps, our_cpu = ballast(args.ballast, shot, args.aggressiveness, 600, most)
+                    steps, our_cpu = ballast(args.ballast, shot, args.gain_min, 600, most)
                     after = list(instances)
                     for step in steps:
                         vm = int(step["vm"][1:])

@@ -7,7 +7,7 @@
 //! departures gone that the step (through its dependencies) waits for. See
 //! [`crate::schedule`] for why that covers every interleaving.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use ballast_model::plan::StepCause;
 use ballast_model::{Plan, Refusal, RefusalCode, Step};
@@ -174,10 +174,36 @@ impl<'c, 'a> Checker<'c, 'a> {
                 host.memory
             ));
         }
+        self.check_disks(n, &came)?;
         let cpu = total(self.cpu[to.0], info.cpu, |c, i| c.problem.vm(c.moves[i].0).cpu);
         let limited = self.steps[n].cause == StepCause::Balance;
         if limited && cpu as f64 > self.options.cpu_ceiling.get() * host.cpu as f64 {
             return Err(format!("CPU on the target may reach {cpu} of {} millicores", host.cpu));
+        }
+        Ok(())
+    }
+
+    /// Local disks come with their VMs, and nothing is given back while the plan runs: the disk of a VM that left is deleted
+    /// only after it runs elsewhere.
+    fn check_disks(&self, n: usize, came: &[usize]) -> Result<(), String> {
+        let to = self.moves[n].2;
+        let Some(room) = self.problem.host(to).host.local_disk_room else { return Ok(()) };
+        let bound = self.problem.vms.iter().filter(|vm| vm.bound_for == Some(to) && vm.host != to);
+        let mut coming: BTreeMap<VmIx, u64> = BTreeMap::new();
+        for step in came.iter().copied().chain([n]) {
+            let (vm, ..) = self.moves[step];
+            let info = self.problem.vm(vm);
+            if info.host != to && info.vm.local_disks.get() > 0 {
+                coming.insert(vm, info.vm.local_disks.get());
+            }
+        }
+        if !coming.contains_key(&self.moves[n].0) {
+            return Ok(());
+        }
+        let under_way = bound.map(|vm| vm.vm.local_disks.get());
+        let disks = under_way.chain(coming.into_values()).fold(0_u64, u64::saturating_add);
+        if disks > room.get() {
+            return Err(format!("{disks} bytes of disks come to the target, which has {room}"));
         }
         Ok(())
     }

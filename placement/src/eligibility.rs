@@ -9,6 +9,7 @@ use ballast_model::{
     Bytes, ClusterSnapshot, HostId, Millicores, Refusal, RefusalCode, Resources, Telemetry, VmId,
 };
 
+use crate::ask::spare;
 use crate::door::obstacle::Obstacle;
 use crate::door::problem::{HostIx, Problem, RuleIx, VmIx};
 use crate::door::rules::RuleBody;
@@ -298,7 +299,7 @@ pub fn place(
     options.validate()?;
     let problem = Problem::new(snapshot)?;
     let (state, own) = without(&problem, vm);
-    let mut best: Option<(i64, bool, f64, HostIx)> = None;
+    let mut fits: Vec<(i64, bool, f64, HostIx)> = Vec::new();
     let mut forbidden = None;
     for host in problem.host_ixs() {
         let info = problem.host(host);
@@ -311,17 +312,25 @@ pub fn place(
         }
         let cpu = state.cpu(host).saturating_add(size.cpu.get()) as f64 / info.cpu as f64;
         let missed = own.map_or(0, |vm| state.preferences_to_start(vm, host));
-        let found = (missed, cpu > options.cpu_ceiling.get(), state.rise(host, size), host);
-        let is_better = |old: &(i64, bool, f64, HostIx)| {
-            let order = found.0.cmp(&old.0).then(found.1.cmp(&old.1));
-            order.then(found.2.total_cmp(&old.2)).then(found.3.cmp(&old.3)).is_lt()
-        };
-        if best.as_ref().is_none_or(is_better) {
-            best = Some(found);
-        }
+        fits.push((missed, cpu > options.cpu_ceiling.get(), state.rise(host, size), host));
     }
+    fits.sort_by(|a, b| {
+        a.0.cmp(&b.0).then(a.1.cmp(&b.1)).then(a.2.total_cmp(&b.2)).then(a.3.cmp(&b.3))
+    });
+    let failures = problem.snapshot.policy.failures_tolerated as usize;
+    let first = fits.first().map(|(.., host)| *host);
+    let kept = |host: &HostIx| spare::survives_start(&state, failures, *host, size.memory);
+    let best = fits.into_iter().take(SPARE_TRIES_MAX).map(|(.., host)| host).find(kept);
     match (best, forbidden, own) {
-        (Some((.., host)), ..) => Ok(problem.host(host).id.clone()),
+        (Some(host), ..) => Ok(problem.host(host).id.clone()),
+        _ if first.is_some() => Err(Refusal::new(
+            RefusalCode::CapacityExceeded,
+            format!(
+                "with VM {vm} of {} the loss of {failures} hosts would leave VMs without a place",
+                size.memory
+            ),
+            "add a host, remove VMs, or lower policy.failures_tolerated; 'ballast capacity spare' says what fits",
+        )),
         (None, Some((obstacle, host)), Some(own)) => {
             let mut refusal = explain(&state, own, host, obstacle);
             refusal.reason =
@@ -332,6 +341,9 @@ pub fn place(
         (None, ..) => Err(no_room(&state, vm, size)),
     }
 }
+
+/// How many hosts are tried for a new VM until one keeps room for failures.
+const SPARE_TRIES_MAX: usize = 16;
 
 /// Whether a VM that the snapshot has, wherever, may start on `host`: memory, needs and every hard rule.
 ///

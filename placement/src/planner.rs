@@ -156,7 +156,9 @@ fn leg(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
     let asked = !found.is_empty() || Quality::of(&start, &start, options).is_wrong();
     let candidates = if asked { joint::improve(problem, &solved, options)? } else { Vec::new() };
     let descended = Quality::of(&start, &solved, options);
-    let legal = candidates
+    let (fitting, long): (Vec<_>, Vec<_>) =
+        candidates.into_iter().partition(|found| found.moves.len() <= options.steps_max);
+    let legal = fitting
         .into_iter()
         .filter_map(|found| without_waste(problem, found, &descended, options))
         .find(|found| is_legal(problem, found, options));
@@ -176,6 +178,9 @@ fn leg(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
     }
     let is_cut = taken.len() > options.steps_max;
     let moves = schedule::shorten(problem, taken, options);
+    if let Some(long) = long.into_iter().next().filter(|_| moves.is_empty()) {
+        return Ok(Leg { moves, after: Vec::new(), found: long.moves, is_cut: true });
+    }
     let after = schedule::dependencies(problem, &moves, options);
     Ok(Leg { moves, after, found, is_cut })
 }
@@ -210,9 +215,7 @@ fn is_legal(problem: &Problem<'_>, candidate: &Candidate, options: &PlanOptions)
 /// The cluster after the moves.
 fn advance(snapshot: &mut ClusterSnapshot, problem: &Problem<'_>, moves: &[Move]) {
     for step in moves {
-        if let Some(vm) = snapshot.vms.get_mut(problem.vm(step.vm).id) {
-            vm.host = problem.host(step.to).id.clone();
-        }
+        snapshot.relocate(problem.vm(step.vm).id, problem.host(step.to).id);
     }
 }
 

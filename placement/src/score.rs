@@ -2,7 +2,7 @@
 //!
 //! Over the hosts that count (active, telemetry known) and for each metric of
 //! [`METRICS`], a host's load is what it uses as a share of its capacity. With
-//! `n` such hosts, weights `w` and mean loads `m`:
+//! `n` such hosts, weights `w` (of the cluster's policy, the largest taken as 1) and mean loads `m`:
 //!
 //! ```text
 //! spread    = Σ_metric w · Σ_host (load − m)²
@@ -16,14 +16,13 @@
 //! makes depends on its two hosts and two sums only and costs O(1).
 
 use ballast_model::Ratio;
+use ballast_model::snapshot::Policy;
 
 /// One thing that is levelled.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Metric {
     /// Its name in reports.
     pub name: &'static str,
-    /// How much it counts against the others.
-    pub weight: f64,
     /// The least its spread can be. A search may stop when the whole spread is
     /// within the least gain of the sum of these: no move can be worth it.
     pub spread_min: f64,
@@ -34,16 +33,23 @@ pub const CPU: usize = 0;
 /// Memory: size (not demand) of the VMs and overhead against capacity, because size is what a host must have room for.
 pub const MEMORY: usize = 1;
 
-/// Everything that is levelled. CPU counts most: it is what guests feel first;
-/// memory is levelled so that every host keeps room for VMs to come.
-pub const METRICS: [Metric; 2] = [
-    Metric { name: "cpu", weight: 1.0, spread_min: 0.0 },
-    Metric { name: "memory", weight: 0.5, spread_min: 0.0 },
-];
+/// Everything that is levelled.
+pub const METRICS: [Metric; 2] =
+    [Metric { name: "cpu", spread_min: 0.0 }, Metric { name: "memory", spread_min: 0.0 }];
+
+/// How much each metric counts.
+pub(crate) type Weights = [f64; METRICS.len()];
+
+/// As the policy has it, the largest as 1, so that the least gain of a move means the same whatever the weights are.
+pub(crate) fn weights(policy: &Policy) -> Weights {
+    let weights = [policy.balance.cpu, policy.balance.memory].map(f64::from);
+    let most = weights.into_iter().fold(1.0, f64::max);
+    weights.map(|weight| weight / most)
+}
 
 /// The least any spread can be.
-pub(crate) fn spread_bound() -> f64 {
-    METRICS.iter().map(|metric| metric.weight * metric.spread_min).sum()
+pub(crate) fn spread_bound(weights: &Weights) -> f64 {
+    METRICS.iter().zip(weights).map(|(metric, weight)| weight * metric.spread_min).sum()
 }
 
 /// A host's loads before and after.
@@ -52,6 +58,7 @@ pub(crate) type Change = ([f64; METRICS.len()], [f64; METRICS.len()]);
 /// Sums over the hosts that count, from which the spread follows.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Sums {
+    weights: Weights,
     hosts: usize,
     sum: [f64; METRICS.len()],
     squares: [f64; METRICS.len()],
@@ -60,8 +67,8 @@ pub(crate) struct Sums {
 impl Sums {
     /// Always computed afresh from whole loads, in host order, so that equal
     /// states have bit-equal sums however they were reached.
-    pub(crate) fn new(loads: impl Iterator<Item = [f64; METRICS.len()]>) -> Self {
-        let mut sums = Self::default();
+    pub(crate) fn new(weights: Weights, loads: impl Iterator<Item = [f64; METRICS.len()]>) -> Self {
+        let mut sums = Self { weights, ..Self::default() };
         for load in loads {
             sums.hosts += 1;
             for (metric, share) in load.into_iter().enumerate() {
@@ -79,7 +86,7 @@ impl Sums {
         }
         let n = self.hosts as f64;
         (0..METRICS.len())
-            .map(|m| METRICS[m].weight * (self.squares[m] - self.sum[m] * self.sum[m] / n).max(0.0))
+            .map(|m| self.weights[m] * (self.squares[m] - self.sum[m] * self.sum[m] / n).max(0.0))
             .sum()
     }
 
@@ -93,7 +100,7 @@ impl Sums {
                 sum += after[m] - before[m];
                 squares += after[m] * after[m] - before[m] * before[m];
             }
-            fall -= METRICS[m].weight * (squares - (2.0 * self.sum[m] * sum + sum * sum) / n);
+            fall -= self.weights[m] * (squares - (2.0 * self.sum[m] * sum + sum * sum) / n);
         }
         fall
     }
@@ -110,7 +117,7 @@ impl Sums {
 
     /// The imbalance.
     pub(crate) fn imbalance(&self) -> Ratio {
-        let weights: f64 = METRICS.iter().map(|metric| metric.weight).sum();
+        let weights: f64 = self.weights.iter().sum();
         Ratio::new((self.spread() / (self.hosts.max(1) as f64 * weights)).sqrt())
     }
 }
@@ -118,16 +125,29 @@ impl Sums {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ballast_model::snapshot::BalanceWeights;
+
+    const CPU_MOST: Weights = [1.0, 0.5];
+
+    #[test]
+    fn the_largest_weight_is_one() {
+        assert_eq!(weights(&Policy::default()), CPU_MOST);
+        let of = |cpu, memory| {
+            weights(&Policy { balance: BalanceWeights { cpu, memory }, ..Policy::default() })
+        };
+        assert_eq!(of(10, 40), [0.25, 1.0]);
+        assert_eq!(of(0, 3), [0.0, 1.0]);
+    }
 
     #[test]
     fn equal_loads_are_level() {
-        assert!(Sums::new([[0.3, 0.6]; 5].into_iter()).imbalance().get() < 1e-6);
-        assert_eq!(Sums::new(std::iter::empty()).imbalance(), Ratio::ZERO);
+        assert!(Sums::new(CPU_MOST, [[0.3, 0.6]; 5].into_iter()).imbalance().get() < 1e-6);
+        assert_eq!(Sums::new(CPU_MOST, std::iter::empty()).imbalance(), Ratio::ZERO);
     }
 
     #[test]
     fn equal_deviation_in_every_metric_is_the_standard_deviation() {
-        let sums = Sums::new([[0.2, 0.2], [0.4, 0.4]].into_iter());
+        let sums = Sums::new(CPU_MOST, [[0.2, 0.2], [0.4, 0.4]].into_iter());
         assert!((sums.imbalance().get() - 0.1).abs() < 1e-12);
     }
 
@@ -135,9 +155,9 @@ mod tests {
     fn the_fall_of_a_change_is_the_difference_of_the_spreads() {
         let loads = [[0.9, 0.5], [0.1, 0.3], [0.4, 0.2]];
         let after = [[0.7, 0.4], [0.3, 0.35], [0.4, 0.2]];
-        let sums = Sums::new(loads.into_iter());
+        let sums = Sums::new(CPU_MOST, loads.into_iter());
         let fall = sums.fall(&[(loads[0], after[0]), (loads[1], after[1])]);
-        let expected = sums.spread() - Sums::new(after.into_iter()).spread();
+        let expected = sums.spread() - Sums::new(CPU_MOST, after.into_iter()).spread();
         assert!((fall - expected).abs() < 1e-12, "{fall} {expected}");
         assert!(fall > 0.0);
     }

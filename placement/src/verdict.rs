@@ -108,12 +108,14 @@ pub(crate) fn of_the_rest(
 ) {
     let last: BTreeMap<VmIx, &Move> = found.iter().map(|step| (step.vm, step)).collect();
     let scan = Scan::new(state);
+    let none_made = verdicts.is_empty();
     for vm in state.problem.vm_ixs() {
         let id = state.problem.vm(vm).id;
         if verdicts.contains_key(id) {
             continue;
         }
         let verdict = match last.get(&vm).filter(|step| step.to != state.at(vm)) {
+            Some(step) if none_made => of_cut(state, step, found.len(), options),
             Some(step) => Verdict::Stays {
                 reason: format!(
                     "it would move to {}, but this plan ends after {} steps; a later one moves it",
@@ -125,6 +127,20 @@ pub(crate) fn of_the_rest(
         };
         verdicts.insert(id.clone(), verdict);
     }
+}
+
+/// Of a VM that would move if the plan could hold more steps: none of so few make anything better, so the next plan will
+/// not move it either.
+fn of_cut(state: &State<'_, '_>, step: &Move, steps: usize, options: &PlanOptions) -> Verdict {
+    let to = state.problem.host(step.to).id;
+    let reason = format!(
+        "it would move to {to} in a plan of {steps} steps, of which the first {} make nothing better",
+        options.steps_max
+    );
+    if !step.cause.is_forced() {
+        return Verdict::Stays { reason };
+    }
+    Verdict::Stuck { reason, remedy: format!("allow plans of {steps} steps") }
 }
 
 fn of_unmoved(state: &State<'_, '_>, scan: &Scan, vm: VmIx, options: &PlanOptions) -> Verdict {
@@ -258,7 +274,8 @@ pub(crate) fn why_no_target(
     options: &PlanOptions,
 ) -> (String, String) {
     let problem = state.problem;
-    let (mut full, mut closed, mut other, mut busy, mut unfit) = (0_usize, 0, 0, 0, 0);
+    let (mut full, mut closed, mut other, mut busy) = (0_usize, 0, 0, 0);
+    let (mut unfit, mut diskless) = (0_usize, 0_usize);
     let mut freest: Option<(Bytes, HostIx)> = None;
     let mut rules = BTreeSet::new();
     for host in problem.host_ixs() {
@@ -275,9 +292,8 @@ pub(crate) fn why_no_target(
                 other += 1;
                 rules.insert(problem.rule(rule).id.to_string());
             }
-            Some(Obstacle::Cpu | Obstacle::Lacks | Obstacle::Numa | Obstacle::Disk { .. }) => {
-                unfit += 1
-            }
+            Some(Obstacle::Disk { .. }) => diskless += 1,
+            Some(Obstacle::Cpu | Obstacle::Lacks | Obstacle::Numa) => unfit += 1,
             None if !state.cpu_allows(vm, host, cause, options) => busy += 1,
             None => other += 1,
         }
@@ -299,6 +315,10 @@ pub(crate) fn why_no_target(
     if busy > 0 {
         parts.push(format!("{busy} would pass the CPU ceiling of {}", options.cpu_ceiling));
     }
+    if diskless > 0 {
+        let disks = problem.vm(vm).vm.local_disks;
+        parts.push(format!("{diskless} lack room for its {disks} of local disks"));
+    }
     if unfit > 0 {
         parts.push(format!("{unfit} lack what it needs besides memory"));
     }
@@ -315,6 +335,7 @@ pub(crate) fn why_no_target(
             Bytes(problem.vm(vm).memory).saturating_sub(free),
             problem.host(host).id
         ),
+        None if diskless > 0 => "make room for local disks on a host, or add a host".to_owned(),
         None if closed > 0 => "uncordon a host or mend its agent, or add a host".to_owned(),
         None => "change the rules, or add a host".to_owned(),
     };

@@ -14,7 +14,7 @@ use ballast_model::{
 };
 
 use crate::core::Rng;
-use crate::score::METRICS;
+use crate::score::{self, METRICS, Weights};
 
 /// Cores and memory of every host.
 const HOST_CORES: u64 = 32;
@@ -142,6 +142,7 @@ struct Greedy {
     /// The best target of each source.
     best: Vec<usize>,
     ceiling: f64,
+    weights: Weights,
 }
 
 impl Greedy {
@@ -162,6 +163,7 @@ impl Greedy {
             cells: Vec::new(),
             best: vec![0; hosts.len()],
             ceiling: f64::INFINITY,
+            weights: score::weights(&snapshot.policy),
         };
         let share = |of: Resources, all: Resources| {
             let part = |a: u64, b: u64| a as f64 / b.max(1) as f64;
@@ -211,9 +213,8 @@ impl Greedy {
     }
 
     fn imbalance(&self) -> f64 {
-        let weights: f64 = METRICS.iter().map(|metric| metric.weight).sum();
-        let squares = self.deviations().into_iter().zip(METRICS).map(|(d, m)| m.weight * d * d);
-        (squares.sum::<f64>() / weights).sqrt()
+        let squares = self.deviations().into_iter().zip(self.weights).map(|(d, w)| w * d * d);
+        (squares.sum::<f64>() / self.weights.iter().sum::<f64>()).sqrt()
     }
 
     fn weigh_all(&mut self) {
@@ -251,7 +252,7 @@ impl Greedy {
         for vm in &self.on[from] {
             let (size, group) = self.vms[*vm as usize];
             let gain: f64 = (0..METRICS.len())
-                .map(|m| METRICS[m].weight * 2.0 * size[m] * (here[m] - there[m] - size[m]))
+                .map(|m| self.weights[m] * 2.0 * size[m] * (here[m] - there[m] - size[m]))
                 .sum();
             let fits = there[0] + size[0] <= self.ceiling && there[1] + size[1] <= 1.0;
             let apart =

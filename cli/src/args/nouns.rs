@@ -311,6 +311,10 @@ pub struct PlanShowArgs {
     /// How eagerly to level the load, from 1, only what is worth much, to 5, every small gain
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(1..=5))]
     pub aggressiveness: Option<u8>,
+    /// The least a move for balance must be worth: as much as bringing one host that is off the mean load by this share of
+    /// its capacity back to the mean
+    #[arg(long, value_name = "SHARE")]
+    pub gain_min: Option<f64>,
     /// The most moves: the plan is the best that so few can do
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=50_000))]
     pub moves: Option<u32>,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ballast_model::plan::StepCause;
-use ballast_model::{ClusterSnapshot, Planning, Refusal, RefusalCode, Step, Verdict, VmId};
+use ballast_model::{ClusterSnapshot, Planning, Ratio, Refusal, RefusalCode, Step, Verdict, VmId};
 use ballast_placement::{PlanOptions, ask, scenario};
 use ballast_proto::convert::migration::micros;
 use ballast_proto::v1;
@@ -53,8 +53,10 @@ pub(super) async fn run(context: &Context, command: PlanCommand) -> Result<(), R
                 ClusterSnapshot::from_json(&record.snapshot_json)?.write_file(file)?;
                 eprintln!("snapshot written to {}", file.display());
             }
-            let is_as_planned =
-                args.what_if.is_empty() && args.aggressiveness.is_none() && args.moves.is_none();
+            let is_as_planned = args.what_if.is_empty()
+                && args.aggressiveness.is_none()
+                && args.gain_min.is_none()
+                && args.moves.is_none();
             if is_as_planned {
                 let planning = parse(&record.planning_json)?;
                 return print(&planning, Some(&record), args.all, context.json);
@@ -112,6 +114,9 @@ fn show_changed(
 ) -> Result<(), Refusal> {
     if let Some(level) = args.aggressiveness {
         options = options.aggressive(level)?;
+    }
+    if let Some(gain_min) = args.gain_min {
+        options.gain_min = Ratio::new(gain_min);
     }
     if let Some(moves) = args.moves {
         options.steps_max = moves as usize;

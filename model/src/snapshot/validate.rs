@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use super::{ClusterSnapshot, SNAPSHOT_FORMAT};
+use super::{BalanceWeights, ClusterSnapshot, Policy, SNAPSHOT_FORMAT};
 use crate::pool::POOL_DEPTH_MAX;
 use crate::{HostId, PoolId, Refusal, RefusalCode, VmId};
 
 /// The overcommit ratios that make sense.
 const OVERCOMMIT: std::ops::RangeInclusive<f64> = 0.1..=100.0;
+/// The most a resource can count for when load is levelled.
+const WEIGHT_MAX: u16 = 1000;
 
 impl ClusterSnapshot {
     /// Checks the format number, every bound, and that every host, VM and pool referred to exists.
@@ -22,13 +24,7 @@ impl ClusterSnapshot {
         self.validate_rules()?;
         self.validate_migrations()?;
         self.validate_pools()?;
-        let policy = &self.policy;
-        for ratio in [Some(policy.memory_overcommit), policy.cpu_overcommit].into_iter().flatten() {
-            if !OVERCOMMIT.contains(&ratio.get()) {
-                return invalid(format!("an overcommit of {} is not in 0.1 to 100", ratio.get()));
-            }
-        }
-        Ok(())
+        self.policy.validate()
     }
 
     fn is_host(&self, host: &HostId) -> bool {
@@ -112,6 +108,27 @@ impl ClusterSnapshot {
                 }
                 at = parent;
             }
+        }
+        Ok(())
+    }
+}
+
+impl Policy {
+    /// Checks every value against its range.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming the value.
+    pub fn validate(&self) -> Result<(), Refusal> {
+        for ratio in [Some(self.memory_overcommit), self.cpu_overcommit].into_iter().flatten() {
+            if !OVERCOMMIT.contains(&ratio.get()) {
+                return invalid(format!("an overcommit of {} is not in 0.1 to 100", ratio.get()));
+            }
+        }
+        let BalanceWeights { cpu, memory } = self.balance;
+        if cpu.max(memory) > WEIGHT_MAX || cpu == 0 && memory == 0 {
+            return invalid(format!(
+                "balance weights of {cpu} for CPU and {memory} for memory: they are 0 to {WEIGHT_MAX}, one at least 1"
+            ));
         }
         Ok(())
     }

@@ -183,6 +183,21 @@ pub(super) fn survives(
     survives_with(state, failures, on, |_| std::iter::empty())
 }
 
+/// Whether that still holds with a new VM of so many bytes on `to`.
+pub(crate) fn survives_start(
+    state: &State<'_, '_>,
+    failures: usize,
+    to: HostIx,
+    memory: Bytes,
+) -> bool {
+    survives_with(
+        state,
+        failures,
+        |_| true,
+        |host| (host == to).then_some(memory.get()).into_iter(),
+    )
+}
+
 fn survives_with<I: Iterator<Item = u64>>(
     state: &State<'_, '_>,
     failures: usize,

@@ -134,9 +134,7 @@ impl WhatIf {
             match place(&self.snapshot, &id, like.size, options) {
                 Ok(host) => {
                     self.notes.push(format!("VM {id} would start on host {host}"));
-                    if let Some(vm) = self.snapshot.vms.get_mut(&id) {
-                        vm.host = host;
-                    }
+                    self.snapshot.relocate(&id, &host);
                 }
                 Err(refusal) if n == 0 => return Err(refusal),
                 Err(refusal) => {

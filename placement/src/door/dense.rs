@@ -35,6 +35,7 @@ pub(crate) fn problem(problem: &Problem<'_>, options: &PlanOptions) -> Result<De
     let mut dense = Builder {
         problem,
         options,
+        disks: tells_of_disks(problem),
         builder: ProblemBuilder::new(table()),
         sets: HashMap::new(),
         partitions: HashMap::new(),
@@ -55,11 +56,30 @@ fn table() -> ObjectiveTable {
         .with(Term::ItemMoves, 2, 1)
 }
 
+/// The largest weight of balance times the number of hosts: squares of utilisation times this are still far from 64 bits.
+const WEIGHT_TIMES_HOSTS_MAX: i64 = 1 << 16;
+
+/// The weights of CPU and memory in small whole numbers; less exact where there are very many hosts.
+fn balance_weights(problem: &Problem<'_>) -> [i64; METRICS.len()] {
+    let policy = problem.snapshot.policy.balance;
+    let mut weights = [i64::from(policy.cpu), i64::from(policy.memory)];
+    let hosts = problem.hosts.len() as i64;
+    while weights.iter().any(|weight| *weight > 1 && weight * hosts > WEIGHT_TIMES_HOSTS_MAX) {
+        weights = weights.map(|weight| (weight + 1) / 2);
+    }
+    weights
+}
+
+/// What the spread of one host that is off by all its capacity comes to in the last level of the objective, by the
+/// metric that counts most.
+pub(crate) fn spread_unit(problem: &Problem<'_>) -> f64 {
+    let most = balance_weights(problem).into_iter().fold(1, i64::max);
+    (UTILISATION_ONE * UTILISATION_ONE * most) as f64
+}
+
 /// What a move costs in the last level of the objective.
-pub(crate) fn move_cost(options: &PlanOptions) -> f64 {
-    // One unit of the weighted spread, as in `score`, with the factor two of the weights of the resources.
-    let unit = (UTILISATION_ONE * UTILISATION_ONE * 2) as f64;
-    (options.gain_floor() * unit).ceil()
+pub(crate) fn move_cost(problem: &Problem<'_>, options: &PlanOptions) -> f64 {
+    (options.gain_floor() * spread_unit(problem)).ceil()
 }
 
 /// The VMs that are elsewhere in `found` than where they are now.
@@ -69,9 +89,18 @@ pub(crate) fn changes(state: &State<'_, '_>, found: &Assignment) -> Vec<(VmIx, H
     state.problem.vm_ixs().filter_map(elsewhere).collect()
 }
 
+/// Whether some VM has local disks, and some host says how much room it has.
+fn tells_of_disks(problem: &Problem<'_>) -> bool {
+    let has_some = |vm: VmIx| problem.vm(vm).vm.local_disks.get() > 0;
+    let tells = |host: HostIx| problem.host(host).host.local_disk_room.is_some();
+    problem.vm_ixs().any(has_some) && problem.host_ixs().any(tells)
+}
+
 struct Builder<'b, 'a> {
     problem: &'b Problem<'a>,
     options: &'b PlanOptions,
+    /// Whether room for local disks is a resource.
+    disks: bool,
     builder: ProblemBuilder,
     sets: HashMap<Vec<bool>, HostSet>,
     partitions: HashMap<Vec<u32>, Partition>,
@@ -84,19 +113,22 @@ fn amount(value: u64) -> i64 {
 impl Builder<'_, '_> {
     /// CPU demanded, memory admitted and held twice while moving, CPU admitted.
     fn resources(&mut self) {
-        #[allow(clippy::cast_possible_truncation)] // weights are small
-        let weight = |metric: usize| (METRICS[metric].weight * 2.0).round() as i64;
+        let weights = balance_weights(self.problem);
         self.builder.resource(ResourceSpec {
             safety_weight: 1,
             unmet_weight: 0,
-            imbalance_weight: weight(CPU),
+            imbalance_weight: weights[CPU],
             ..ResourceSpec::demand()
         });
         self.builder.resource(ResourceSpec {
-            imbalance_weight: weight(MEMORY),
+            imbalance_weight: weights[MEMORY],
             ..ResourceSpec::allocation()
         });
         self.builder.resource(ResourceSpec::allocation());
+        if self.disks {
+            // The disk of a VM that left is deleted only after it runs elsewhere.
+            self.builder.resource(ResourceSpec { transient: true, ..ResourceSpec::allocation() });
+        }
     }
 
     fn hosts(&mut self) {
@@ -110,9 +142,15 @@ impl Builder<'_, '_> {
             let safety = (ceiling - info.overhead[0] as f64).max(0.0) as i64;
             let memory = info.memory.saturating_sub(held) / MEMORY_UNIT;
             let sizes = info.cpu_admitted.unwrap_or(u64::MAX);
+            let mut capacity = vec![amount(cpu), amount(memory), amount(sizes)];
+            let mut safety = vec![safety, crate::core::AMOUNT_MAX, crate::core::AMOUNT_MAX];
+            if self.disks {
+                capacity.push(self.disk_room(host));
+                safety.push(crate::core::AMOUNT_MAX);
+            }
             self.builder.host(HostSpec {
-                capacity: vec![amount(cpu), amount(memory), amount(sizes)],
-                safety: vec![safety, crate::core::AMOUNT_MAX, crate::core::AMOUNT_MAX],
+                capacity,
+                safety,
                 closed: !info.counts(),
                 drained: info.draining() && info.known && self.options.causes.drain,
                 unbalanced: !info.counts(),
@@ -121,21 +159,39 @@ impl Builder<'_, '_> {
         }
     }
 
+    /// Room for local disks on a host, with what those take that are there.
+    fn disk_room(&self, host: HostIx) -> i64 {
+        let Some(room) = self.problem.host(host).host.local_disk_room else {
+            return crate::core::AMOUNT_MAX;
+        };
+        let is_there = |vm: &VmIx| {
+            let info = self.problem.vm(*vm);
+            info.host == host && info.bound_for.is_none_or(|bound| bound == host)
+        };
+        let units = |vm: VmIx| self.problem.vm(vm).vm.local_disks.get().div_ceil(MEMORY_UNIT);
+        let taken = self.problem.vm_ixs().filter(is_there).map(units);
+        amount(taken.fold(room.get() / MEMORY_UNIT, u64::saturating_add))
+    }
+
     fn items(&mut self) {
         #[allow(clippy::cast_possible_truncation)] // a share of a small number
-        let floor = move_cost(self.options) as i64;
+        let floor = move_cost(self.problem, self.options) as i64;
         for vm in self.problem.vm_ixs() {
             let info = self.problem.vm(vm);
             let at = info.bound_for.unwrap_or(info.host);
             let allowed = self.allowed(vm);
             let allowed = self.set(allowed);
             let cause = self.cause(at);
+            let mut shape = vec![
+                amount(info.cpu),
+                amount(info.memory.div_ceil(MEMORY_UNIT)),
+                amount(info.cpu_size),
+            ];
+            if self.disks {
+                shape.push(amount(info.vm.local_disks.get().div_ceil(MEMORY_UNIT)));
+            }
             self.builder.item(ItemSpec {
-                shapes: vec![vec![
-                    amount(info.cpu),
-                    amount(info.memory.div_ceil(MEMORY_UNIT)),
-                    amount(info.cpu_size),
-                ]],
+                shapes: vec![shape],
                 home: Some(Place::on(Host(at.number()))),
                 pinned: !self.problem.may_move(vm, cause),
                 move_cost: floor.saturating_mul(1 + i64::from(info.vm.moves_recent.min(100))),

@@ -1,7 +1,7 @@
 //! A numbered snapshot as the ordering sees it: places, counters and claims.
 //!
-//! Places are hosts. A VM claims memory (on both hosts while it moves) and CPU
-//! size where the policy bounds it; each rule that holds at every moment is a
+//! Places are hosts. A VM claims memory (on both hosts while it moves), CPU size
+//! where the policy bounds it and room for its local disks; each rule that holds at every moment is a
 //! counter by domain, or a group of counters of which so many may be in use.
 //! With failures to tolerate, all memory together is a counter whose limit
 //! leaves out the largest hosts.
@@ -18,8 +18,10 @@ const MEMORY: u32 = 0;
 const CPU: u32 = 1;
 /// Memory of all hosts together.
 const SPARE: u32 = 2;
+/// Local disks that come to a host, which has so much room for them.
+const DISKS: u32 = 3;
 /// The first rule; each has two counters, for those bound and those needed.
-const RULES: u32 = 3;
+const RULES: u32 = 4;
 
 /// The cluster before the first step.
 pub(crate) struct Floor<'s, 'p, 'a> {
@@ -114,6 +116,11 @@ impl Ground for Floor<'_, '_, '_> {
                 let limit = self.problem().host(host).cpu_admitted.unwrap_or(u64::MAX);
                 Counter::at_most(self.state.cpu_sizes(host), limit)
             }
+            DISKS => {
+                let room = self.problem().host(host).host.local_disk_room;
+                let limit = room.map_or(u64::MAX, |room| room.get());
+                Counter::at_most(self.state.disks_come(host), limit)
+            }
             SPARE => self.spare.unwrap_or_else(|| Counter::at_most(0, u64::MAX)),
             rule => self.rule_counter(rule, scope),
         }
@@ -142,6 +149,10 @@ impl Ground for Floor<'_, '_, '_> {
         }
         if self.spare.is_some() && host.counts() {
             out.push(Claim { key: key(SPARE, 0), amount: info.memory });
+        }
+        let disks = info.vm.local_disks.get();
+        if disks > 0 && info.host.0 != place as usize && host.host.local_disk_room.is_some() {
+            out.push(Claim { key: key(DISKS, place), amount: disks });
         }
         for (ix, role) in &info.rules {
             let rule = self.problem().rule(*ix);

@@ -68,6 +68,9 @@ impl State<'_, '_> {
         if let Some(obstacle) = lacking(info.vm, host.host) {
             return Some(obstacle);
         }
+        if let Some(obstacle) = self.disks_against(vm, to) {
+            return Some(obstacle);
+        }
         let free = self.memory_free(to);
         // A host that holds too much takes nothing, not even what needs nothing.
         if info.memory > free.get() || self.memory_taken(to) > host.memory {
@@ -76,6 +79,18 @@ impl State<'_, '_> {
         let admitted = host.cpu_admitted?;
         let sizes = self.cpu_sizes(to).saturating_add(info.cpu_size);
         (sizes > admitted).then_some(Obstacle::Cpu)
+    }
+
+    /// Whether the disks that come to a host leave too little room for the VM's.
+    fn disks_against(&self, vm: VmIx, to: HostIx) -> Option<Obstacle> {
+        let info = self.problem.vm(vm);
+        let disks = info.vm.local_disks.get();
+        if disks == 0 || info.host == to {
+            return None;
+        }
+        let room = self.problem.host(to).host.local_disk_room?;
+        let left = room.get().saturating_sub(self.disks_come(to));
+        (disks > left).then_some(Obstacle::Disk { room: Bytes(left) })
     }
 
     fn rules_against(&self, vm: VmIx, to: HostIx) -> Option<Obstacle> {

@@ -12,6 +12,7 @@ use ballast_model::{ClusterSnapshot, Host, HostId, HostState, Refusal, Telemetry
 use super::entitle;
 use super::rules::{self, Role, RuleBody, RuleInfo};
 use super::state::Cause;
+use crate::score::{self, Weights};
 
 /// A host's number, in order of names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,6 +105,8 @@ pub(crate) struct Problem<'a> {
     pub(crate) rules: Vec<RuleInfo<'a>>,
     /// The hosts that count for the imbalance.
     pub(crate) counted: Vec<HostIx>,
+    /// What is levelled, and how much it counts.
+    pub(crate) weights: Weights,
 }
 
 impl<'a> Problem<'a> {
@@ -153,7 +156,8 @@ impl<'a> Problem<'a> {
             }
         }
         let counted = (0..hosts.len()).map(HostIx).filter(|host| hosts[host.0].counts()).collect();
-        Ok(Self { snapshot, hosts, vms, rules, counted })
+        let weights = score::weights(&snapshot.policy);
+        Ok(Self { snapshot, hosts, vms, rules, counted, weights })
     }
 
     pub(crate) fn host(&self, host: HostIx) -> &HostInfo<'a> {

@@ -63,6 +63,9 @@ pub(crate) struct State<'p, 'a> {
     held: Vec<u64>,
     /// CPU sizes of the VMs on each host, those in flight on both, in millicores.
     sizes: Vec<u64>,
+    /// Bytes of local disks that came with VMs. What those that left give back is not counted: their disks are deleted
+    /// only after they run elsewhere.
+    disks_come: Vec<u64>,
     /// What each rule counts, VMs in flight on both hosts.
     tallies: Vec<Tally>,
     sums: Sums,
@@ -79,6 +82,7 @@ impl<'p, 'a> State<'p, 'a> {
             shares: vec![[0.0; METRICS.len()]; hosts],
             held: vec![0; hosts],
             sizes: vec![0; hosts],
+            disks_come: vec![0; hosts],
             tallies: problem.rules.iter().map(Tally::new).collect(),
             sums: Sums::default(),
         };
@@ -120,6 +124,11 @@ impl<'p, 'a> State<'p, 'a> {
 
     pub(crate) fn cpu_sizes(&self, host: HostIx) -> u64 {
         self.sizes[host.0]
+    }
+
+    /// Bytes of local disks that came to the host with VMs.
+    pub(crate) fn disks_come(&self, host: HostIx) -> u64 {
+        self.disks_come[host.0]
     }
 
     /// Whether the VM has a part in the fault of a rule: with it elsewhere the rule could be nearer to holding.
@@ -337,6 +346,10 @@ impl<'p, 'a> State<'p, 'a> {
         self.load[CPU][from.0] = self.load[CPU][from.0].saturating_sub(info.cpu);
         self.load[MEMORY][from.0] = self.load[MEMORY][from.0].saturating_sub(info.memory);
         self.sizes[from.0] = self.sizes[from.0].saturating_sub(info.cpu_size);
+        if from != info.host {
+            let come = &mut self.disks_come[from.0];
+            *come = come.saturating_sub(info.vm.local_disks.get());
+        }
         self.note_rules(vm, from, -1);
     }
 
@@ -350,6 +363,10 @@ impl<'p, 'a> State<'p, 'a> {
         self.load[CPU][host.0] = self.load[CPU][host.0].saturating_add(info.cpu);
         self.load[MEMORY][host.0] = self.load[MEMORY][host.0].saturating_add(info.memory);
         self.sizes[host.0] = self.sizes[host.0].saturating_add(info.cpu_size);
+        if host != info.host {
+            let come = &mut self.disks_come[host.0];
+            *come = come.saturating_add(info.vm.local_disks.get());
+        }
         self.note_rules(vm, host, 1);
     }
 
@@ -360,7 +377,8 @@ impl<'p, 'a> State<'p, 'a> {
     }
 
     fn sum_up(&mut self) {
-        self.sums = Sums::new(self.problem.counted.iter().map(|host| self.shares[host.0]));
+        let loads = self.problem.counted.iter().map(|host| self.shares[host.0]);
+        self.sums = Sums::new(self.problem.weights, loads);
     }
 
     pub(crate) fn loads(&self, host: HostIx) -> [f64; METRICS.len()] {

@@ -161,6 +161,10 @@ impl Reader {
             "failures" => policy.failures_tolerated = words.parse("a count")?,
             "memory-overcommit" => policy.memory_overcommit = ratio(words)?,
             "cpu-overcommit" => policy.cpu_overcommit = Some(ratio(words)?),
+            "balance" => {
+                policy.balance.cpu = words.parse("a weight of CPU")?;
+                policy.balance.memory = words.parse("a weight of memory")?;
+            }
             other => return Err(format!("'{other}' is no policy")),
         }
         words.end()
@@ -254,6 +258,7 @@ fn host_attribute(host: &mut Host, word: &str) -> Result<(), String> {
         Some(("offers", list)) => {
             host.offers = list.split('+').map(str::to_owned).collect();
         }
+        Some(("disk-room", size)) => host.local_disk_room = Some(memory(size)?),
         Some(("numa", list)) => {
             for node in list.split('+') {
                 let (cores, size) = node.split_once('/').ok_or("write numa=4/16G+4/16G")?;
@@ -281,6 +286,7 @@ fn vm_attribute(vm: &mut PlacedVm, word: &str) -> Result<(), String> {
             vm.dirty_rate = rate.parse().map_err(|error| format!("{error}"))?
         }
         Some(("needs", list)) => vm.needs = list.split('+').map(str::to_owned).collect(),
+        Some(("disks", size)) => vm.local_disks = memory(size)?,
         Some(("pool", pool)) => vm.pool = Some(pool.parse().map_err(|error| format!("{error}"))?),
         Some(("moved", times)) => {
             vm.moves_recent = times.parse().map_err(|error| format!("{error}"))?;

@@ -123,9 +123,7 @@ fn again(scenario: &Scenario, planning: &Planning) -> String {
 fn after(snapshot: &ClusterSnapshot, steps: &[Step]) -> ClusterSnapshot {
     let mut snapshot = snapshot.clone();
     for step in steps {
-        if let Some(vm) = snapshot.vms.get_mut(&step.vm) {
-            vm.host = step.to.clone();
-        }
+        snapshot.relocate(&step.vm, &step.to);
     }
     snapshot
 }

@@ -232,9 +232,7 @@ impl<'t> Day<'t> {
         }
         let plan = crate::plan(&self.snapshot, &self.options.plan)?.plan;
         for step in &plan.steps {
-            if let Some(vm) = self.snapshot.vms.get_mut(&step.vm) {
-                vm.host = step.to.clone();
-            }
+            self.snapshot.relocate(&step.vm, &step.to);
             let found = self.order.iter().find(|n| self.traces[**n].name == step.vm.as_str());
             if let Some(trace) = found {
                 self.rested[*trace] = now + self.options.rest;

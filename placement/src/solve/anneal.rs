@@ -6,18 +6,23 @@
 //! the answer. Time is counted in moves weighed, so the answer follows from the
 //! problem and the seed alone.
 
-use crate::core::{Assignment, Host, Item, Place, Problem, Rng, Score, State, UTILISATION_ONE};
+use crate::core::{Assignment, Host, Item, Place, Problem, Rng, Score, State};
 
 /// Of so many proposals one is an exchange of two VMs.
 const EXCHANGE_EVERY: usize = 3;
-/// The first temperature, as the imbalance term of a host that is half its capacity off the mean, and the last as a
-/// share of it.
-const HEAT: f64 = 0.3 * 2.0 * (UTILISATION_ONE * UTILISATION_ONE) as f64;
+/// The first temperature, as a share of the spread of a host that is all its capacity off the mean, and the last as a
+/// share of the first.
+const HEAT: f64 = 0.3;
 const COLD: f64 = 1e-6;
 
 /// The best assignment met while weighing so many moves, from where everything is.
-pub(crate) fn search(problem: &Problem, seed: u64, weighed_max: u64) -> Assignment {
-    walk(problem, problem.initial(), seed, weighed_max, (HEAT, COLD))
+pub(crate) fn search(
+    problem: &Problem,
+    seed: u64,
+    weighed_max: u64,
+    spread_unit: f64,
+) -> Assignment {
+    walk(problem, problem.initial(), seed, weighed_max, (HEAT * spread_unit, COLD))
 }
 
 /// The best assignment met near `from`, which is good already: the heat is about what one move must be worth.
@@ -149,10 +154,11 @@ mod tests {
         let snapshot = parse(text).unwrap().snapshot;
         let numbered = Numbered::new(&snapshot).unwrap();
         let problem = dense::problem(&numbered, &PlanOptions::default()).unwrap();
+        let unit = dense::spread_unit(&numbered);
         let before = problem.evaluate(&problem.initial()).score;
-        let found = search(&problem, 0, 2_000);
+        let found = search(&problem, 0, 2_000, unit);
         let after = problem.evaluate(&found).score;
         assert!(before.hard > 0 && after.hard == 0, "{before:?} {after:?}");
-        assert_eq!(found, search(&problem, 0, 2_000));
+        assert_eq!(found, search(&problem, 0, 2_000, unit));
     }
 }

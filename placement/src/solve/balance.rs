@@ -10,7 +10,7 @@ use std::collections::BinaryHeap;
 
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::{Cause, State};
-use crate::score::{METRICS, spread_bound};
+use crate::score::spread_bound;
 use crate::solve::scan::Scan;
 use crate::solve::{Solver, polish};
 
@@ -40,7 +40,7 @@ pub(super) fn level(solver: &mut Solver<'_, '_, '_>) {
     let mut polishes = 0;
     for _ in 0..SWEEPS_MAX {
         // No move lowers the spread by more than what is above its bound.
-        if solver.state.sums().spread() - spread_bound() < floor {
+        if solver.state.sums().spread() - spread_bound(&solver.state.problem.weights) < floor {
             return;
         }
         let mut moved = give_away(solver, floor);
@@ -62,10 +62,10 @@ pub(super) fn level(solver: &mut Solver<'_, '_, '_>) {
 }
 
 fn from_most_loaded(state: &State<'_, '_>) -> Vec<HostIx> {
-    let weighted = |host: HostIx| -> f64 {
-        state.loads(host).iter().zip(METRICS).map(|(load, metric)| load * metric.weight).sum()
-    };
     let problem = state.problem;
+    let weighted = |host: HostIx| -> f64 {
+        state.loads(host).iter().zip(problem.weights).map(|(load, weight)| load * weight).sum()
+    };
     let mut order: Vec<(f64, HostIx)> = problem
         .host_ixs()
         .filter(|host| problem.host(*host).counts())
@@ -174,10 +174,10 @@ fn swap_bound(state: &State<'_, '_>, one: HostIx, other: HostIx) -> f64 {
         return f64::INFINITY;
     }
     let mut bound = 0.0;
-    for (m, metric) in METRICS.iter().enumerate() {
+    for (m, weight) in state.problem.weights.iter().enumerate() {
         let mean = state.sums().sum(m) / hosts as f64;
         let off = |host: HostIx| (state.loads(host)[m] - mean).powi(2);
-        bound += metric.weight * (off(one) + off(other));
+        bound += weight * (off(one) + off(other));
     }
     bound * (1.0 + 2.0 / (hosts - 2) as f64)
 }

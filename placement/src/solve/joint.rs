@@ -43,7 +43,7 @@ pub(crate) struct Candidate {
 }
 
 /// Plans that lead to a better state than `descended`, if the search finds one: the same steps in one order or another,
-/// the first that is legal being the best.
+/// the first that is legal being the best. They may have more steps than a plan can hold.
 ///
 /// # Errors
 /// `InvalidArgument` when the snapshot's amounts are too large for the solver.
@@ -92,7 +92,6 @@ pub(crate) fn improve<'p, 'a>(
     }
     let mut candidates: Vec<_> = ranked(&start, &target, options).into_iter().collect();
     candidates.extend(sequence(&start, &target));
-    candidates.retain(|candidate| candidate.moves.len() <= options.steps_max);
     Ok(candidates)
 }
 
@@ -119,7 +118,12 @@ fn search_from<'p, 'a>(
     dense: &Dense,
     options: &PlanOptions,
 ) -> State<'p, 'a> {
-    let found = anneal::search(dense, options.seed, weighed(start, WEIGHED_PER_PAIR));
+    let found = anneal::search(
+        dense,
+        options.seed,
+        weighed(start, WEIGHED_PER_PAIR),
+        dense::spread_unit(start.problem),
+    );
     at_rest(start, &found, options)
 }
 
@@ -133,7 +137,7 @@ fn refined<'p, 'a>(
     let place = |vm: VmIx| Some(Place::on(Host(good.at(vm).number())));
     let from = Assignment::from_places(start.problem.vm_ixs().map(place));
     let weighed = weighed(start, REFINED_PER_PAIR);
-    let move_cost = dense::move_cost(options);
+    let move_cost = dense::move_cost(start.problem, options);
     let found = anneal::refine(dense, from, options.seed, weighed, move_cost);
     at_rest(start, &found, options)
 }

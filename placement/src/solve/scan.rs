@@ -10,7 +10,7 @@
 
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::State;
-use crate::score::METRICS;
+use crate::score::{METRICS, Weights};
 use crate::solve::Best;
 
 const M: usize = METRICS.len();
@@ -67,6 +67,7 @@ struct Leaving {
     squares: [f64; M],
     sum: [f64; M],
     per_host: f64,
+    weights: Weights,
 }
 
 impl Leaving {
@@ -77,7 +78,7 @@ impl Leaving {
             let share = self.size[m] * per_unit[m];
             let sum = self.change[m] + self.size[m] * per_unit_most[m];
             let rise = self.squares[m] + share * (2.0 * load[m] + share);
-            gain -= METRICS[m].weight * (rise - sum * (2.0 * self.sum[m] + sum) * self.per_host);
+            gain -= self.weights[m] * (rise - sum * (2.0 * self.sum[m] + sum) * self.per_host);
         }
         gain
     }
@@ -183,6 +184,7 @@ impl Scan {
             squares: std::array::from_fn(|m| after[m] * after[m] - before[m] * before[m]),
             sum: self.sum,
             per_host: 1.0 / self.hosts.len().max(1) as f64,
+            weights: state.problem.weights,
         };
         let at = state.at(vm);
         let mut most = floor - ROUNDING;

@@ -5,7 +5,7 @@
 
 use crate::door::problem::{HostInfo, HostIx, VmIx};
 use crate::door::state::State;
-use crate::score::METRICS;
+use crate::score::{METRICS, Weights};
 
 pub(super) struct Trades<'h> {
     /// Where each VM was at the beginning.
@@ -23,6 +23,7 @@ pub(super) struct Trades<'h> {
     /// Twice the mean loads.
     means: [f64; METRICS.len()],
     per_host: f64,
+    weights: Weights,
 }
 
 impl<'h> Trades<'h> {
@@ -48,6 +49,7 @@ impl<'h> Trades<'h> {
             per_unit: problem.hosts.iter().map(per_unit).collect(),
             means: std::array::from_fn(|m| 2.0 * state.sums().sum(m) * per_host),
             per_host,
+            weights: problem.weights,
         }
     }
 
@@ -58,13 +60,13 @@ impl<'h> Trades<'h> {
             return 0.0;
         }
         let mut worth = 0.0;
-        for (m, metric) in METRICS.iter().enumerate() {
+        for (m, weight) in self.weights.iter().enumerate() {
             let more = self.size[other][m] - self.size[one][m];
             let (here, there) = (more * self.per_unit[a.0][m], -more * self.per_unit[b.0][m]);
             let sum = here + there;
             let rise =
                 here * (2.0 * self.load[a.0][m] + here) + there * (2.0 * self.load[b.0][m] + there);
-            worth -= metric.weight * (rise - sum * (self.means[m] + sum * self.per_host));
+            worth -= weight * (rise - sum * (self.means[m] + sum * self.per_host));
         }
         let saved = usize::from(self.home[self.vms[one].0] == b)
             + usize::from(self.home[self.vms[other].0] == a);

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 pub(crate) fn after(snapshot: &ClusterSnapshot, plan: &Plan) -> ClusterSnapshot {
     let mut snapshot = snapshot.clone();
     for step in &plan.steps {
-        snapshot.vms.get_mut(&step.vm).unwrap().host = step.to.clone();
+        snapshot.relocate(&step.vm, &step.to);
     }
     snapshot
 }
