@@ -152,7 +152,7 @@ def main():
     parser.add_argument("--sizes", default="20,50,100,200")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--per-node", type=int, default=10)
-    parser.add_argument("--gain-min", type=float, default=0.003)
+    parser.add_argument("--gain-min", type=float, default=0.001)
     parser.add_argument("--hbal-seconds", type=float, default=600)
     args = parser.parse_args()
     if not shutil.which("hbal"):
