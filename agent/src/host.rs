@@ -11,7 +11,7 @@ use ballast_model::{Bytes, Epoch, MigrationId, Refusal, RefusalCode, Resources, 
 use ballast_proto::v1::MigrationVerdict;
 use tracing::{error, info};
 
-use crate::driver::Outgoing;
+use crate::driver::{Outgoing, Terms};
 use crate::vm::accept::{Phase, not_found};
 use crate::vm::{Context, Listening, Request, VmHandle, VmView, owner};
 
@@ -105,12 +105,12 @@ impl Host {
         migration: MigrationId,
         spec: VmSpec,
         source_epoch: Epoch,
-        tls: bool,
+        terms: Terms,
     ) -> Result<Listening, Refusal> {
         for _ in 0..TRIES_MAX {
             let handle = self.slot(&spec, true)?;
             let asked = handle.ask(|reply| {
-                Request::Prepare(migration, Box::new(spec.clone()), source_epoch, tls, reply)
+                Request::Prepare(migration, Box::new(spec.clone()), source_epoch, terms, reply)
             });
             if let Some(answer) = asked.await {
                 return answer;

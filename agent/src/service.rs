@@ -18,7 +18,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
-use crate::driver::{Machine, Outgoing, Save, TOKEN_BYTES};
+use crate::driver::{Machine, Outgoing, Save, TOKEN_BYTES, Terms};
 use crate::host::Host;
 use crate::load::Observation;
 use crate::metrics::Metrics;
@@ -123,9 +123,10 @@ impl Service {
                 "move it to a host with the same CPU model, or give it a CPU baseline",
             ));
         }
-        let tls = message.tls;
+        let terms =
+            Terms { tls: message.tls, post_copy_patience_ms: message.post_copy_patience_ms };
         let prepare =
-            |host: Arc<Host>| async move { host.prepare(migration, spec, epoch, tls).await };
+            |host: Arc<Host>| async move { host.prepare(migration, spec, epoch, terms).await };
         let listening = detached(self.host.clone(), prepare).await?;
         Ok(v1::PrepareMigrationResponse {
             address: listening.address,

@@ -130,6 +130,9 @@ pub struct MigrationConfig {
     /// Whether guests that write faster than the link carries may be slowed down. Otherwise
     /// their migrations fail.
     pub throttle: bool,
+    /// How long a guest that runs without all of its memory (post-copy) waits for a source that has gone away before it
+    /// is given up, in milliseconds.
+    pub post_copy_patience_ms: u32,
     /// The least time a transfer is given, in milliseconds. Large VMs get more.
     pub transfer_timeout_min_ms: u64,
     /// How long an agent that does not answer is asked again before the end is written without it, in milliseconds.
@@ -161,6 +164,7 @@ impl Default for MigrationConfig {
             streams: 0,
             compression: Compression::Auto,
             throttle: true,
+            post_copy_patience_ms: 300_000,
             transfer_timeout_min_ms: 60_000,
             resolve_timeout_ms: 120_000,
             retry_ms: 250,
@@ -219,6 +223,8 @@ impl Config {
                 u64::MAX,
             )?;
         }
+        let patience = migration.post_copy_patience_ms.into();
+        within("migration.post_copy_patience_ms", patience, 1_000, 3_600_000)?;
         let least = migration.transfer_timeout_min_ms;
         within("migration.transfer_timeout_min_ms", least, 100, day)?;
         within("migration.resolve_timeout_ms", migration.resolve_timeout_ms, 100, day)?;
@@ -307,6 +313,7 @@ mod tests {
             ("[migration]\nmigrations_max = 0", "migration.migrations_max"),
             ("[migration]\nhost_bytes_per_sec = 100000", "migration.host_bytes_per_sec"),
             ("[migration]\ndowntime_limit_max_ms = 600001", "migration.downtime_limit_max_ms"),
+            ("[migration]\npost_copy_patience_ms = 0", "migration.post_copy_patience_ms"),
             ("[balance]\nplan_share_max = 2.0", "balance.plan_share_max"),
             ("[balance]\ngain_min = 0.0", "gain"),
             ("[policy]\nmemory_overcommit = 0.0", "table policy: an overcommit of 0"),

@@ -36,6 +36,8 @@ pub enum Point {
     Marked,
     /// The mark is gone; no instruction has run.
     Unmarked,
+    /// The guest runs, and a part of its memory is still at the source alone (post-copy).
+    Fetching,
     /// The VM was seen running; the source is not told yet.
     CleanUp,
 }
@@ -92,6 +94,8 @@ pub struct Setting {
     pub store: bool,
     /// Connections go through a [`crate::tamper::Tamper`].
     pub tamper: bool,
+    /// The guest writes too fast for the link, and moves by post-copy.
+    pub post_copy: bool,
 }
 
 /// Who runs the VM afterwards.
@@ -107,7 +111,7 @@ pub enum Expected {
 
 impl Point {
     /// All of them, in the order of a migration.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Connect,
         Self::Negotiated,
         Self::Disks,
@@ -123,6 +127,7 @@ impl Point {
         Self::VmmGranted,
         Self::Marked,
         Self::Unmarked,
+        Self::Fetching,
         Self::CleanUp,
     ];
 
@@ -144,6 +149,7 @@ impl Point {
             Self::VmmGranted => ("destination.granted", Who::DestinationVmm),
             Self::Marked => ("destination.marked", Who::DestinationVmm),
             Self::Unmarked => ("destination.unmarked", Who::DestinationVmm),
+            Self::Fetching => ("source.serving", Who::SourceVmm),
             Self::CleanUp => ("controller.cleanup", Who::Controller),
         }
     }
@@ -187,9 +193,11 @@ impl Fault {
 /// Where two things would race, the bench holds one of them (`docs/testing.md`), so that every
 /// cell has one outcome.
 pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
-    let linked = point > Point::Connect && point <= Point::Ready;
+    let fetching = point == Point::Fetching;
+    let linked = point > Point::Connect && point <= Point::Ready || fetching;
     Some(match fault {
-        Fault::Kill(Who::SourceVmm) if point.is_unsealed() => Expected::Lost,
+        // Its memory is on two hosts then.
+        Fault::Kill(Who::SourceVmm) if point.is_unsealed() || fetching => Expected::Lost,
         // Before the mark is removed nothing has run there, afterwards something may have.
         Fault::Kill(Who::DestinationVmm) if point < Point::Unmarked => Expected::Source,
         Fault::Kill(Who::DestinationVmm) => Expected::Lost,
@@ -208,7 +216,8 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
 /// Whether a cluster has what a cell takes.
 pub fn fits(point: Point, fault: Fault, setting: Setting) -> bool {
     let store = matches!(fault, Fault::Kill(Who::Store) | Fault::Freeze(Who::Store));
-    (point != Point::Disks || setting.local_disks)
+    (point == Point::Fetching) == setting.post_copy
+        && (point != Point::Disks || setting.local_disks)
         && (!store || setting.store)
         && (fault == Fault::Corrupt) == setting.tamper
 }

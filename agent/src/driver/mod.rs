@@ -69,8 +69,17 @@ pub struct Incoming {
     pub spec: VmSpec,
     /// The epoch under which the source owns it.
     pub source_epoch: Epoch,
+    /// On what terms.
+    pub terms: Terms,
+}
+
+/// On what terms a machine receives a VM.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
     /// Take only connections with TLS 1.3.
     pub tls: bool,
+    /// Post-copy: how long a guest waits for a source that has gone away, in milliseconds; 0 for the machine's default.
+    pub post_copy_patience_ms: u32,
 }
 
 /// Where a machine listens.

@@ -21,7 +21,7 @@ use ballast_model::{Bytes, BytesPerSec, Epoch, MigrationId, Refusal, RefusalCode
 use ballast_proto::v1;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::driver::{Driver, Machine, Outgoing};
+use crate::driver::{Driver, Machine, Outgoing, Terms};
 use crate::migrations::Migrations;
 use crate::registry::Registry;
 use dir::StateDir;
@@ -73,7 +73,7 @@ pub enum Request {
     /// Start it, from a snapshot if one is named.
     Create(Box<VmSpec>, Epoch, Option<PathBuf>, Reply<()>),
     /// Wait for it, over encrypted connections or in the clear.
-    Prepare(MigrationId, Box<VmSpec>, Epoch, bool, Reply<Listening>),
+    Prepare(MigrationId, Box<VmSpec>, Epoch, Terms, Reply<Listening>),
     /// End it.
     Destroy(Epoch, Reply<()>),
     /// Send it away.

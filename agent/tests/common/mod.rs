@@ -287,6 +287,7 @@ pub async fn start_migration(from: &mut Client, to: &mut Client, id: &str, spec:
         source_epoch: 5,
         source_cpu_model: host.unwrap().cpu_model,
         tls: true,
+        post_copy_patience_ms: 0,
     };
     let ready = to.prepare_migration(prepare.clone()).await.unwrap().into_inner();
     assert_eq!(to.prepare_migration(prepare).await.unwrap().into_inner(), ready);

@@ -39,6 +39,8 @@ pub enum Guest {
     Fetches,
     /// It runs, or ran and ended.
     Runs,
+    /// It ran, and its process ended while a part of its memory was still at the source alone.
+    Died,
 }
 
 /// What became of a VM after its commit.
@@ -48,6 +50,8 @@ pub enum Arrival {
     Runs,
     /// It runs there and needs the source until all of its memory is there.
     Fetches,
+    /// It ran there, and is lost: no host has all of its memory.
+    Lost,
     /// The destination's copy is gone and never ran: it is to be given back.
     NeverRan(String),
     /// It stands still there: the destination is to be told (again) to run it.
@@ -203,6 +207,7 @@ pub fn arrival(said: Destination, epoch: Epoch) -> Arrival {
         Destination { never_ran: Some(why), .. } => Arrival::NeverRan(why),
         Destination { vm: Some((found, Guest::Runs)), .. } if found == epoch => Arrival::Runs,
         Destination { vm: Some((found, Guest::Fetches)), .. } if found == epoch => Arrival::Fetches,
+        Destination { vm: Some((found, Guest::Died)), .. } if found == epoch => Arrival::Lost,
         Destination { vm: Some(_), .. } => Arrival::Waits,
         Destination { vm: None, .. } => Arrival::Unknown,
     }

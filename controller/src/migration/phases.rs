@@ -10,8 +10,8 @@ use ballast_model::audit::{AuditOutcome, action};
 use ballast_model::migration::Progress;
 use ballast_model::vm::MigrationPolicy;
 use ballast_model::{
-    Bytes, BytesPerSec, Epoch, HostState, MigrationId, MigrationOutcome, MigrationPhase, Refusal,
-    RefusalCode, VmId,
+    Bytes, BytesPerSec, Epoch, HostState, Migration, MigrationId, MigrationOutcome, MigrationPhase,
+    Refusal, RefusalCode, VmId,
 };
 use ballast_proto::v1::{self, MigrationVerdict};
 use ballast_service::holdpoint::hold;
@@ -63,6 +63,7 @@ impl Controller {
             source_epoch: migration.source_epoch.0,
             source_cpu_model: source_host.cpu_model,
             tls: self.config.migration.tls,
+            post_copy_patience_ms: self.config.migration.post_copy_patience_ms,
         };
         let prepared = match destination.prepare(request).await {
             Ok(prepared) => prepared,
@@ -180,8 +181,9 @@ impl Controller {
         let migration = &record.value.migration;
         let (source, destination) =
             (self.agent(&migration.from).await?, self.agent(&migration.to).await?);
-        match self.arrival(record, epoch, &*destination).await? {
-            Arrival::Runs => {}
+        let outcome = match self.arrival(record, epoch, &*destination).await? {
+            Arrival::Runs => MigrationOutcome::Completed,
+            Arrival::Lost => MigrationOutcome::Failed { why: lost(migration) },
             Arrival::NeverRan(why) => {
                 let why = format!("host {}: {why}", migration.to);
                 self.hand_back(record, &why).await?;
@@ -198,7 +200,7 @@ impl Controller {
             Arrival::Waits | Arrival::Unknown => {
                 return Err(not_yet(&migration.vm, migration.to.as_str()));
             }
-        }
+        };
         hold("controller.cleanup", &migration.vm);
         look(&*destination, migration.id, driver).await;
         look(&*source, migration.id, driver).await;
@@ -213,7 +215,7 @@ impl Controller {
                 "the source was not told that it is superseded"
             ),
         }
-        self.end_migration(record, MigrationOutcome::Completed, driver).await
+        self.end_migration(record, outcome, driver).await
     }
 
     /// What became of the VM on the destination. One that waits there is told to run.
@@ -232,7 +234,7 @@ impl Controller {
         let vm = found.as_ref().map(|status| (Epoch(status.epoch), guest(status, migration.id)));
         let arrival = judge::arrival(judge::Destination { never_ran, vm }, epoch);
         match (&arrival, found) {
-            (Arrival::Runs | Arrival::Fetches, Some(status)) => {
+            (Arrival::Runs | Arrival::Fetches | Arrival::Lost, Some(status)) => {
                 self.live.vm_seen(&migration.to, &migration.vm, status);
             }
             (Arrival::Waits, _) => {
@@ -477,8 +479,18 @@ fn guest(status: &v1::VmStatus, id: MigrationId) -> Guest {
     match status.state {
         state if !has_begun(state) => Guest::Waits,
         state if fetches && state == i32::from(v1::VmState::Running) => Guest::Fetches,
+        _ if fetches => Guest::Died,
         _ => Guest::Runs,
     }
+}
+
+/// Why a migration has failed whose VM is nowhere any more.
+fn lost(migration: &Migration) -> String {
+    let Migration { vm, from, to, .. } = migration;
+    format!(
+        "VM {vm} is lost: its process on host {to} ended while a part of its memory was on host {from} alone \
+         ('ballast vm show {vm}' says why it ended)"
+    )
 }
 
 fn not_yet(vm: &VmId, host: &str) -> Refusal {

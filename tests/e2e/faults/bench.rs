@@ -74,45 +74,48 @@ pub(super) struct Bench {
     dir: TempDir,
     guest: Guest,
     guests: u32,
-    disks: Disks,
+    setting: Setting,
     hosts: Vec<v1::HostDescription>,
     summary: Summary,
 }
 
-fn params() -> Params {
-    Params {
+/// What a link of these cells carries where the guest is to write faster.
+const SLOW_LINK: &str = "bandwidth_bytes_per_sec = 33554432";
+
+fn params(setting: Setting) -> Params {
+    let calm = Params {
         heartbeat_ms: 10,
         duty_percent: 5,
         working_set_mib: 8,
         dirty_mib_per_sec: 8,
         log_per_sec: 50,
         ..Params::default()
+    };
+    if setting.post_copy {
+        return Params { duty_percent: 50, dirty_mib_per_sec: 200, ..calm };
     }
-}
-
-/// Where the guests' disks are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Disks {
-    /// Every host finds them at one place.
-    Shared,
-    /// On the host the guest is on: they go along.
-    Local,
+    calm
 }
 
 fn disk_name(number: u32) -> String {
     format!("disk-{number}.img")
 }
 
-async fn new_guest(test: &TestCluster, dir: &Path, number: u32, disks: Disks) -> Guest {
-    let local = disks == Disks::Local;
+async fn new_guest(test: &TestCluster, dir: &Path, number: u32, setting: Setting) -> Guest {
+    let local = setting.local_disks;
     let dir = if local { test.cluster.disk_root("host-1") } else { dir.to_owned() };
     let path = dir.join(disk_name(number));
     let disk = std::fs::File::create(&path).expect("a disk");
     disk.set_len(DISK_BYTES).expect("its size");
     let path = if local { Path::new("/").join(disk_name(number)) } else { path };
     let path = path.to_string_lossy().into_owned();
-    let disks = vec![v1::Disk { path, local, ..v1::Disk::default() }];
-    Guest::create_with(test, &format!("probe-{number}"), "host-1", &params(), disks).await
+    Guest::create_as(test, &format!("probe-{number}"), "host-1", &params(setting), |spec| {
+        spec.disks = vec![v1::Disk { path, local, ..v1::Disk::default() }];
+        if let Some(policy) = spec.migration.as_mut().filter(|_| setting.post_copy) {
+            (policy.post_copy, policy.downtime_limit_ms) = (true, 1);
+        }
+    })
+    .await
 }
 
 /// Hosts are named `host-1`, `host-2`, …
@@ -124,16 +127,17 @@ impl Bench {
     /// A cluster that has what cells of this setting take.
     pub(super) async fn start(setting: Setting) -> Self {
         let store = if setting.store { StoreKind::Etcd } else { StoreKind::Embedded };
-        let disks = if setting.local_disks { Disks::Local } else { Disks::Shared };
+        let mut config = "[migration]\npost_copy_patience_ms = 2000\n".to_owned();
         // What is encrypted is authenticated: a changed byte is found there anyway.
-        let config = if setting.tamper { "[migration]\ntls = false\nstreams = 1" } else { "" };
+        config += if setting.tamper { "tls = false\nstreams = 1\n" } else { "" };
+        config += if setting.post_copy { SLOW_LINK } else { "" };
         let dir = tempfile::tempdir().expect("a directory");
         let hold = HoldFile::new(dir.path());
         let env = vec![("BALLAST_HOLD".to_owned(), hold.path().to_string_lossy().into_owned())];
-        let test = TestCluster::start_configured(PROGRAM, store, env, config).await;
-        let guest = new_guest(&test, dir.path(), 0, disks).await;
+        let test = TestCluster::start_configured(PROGRAM, store, env, &config).await;
+        let guest = new_guest(&test, dir.path(), 0, setting).await;
         let hosts = test.hosts().await;
-        Self { test, hold, dir, guest, guests: 1, disks, hosts, summary: Summary::default() }
+        Self { test, hold, dir, guest, guests: 1, setting, hosts, summary: Summary::default() }
     }
 
     /// A migration without any fault.
@@ -160,6 +164,9 @@ impl Bench {
         if fault == Fault::Corrupt {
             pid = self.tampered(name, (holder, pid), (&from, to)).await;
         }
+        if point == Point::Fetching {
+            self.fetches(&vm, to).await;
+        }
         self.hold.clear();
         // Whether the source's agent or the destination's commit is first is decided here.
         let raced = fault == Fault::Kill(Who::SourceVmm) && expected == Expected::Destination;
@@ -183,7 +190,13 @@ impl Bench {
         let as_expected = match expected {
             Expected::Source => !completed && host.as_deref() == Some(from.as_str()),
             Expected::Destination => completed && host.as_deref() == Some(to),
-            Expected::Lost => host.is_none(),
+            // One that died before it was handed over, or after, is no matter of the migration.
+            Expected::Lost if point != Point::Fetching => host.is_none(),
+            Expected::Lost => {
+                host.is_none()
+                    && !completed
+                    && migration.why.contains(&format!("on host {from} alone"))
+            }
         };
         let outcome = format!(
             "{point:?} × {fault:?}: {} on {host:?}, expected {expected:?}; {}",
@@ -207,7 +220,8 @@ impl Bench {
             None => {
                 self.summary.died += 1;
                 self.bury().await;
-                self.guest = new_guest(&self.test, self.dir.path(), self.guests, self.disks).await;
+                self.guest =
+                    new_guest(&self.test, self.dir.path(), self.guests, self.setting).await;
                 self.guests += 1;
             }
         }
@@ -382,6 +396,18 @@ impl Bench {
         }
     }
 
+    /// Waits until the guest runs on `host` without all of its memory.
+    async fn fetches(&self, vm: &str, host: &str) {
+        let host = &self.hosts[index_of(host)];
+        eventually(&format!("{vm} runs without all of its memory"), async || {
+            let found = self.test.vms_at(host).await.into_iter().find(|status| status.vm == vm)?;
+            let migration = found.migration.as_ref()?.state();
+            (found.state() == v1::VmState::Running && migration == v1::MigrationState::Fetching)
+                .then_some(())
+        })
+        .await;
+    }
+
     /// Waits until the guest runs on `host`.
     async fn is_back(&self, vm: &str, host: &str) {
         let host = &self.hosts[index_of(host)];
@@ -435,8 +461,8 @@ impl Bench {
         let disk = self.disk().expect("one disk");
         // Read beside the runtime, which has to answer its connections meanwhile.
         let read = {
-            let disk = disk.clone();
-            move || LogReport::of(&disk, params().log_bytes, durable)
+            let (disk, log_bytes) = (disk.clone(), params(self.setting).log_bytes);
+            move || LogReport::of(&disk, log_bytes, durable)
         };
         let report = tokio::task::spawn_blocking(read).await.expect("no panic").expect("its disk");
         assert!(report.records > 0, "{vm} wrote nothing: {report:?}");
@@ -450,7 +476,7 @@ impl Bench {
     /// The guest's disk: one file, whatever has become of the guest, and no part of another.
     fn disk(&self) -> Result<PathBuf, String> {
         let name = disk_name(self.guests - 1);
-        if self.disks == Disks::Shared {
+        if !self.setting.local_disks {
             return Ok(self.dir.path().join(name));
         }
         let mut found = Vec::new();

@@ -17,7 +17,8 @@ use rand::seq::IndexedRandom;
 use bench::{Bench, Summary};
 
 /// The guest's disk is where every host finds it, or goes along.
-const SHARED: Setting = Setting { local_disks: false, store: false, tamper: false };
+const SHARED: Setting =
+    Setting { local_disks: false, store: false, tamper: false, post_copy: false };
 const LOCAL: Setting = Setting { local_disks: true, ..SHARED };
 
 /// Runs all cells with one of these faults, on one cluster.
@@ -79,6 +80,21 @@ async fn the_link_fails_at_every_point() {
 async fn a_byte_is_changed_on_the_way() {
     let setting = Setting { tamper: true, ..LOCAL };
     check_cells("changed bytes", setting, |_, _| true).await;
+}
+
+/// Its memory is on two hosts, and what dies with a process is the VM; nothing else does any harm.
+#[tokio::test]
+async fn something_fails_while_the_guest_runs_without_all_of_its_memory() {
+    let setting = Setting { post_copy: true, ..SHARED };
+    let chosen = |_, fault| !matches!(fault, Fault::Freeze(_));
+    check_cells("post-copy", setting, chosen).await;
+}
+
+/// The long form of the one above.
+#[tokio::test]
+#[ignore = "takes two minutes"]
+async fn anything_fails_while_the_guest_runs_without_all_of_its_memory() {
+    check_cells("post-copy", Setting { post_copy: true, ..LOCAL }, |_, _| true).await;
 }
 
 fn of_store(fault: Fault) -> bool {

@@ -3,7 +3,7 @@
 use ballast_controller::migration::commit::CommitAsked;
 use ballast_controller::migration::judge::{self, Arrival, Commit, Destination, Guest};
 use ballast_model::Epoch;
-use ballast_proto::v1::VmState;
+use ballast_proto::v1::{MigrationState, VmState};
 
 use crate::world::{Attempt, Controller, Message, Record, Side, Stage, Told, World, Write, id, vm};
 
@@ -88,7 +88,9 @@ impl World {
             }
             (Step::Look, Stage::Committed) => {
                 match self.arrival(record)? {
-                    Arrival::Runs | Arrival::Fetches | Arrival::Unknown => return None,
+                    Arrival::Runs | Arrival::Lost | Arrival::Fetches | Arrival::Unknown => {
+                        return None;
+                    }
                     Arrival::NeverRan(_) => {
                         let hands_to = Some((self.store.epoch, from));
                         self.writes.insert(write(hands_to, Stage::Aborting));
@@ -106,7 +108,9 @@ impl World {
             (Step::DeclareLost, Stage::Committed) if self.is_fenced(from.other()) => {
                 self.writes.insert(write(None, Stage::Failed));
             }
-            (Step::Supersede, Stage::Committed) if self.arrival(record)? == Arrival::Runs => {
+            (Step::Supersede, Stage::Committed)
+                if matches!(self.arrival(record)?, Arrival::Runs | Arrival::Lost) =>
+            {
                 let (verdict, epoch) = (Told::Superseded, source_epoch + 1);
                 self.send(Message::Resolve { attempt, to: from, verdict, epoch });
             }
@@ -119,7 +123,9 @@ impl World {
             (Step::End, Stage::Committed) => {
                 let told = &self.controller.as_ref()?.told;
                 told.get(&(attempt, from, Told::Superseded))?;
-                self.writes.insert(write(None, Stage::Completed));
+                let lost = self.arrival(record) == Some(Arrival::Lost);
+                self.writes
+                    .insert(write(None, if lost { Stage::Failed } else { Stage::Completed }));
             }
             (Step::End, Stage::Aborting) => {
                 let told = &self.controller.as_ref()?.told;
@@ -152,6 +158,7 @@ impl World {
         let guest = match host.machine {
             Some(_) if self.fetches_on(record.from.other()) => Guest::Fetches,
             Some(machine) if machine.guest != VmState::Running => Guest::Waits,
+            None if matches!(host.ended_in, Some((_, _, MigrationState::Fetching))) => Guest::Died,
             _ => Guest::Runs,
         };
         let never_ran = agent.aborted.contains(&record.attempt).then(String::new);

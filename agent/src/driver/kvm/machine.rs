@@ -238,15 +238,15 @@ impl Machine for KvmMachine {
             token: incoming.token.to_vec(),
             spec: Some((&incoming.spec).into()),
             source_epoch: incoming.source_epoch.0,
-            tls: incoming.tls,
-            post_copy_patience_ms: 0,
+            tls: incoming.terms.tls,
+            post_copy_patience_ms: incoming.terms.post_copy_patience_ms,
         };
         let limit = BUILD_TIMEOUT + prefault_time_max(&incoming.spec);
         let answer = call(limit, client.receive_migration(request)).await?;
         self.settle().await;
         let v1::ReceiveMigrationResponse { address, public_key } = answer;
         // Never in the clear because a program is too old to know better.
-        if incoming.tls && public_key.is_empty() {
+        if incoming.terms.tls && public_key.is_empty() {
             return Err(Refusal::new(
                 RefusalCode::Unsupported,
                 "the VMM on this host does not encrypt migrations",
