@@ -80,7 +80,7 @@ pub(super) struct Bench {
 }
 
 /// What a link of these cells carries where the guest is to write faster.
-const SLOW_LINK: &str = "bandwidth_bytes_per_sec = 33554432";
+const SLOW_LINK: &str = "bandwidth_bytes_per_sec = 16777216";
 
 fn params(setting: Setting) -> Params {
     let calm = Params {

@@ -97,13 +97,16 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// That of a guest whose memory may come after it: it is slowed down a little, and once.
+    /// That of a guest whose memory may come after it: it is slowed down a little, once, and only when that could be
+    /// enough.
     pub(crate) fn with_post_copy() -> Self {
         let step = |stalled_rounds, action| Step { stalled_rounds, action };
         Self(vec![
-            step(2, Action::RaiseLimit),
+            step(1, Action::RaiseLimit),
             step(0, Action::Throttle { least: 30, most: 50 }),
             step(1, Action::PostCopy),
+            // Where disks were not small enough at first.
+            step(2, Action::PostCopy),
             step(3, Action::GiveUp),
         ])
     }
@@ -256,7 +259,16 @@ impl Convergence {
                     }
                 }
                 Action::Throttle { least, most } => {
-                    let wanted = least.max(self.throttle_for(done)).min(most);
+                    let needed = self.throttle_for(done);
+                    let after = self.limits.policy.0.get(self.next);
+                    if let Some(after) = after.filter(|after| after.action == Action::PostCopy)
+                        && needed > most
+                    {
+                        // It would be slowed down in vain.
+                        self.stalled = after.stalled_rounds;
+                        continue;
+                    }
+                    let wanted = least.max(needed).min(most);
                     // A step that the rates have overtaken already is passed over.
                     if wanted > self.throttle {
                         self.throttle = wanted;
@@ -375,16 +387,19 @@ mod tests {
 
     #[test]
     fn a_guest_whose_memory_may_come_later_is_hardly_slowed_down() {
-        let decide = |policy: Policy, disks| {
+        let decide = |policy: Policy, disks, remaining| {
             let mut convergence = Convergence::new(Limits { policy, ..limits(8) });
-            let done = |number| RoundDone { disks, ..done(number, Bytes::mib(300)) };
+            let done = |number| RoundDone { disks, ..done(number, remaining) };
             (1..=8).map(|number| convergence.decide(&done(number))).collect::<Vec<_>>()
         };
-        let all = decide(Policy::with_post_copy(), Bytes::mib(1));
-        assert_eq!(all[2..4], [Decision::Throttle(50), Decision::PostCopy], "{all:?}");
-        let all = decide(Policy::with_post_copy().without_throttling(), Bytes::ZERO);
-        assert_eq!(all[2..4], [Decision::Continue, Decision::PostCopy], "{all:?}");
-        let all = decide(Policy::with_post_copy(), Bytes::mib(200));
+        let (fast, slow) = (Bytes::mib(300), Bytes::mib(75));
+        let all = decide(Policy::with_post_copy(), Bytes::mib(1), slow);
+        assert_eq!(all[1..3], [Decision::Throttle(47), Decision::PostCopy], "{all:?}");
+        let all = decide(Policy::with_post_copy(), Bytes::mib(1), fast);
+        assert_eq!(all[1], Decision::PostCopy, "half of its speed is still too much: {all:?}");
+        let all = decide(Policy::with_post_copy().without_throttling(), Bytes::ZERO, fast);
+        assert_eq!(all[1..3], [Decision::Continue, Decision::PostCopy], "{all:?}");
+        let all = decide(Policy::with_post_copy(), Bytes::mib(200), fast);
         assert!(!all.contains(&Decision::PostCopy), "the disks are too far behind: {all:?}");
         assert!(matches!(all[6], Decision::GiveUp { .. }), "{all:?}");
         // The last round is none to give up after, either.
