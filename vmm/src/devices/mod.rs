@@ -243,6 +243,13 @@ impl Devices {
         DevicesState { com1: self.com1.save(), virtio }
     }
 
+    /// Adds what has come for the guest since they were saved.
+    pub(crate) fn save_arrived(&self, state: &mut DevicesState) {
+        for (transport, state) in self.virtio.iter().zip(&mut state.virtio) {
+            transport.save_arrived(state);
+        }
+    }
+
     /// Before the interrupt controllers are loaded: a device may raise its line while it is.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ use super::storage::mirror::Mirror;
 use super::stream::IO_TIMEOUT;
 use super::verify::hash_page;
 use crate::codec::Malformed;
+use crate::state::MachineState;
 
 /// How long READY may take beyond what the guest's size explains.
 const READY_TIMEOUT_BASE: Duration = Duration::from_secs(30);
@@ -38,7 +39,7 @@ const STALL_MAX: Duration = Duration::from_millis(500);
 
 /// What is left to send when the last pages have gone.
 pub(super) struct Save {
-    state: Vec<u8>,
+    state: MachineState,
     /// The round whose RoundDone comes before READY.
     marked: Option<u32>,
     /// Pages that go after the guest runs, and with what the source comes back meanwhile.
@@ -83,7 +84,7 @@ impl<'a> Source<'a> {
             return Err(guest_ended(&why).into());
         }
         let saving = Instant::now();
-        let state = self.machine.save()?.encode();
+        let state = self.machine.save()?;
         let state_save = saving.elapsed();
         let mut dirty = log.collect()?;
         dirty.add(&rest.pages);
@@ -122,7 +123,7 @@ impl<'a> Source<'a> {
         crew: &mut Crew<'_>,
         meters: &Meters,
         mirror: &Mirror,
-        save: Save,
+        mut save: Save,
     ) -> Result<(), Trouble> {
         let began = Instant::now();
         if self.order.verify {
@@ -131,7 +132,9 @@ impl<'a> Source<'a> {
             self.send_hashes(&mut crew.main)?;
             compare::send_hashes(mirror, &mut crew.main)?;
         }
-        for chunk in save.state.chunks(STATE_CHUNK_BYTES) {
+        save.state.save_arrived(self.machine);
+        let state = save.state.encode();
+        for chunk in state.chunks(STATE_CHUNK_BYTES) {
             crew.main.send(&Frame::State(chunk.to_vec()))?;
         }
         if self.control.verdict().is_some() {
@@ -141,7 +144,7 @@ impl<'a> Source<'a> {
         // From here on the destination may be told to take them.
         self.machine.devices.release_disks()?;
         self.sealed = true;
-        let (state_bytes, state_hash) = (save.state.len() as u64, xxh3_64(&save.state));
+        let (state_bytes, state_hash) = (state.len() as u64, xxh3_64(&state));
         crew.main.send(&Frame::End { state_bytes, state_hash })?;
         hold("source.sealed", &self.order.hello.vm);
         let size = self.machine.memory.layout().bytes();

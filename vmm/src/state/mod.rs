@@ -76,6 +76,11 @@ impl MachineState {
         Ok(Self { vcpus, board, devices: machine.devices.save(), time })
     }
 
+    /// Adds what has come for the guest since.
+    pub(crate) fn save_arrived(&mut self, machine: &Machine) {
+        machine.devices.save_arrived(&mut self.devices);
+    }
+
     /// Loads it into a paused machine that has not run. Time is left out: see [`start_time`](Self::start_time).
     pub(crate) fn load(&self, machine: &Machine) -> Result<(), Refusal> {
         if self.vcpus.len() != machine.vcpus.count() {

@@ -14,14 +14,16 @@
 //! | [`ring`](super::ring) | a virtqueue, distrusted |
 //! | [`rx`], [`tx`], [`control`] | the three queues at work |
 //! | [`announce`] | where the guest's address is now |
+//! | [`backlog`] | frames that came while the guest stood still |
 //! | [`worker`] | the device's one thread, which owns all of the above but the port |
 //!
 //! Frames go between tap and guest memory without a copy. While the guest is
-//! stopped nothing is read from the tap and nothing written to it. What a
+//! stopped nothing is written to the tap, and nothing read but what goes along. What a
 //! migration carries is in the queues and their positions; the device's own
-//! part is only whether the guest still owes an announcement of its own.
+//! part is whether the guest still owes an announcement of its own, and the backlog.
 
 mod announce;
+mod backlog;
 mod control;
 mod link;
 mod port;
@@ -46,6 +48,7 @@ use virtio_bindings::virtio_net as v;
 use virtio_queue::{Queue, QueueState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use self::backlog::Backlog;
 use self::port::Port;
 use self::tap::{HEADER_BYTES, Offloads};
 use self::worker::{Work, Worker};
@@ -61,7 +64,8 @@ const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const CONTROL: usize = 2;
 
-const SAVED_VERSION: u16 = 1;
+/// Without a backlog, and with one.
+const SAVED_VERSIONS: [u16; 2] = [1, 2];
 const SAVED_WHAT: &str = "a network device's state";
 
 /// Every feature offered. The kernel's tap does all of it on every host.
@@ -118,6 +122,8 @@ struct Shared {
     link_up: AtomicBool,
     /// The guest is asked to announce itself and has not said that it did.
     announce: AtomicBool,
+    /// For the next start.
+    backlog: Mutex<Backlog>,
 }
 
 #[derive(Debug)]
@@ -155,6 +161,7 @@ impl Net {
             mac: spec.mac,
             link_up: AtomicBool::new(true),
             announce: AtomicBool::new(false),
+            backlog: Mutex::default(),
             port,
         };
         Self {
@@ -164,6 +171,25 @@ impl Net {
             arrived: AtomicBool::new(false),
             running: Mutex::new(None),
         }
+    }
+
+    /// Takes what has come for a guest that stands still.
+    fn collect(&self) {
+        if let Some(tap) = self.shared.port.held() {
+            lock(&self.shared.backlog).collect(&tap);
+        }
+    }
+
+    fn encode(&self, backlog: Option<&Backlog>) -> Vec<u8> {
+        let announce = self.shared.announce.load(Ordering::Acquire);
+        let [without, with] = SAVED_VERSIONS;
+        let backlog = backlog.filter(|backlog| !backlog.is_empty());
+        let mut encoder = Encoder::default();
+        encoder.u16(if backlog.is_some() { with } else { without }).u16(u16::from(announce));
+        if let Some(backlog) = backlog {
+            backlog.encode(&mut encoder);
+        }
+        encoder.finish()
     }
 
     fn config(&self) -> [u8; 10] {
@@ -258,6 +284,9 @@ impl VirtioDevice for Net {
             tracing::error!(device = self.name, "the device's thread panicked");
             running.began
         });
+        if self.shared.port.is_given_up() {
+            self.collect();
+        }
         self.shared.port.release();
         states
     }
@@ -265,14 +294,16 @@ impl VirtioDevice for Net {
     fn save(&self) -> Vec<u8> {
         // Also where the guest has no driver for it: then nothing was stopped.
         self.shared.port.release();
-        let mut encoder = Encoder::default();
-        let announce = self.shared.announce.load(Ordering::Acquire);
-        encoder.u16(SAVED_VERSION).u16(u16::from(announce));
-        encoder.finish()
+        self.encode(None)
+    }
+
+    fn save_arrived(&self) -> Vec<u8> {
+        self.collect();
+        self.encode(Some(&lock(&self.shared.backlog)))
     }
 
     fn load(&self, bytes: &[u8]) -> Result<(), Refusal> {
-        let announce = decode(bytes).map_err(|malformed| {
+        let (announce, backlog) = decode(bytes).map_err(|malformed| {
             Refusal::new(
                 RefusalCode::InvalidArgument,
                 format!("{}: {malformed}", self.name),
@@ -284,19 +315,26 @@ impl VirtioDevice for Net {
         // What has come in until now was for the source's guest.
         self.shared.port.connect()?.discard();
         self.shared.announce.store(announce, Ordering::Release);
+        *lock(&self.shared.backlog) = backlog;
         self.arrived.store(true, Ordering::Release);
         Ok(())
     }
 }
 
-fn decode(bytes: &[u8]) -> Result<bool, Malformed> {
+fn decode(bytes: &[u8]) -> Result<(bool, Backlog), Malformed> {
     let mut decoder = Decoder::new(bytes);
-    if decoder.u16(SAVED_WHAT)? != SAVED_VERSION {
+    let [without, with] = SAVED_VERSIONS;
+    let version = decoder.u16(SAVED_WHAT)?;
+    if version != without && version != with {
         return Err(Malformed(SAVED_WHAT));
     }
     let announce = decoder.u16(SAVED_WHAT)? != 0;
+    let backlog = match version == with {
+        true => Backlog::decode(&mut decoder)?,
+        false => Backlog::default(),
+    };
     decoder.finish(SAVED_WHAT)?;
-    Ok(announce)
+    Ok((announce, backlog))
 }
 
 impl Drop for Net {

@@ -141,9 +141,19 @@ impl Port {
         lock(&self.held).tap.is_some()
     }
 
+    /// The tap, if it is held.
+    pub(super) fn held(&self) -> Option<Arc<Tap>> {
+        lock(&self.held).tap.clone()
+    }
+
+    /// Whether [`release`](Self::release) gives it up.
+    pub(super) fn is_given_up(&self) -> bool {
+        matches!(self.attach, Attach::Tap(_))
+    }
+
     /// Gives up a tap that another process of this host may want.
     pub(super) fn release(&self) {
-        if matches!(self.attach, Attach::Tap(_)) {
+        if self.is_given_up() {
             lock(&self.held).tap = None;
         }
     }

@@ -39,6 +39,8 @@ pub(super) struct Rx {
     /// A frame that did not fit, and its length.
     aside: Box<[u8]>,
     waits: Option<usize>,
+    /// Frames that came before this queue worked; they go first.
+    earlier: VecDeque<Vec<u8>>,
     dropped: u64,
 }
 
@@ -66,8 +68,23 @@ impl Rx {
             // One byte more than any frame: what fills it is too long.
             aside: vec![0; FRAME_BYTES_MAX + 1].into(),
             waits: None,
+            earlier: VecDeque::new(),
             dropped: 0,
         }
+    }
+
+    /// Hands these frames over before any from the tap.
+    pub(super) fn deliver_first(&mut self, frames: VecDeque<Vec<u8>>) {
+        self.earlier = frames;
+    }
+
+    /// Takes back what has come and is not the guest's yet, but for what is still at the tap.
+    pub(super) fn take_undelivered(&mut self) -> VecDeque<Vec<u8>> {
+        let mut frames = std::mem::take(&mut self.earlier);
+        if let Some(bytes) = self.waits.take() {
+            frames.push_front(self.aside[..bytes].to_vec());
+        }
+        frames
     }
 
     /// No longer frame is to be expected, in bytes, with its header.
@@ -128,6 +145,11 @@ impl Rx {
         }
         if let Some(bytes) = self.waits {
             return Ok(self.deliver_waiting(memory, bytes)?);
+        }
+        if let Some(frame) = self.earlier.pop_front() {
+            self.aside[..frame.len()].copy_from_slice(&frame);
+            self.waits = Some(frame.len());
+            return Ok(Step::Done);
         }
         let Some(tap) = tap else { return Ok(Step::NoFrame) };
         match self.read(tap).map_err(Trouble::Tap)? {
@@ -246,7 +268,7 @@ impl Rx {
         Ok(())
     }
 
-    /// The end: buffers not filled are the guest's again; a frame that waited is lost, whole.
+    /// The end: buffers not filled are the guest's again; a frame that waits still is lost, whole.
     pub(super) fn finish(mut self) -> (Ring, u64) {
         self.ring.untake(u16::try_from(self.chains.len()).unwrap_or(u16::MAX));
         (self.ring, self.dropped + u64::from(self.waits.is_some()))

@@ -17,11 +17,14 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::announce::{self, Rounds};
+use super::backlog::Backlog;
 use super::control::Control;
 use super::rx::Rx;
 use super::tap::{HEADER_BYTES, Tap};
 use super::tx::Tx;
-use super::{CONTROL, FRAME_BYTES_MAX, RECEIVE, Shared, TRANSMIT, Turn, Turned, has, offloads};
+use super::{
+    CONTROL, FRAME_BYTES_MAX, RECEIVE, Shared, TRANSMIT, Turn, Turned, has, lock, offloads,
+};
 use crate::devices::rate_limit::RateLimiter;
 use crate::devices::ring::{Broken, Ring};
 use crate::devices::virtio::Activation;
@@ -117,6 +120,9 @@ impl<'a> Worker<'a> {
             control: control.map(Control::new),
             due: [Due::At(now); 3],
         };
+        if let Some(rx) = &mut worker.rx {
+            rx.deliver_first(lock(&work.shared.backlog).take(features));
+        }
         worker.connect(now)?;
         if work.announce && has(features, v::VIRTIO_NET_F_GUEST_ANNOUNCE) {
             worker.shared.announce.store(true, Ordering::Release);
@@ -259,7 +265,11 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn finish(self, states: &mut [QueueState]) {
+    fn finish(mut self, states: &mut [QueueState]) {
+        if let Some(rx) = &mut self.rx {
+            let undelivered = rx.take_undelivered();
+            *lock(&self.shared.backlog) = Backlog::new(self.context.features, undelivered);
+        }
         let rx = self.rx.map(Rx::finish);
         let tx = self.tx.map(Tx::finish);
         let dropped = |side: &Option<(Ring, u64)>| side.as_ref().map_or(0, |(_, dropped)| *dropped);

@@ -372,6 +372,11 @@ impl Transport {
         }
     }
 
+    /// Adds to what [`save`](Self::save) took what has come for the guest since.
+    pub(crate) fn save_arrived(&self, state: &mut TransportState) {
+        state.device = self.device.save_arrived();
+    }
+
     /// Loads what [`save`](Self::save) took; the device rests until [`resume`](Self::resume).
     ///
     /// # Errors

@@ -92,6 +92,12 @@ pub(crate) trait VirtioDevice: Send + Sync + std::fmt::Debug {
     /// [`DEVICE_STATE_BYTES_MAX`]. Called while the device rests.
     fn save(&self) -> Vec<u8>;
 
+    /// The same for a guest that goes on elsewhere, as late as can be: with what has come for it since the device rests. Goes
+    /// it on here after all, it has that as well.
+    fn save_arrived(&self) -> Vec<u8> {
+        self.save()
+    }
+
     /// Loads what [`save`](Self::save) took, before any [`start`](Self::start).
     ///
     /// # Errors

@@ -130,6 +130,49 @@ fn a_loaded_device_announces_itself_and_a_resumed_one_does_not() {
     assert_eq!(receive_ring.wait_used().1, 70, "what came before was the source's");
 }
 
+/// The guest's memory, and what it knows of its receive queue, at another device.
+fn arrives(source: &Guest, destination: &Guest) -> Ring {
+    let mut memory = vec![0; MEMORY_BYTES];
+    source.memory.read_slice(&mut memory, GuestAddress(0)).unwrap();
+    destination.memory.write_slice(&memory, GuestAddress(0)).unwrap();
+    let Ring { base, size, avail, .. } = source.receive;
+    Ring { memory: destination.memory.clone(), base, size, avail, used: 0 }
+}
+
+#[test]
+fn what_comes_while_the_guest_stands_still_goes_where_it_goes_on() {
+    let (mut source, at_source) = guest();
+    source.drive(0);
+    source.offer(8);
+    source.transport.pause();
+    let mut state = source.transport.save();
+    let early = state.clone();
+    for bytes in [60, 61, 62] {
+        send(&at_source, &frame(bytes), SendFlags::empty()).unwrap();
+    }
+    source.transport.save_arrived(&mut state);
+
+    let (destination, host) = guest();
+    let mut receive_ring = arrives(&source, &destination);
+    send(&host, &frame(99), SendFlags::empty()).unwrap();
+    destination.transport.load(&state).unwrap();
+    destination.transport.resume();
+    send(&host, &frame(63), SendFlags::empty()).unwrap();
+    for (number, bytes) in [60, 61, 62, 63].into_iter().enumerate() {
+        assert_eq!(receive_ring.wait_used(), (number.try_into().unwrap(), bytes));
+    }
+
+    // The migration has failed: its source goes on with the same.
+    source.transport.resume();
+    send(&at_source, &frame(64), SendFlags::empty()).unwrap();
+    for bytes in [60, 61, 62, 64] {
+        assert_eq!(source.receive.wait_used().1, bytes);
+    }
+    let (elsewhere, _host) = guest();
+    arrives(&source, &elsewhere);
+    elsewhere.transport.load(&early).unwrap();
+}
+
 #[test]
 fn the_guest_reads_its_address_and_its_link() {
     let (guest, _host) = guest();

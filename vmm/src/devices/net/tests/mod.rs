@@ -29,7 +29,7 @@ fn memory() -> GuestRam {
 }
 
 /// Two ends that keep frames apart and never block, as a tap does.
-fn cable() -> (OwnedFd, OwnedFd) {
+pub(super) fn cable() -> (OwnedFd, OwnedFd) {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
 }
@@ -38,7 +38,7 @@ fn unlimited() -> RateLimiter {
     RateLimiter::new(&RateLimit::default(), Instant::now())
 }
 
-fn frame(bytes: usize) -> Vec<u8> {
+pub(super) fn frame(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|at| if at < HEADER_BYTES { 0 } else { at.to_le_bytes()[0] }).collect()
 }
 
