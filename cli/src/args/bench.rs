@@ -64,8 +64,11 @@ pub struct BalanceArgs {
     /// Where the random numbers begin
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Leave out the comparison, which takes long beyond 2,000 hosts
+    /// Compare with the greedy loop at any size; otherwise up to 2,000 hosts, beyond which it takes minutes
     #[arg(long)]
+    pub greedy: bool,
+    /// Leave the comparison out
+    #[arg(long, conflicts_with = "greedy")]
     pub no_greedy: bool,
 }
 

@@ -15,6 +15,9 @@ use serde::Serialize;
 use crate::args::{BalanceArgs, BalanceCase};
 use crate::output;
 
+/// Hosts up to which the comparison is made unasked.
+const GREEDY_HOSTS_MAX: usize = 2_000;
+
 #[derive(Debug, Serialize)]
 struct Line {
     bench: &'static str,
@@ -89,7 +92,8 @@ pub(super) fn run(args: &BalanceArgs) -> Result<(), Refusal> {
         after.vms.retain(|_, vm| !chosen.contains(&vm.host));
     }
     let deviations = yardstick::deviations(&after);
-    let loops = (args.case == BalanceCase::Level && !args.no_greedy).then(|| {
+    let compared = args.greedy || !args.no_greedy && args.hosts <= GREEDY_HOSTS_MAX;
+    let loops = (args.case == BalanceCase::Level && compared).then(|| {
         let level = ballast_placement::imbalance(&after).get();
         yardstick::greedy(&snapshot, level, options.cpu_ceiling.get())
     });
