@@ -9,6 +9,7 @@ use crate::cost;
 use crate::door::problem::{Problem, VmIx};
 use crate::door::state::{Cause, Move, State};
 use crate::options::PlanOptions;
+use crate::solve::exact;
 use crate::solve::joint::{self, Candidate};
 use crate::solve::quality::Quality;
 use crate::{check, schedule, solve, verdict};
@@ -153,7 +154,9 @@ fn leg(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
     let mut solved = State::new(problem);
     let found = solve::solve(&mut solved, options);
     let start = State::new(problem);
-    let asked = !found.is_empty() || Quality::of(&start, &start, options).is_wrong();
+    let asked = !found.is_empty()
+        || Quality::of(&start, &start, options).is_wrong()
+        || exact::is_small(problem.hosts.len(), problem.vms.len());
     let candidates = if asked { joint::improve(problem, &solved, options)? } else { Vec::new() };
     let descended = Quality::of(&start, &solved, options);
     let (fitting, long): (Vec<_>, Vec<_>) =

@@ -4,8 +4,8 @@
 //! worse, then what is to be less, in this order. It shares no code with the
 //! planner but the snapshot, and sees every placement of at most eight VMs on at
 //! most four hosts that moves one after the other lead to. Two things are asked:
-//! no such placement is better than where the plan leads (but for a small part of
-//! what levelling could gain), and no plan is worse than staying.
+//! no such placement is better than where the plan leads, and no plan is worse
+//! than staying.
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
@@ -246,13 +246,14 @@ impl std::fmt::Debug for World {
     }
 }
 
-/// What the planner leaves of the spread at most, as a share of what could have been gained.
-const LEFT_MAX: f64 = 0.05;
+/// A quarter of what a move must be worth: of two placements that close the second may be the one with an order that
+/// keeps every host below its ceiling whatever takes how long.
+const ROUNDING: f64 = 2.25e-4;
 
 proptest! {
-    // The same worlds in each run: the planner promises the best of most small clusters, not of every one.
+    // The same worlds in each run: of some 1,700 there was one whose best the planner has no legal order for.
     #![proptest_config(ProptestConfig {
-        cases: 48,
+        cases: 512,
         rng_seed: RngSeed::Fixed(1),
         failure_persistence: None,
         ..ProptestConfig::default()
@@ -264,16 +265,12 @@ proptest! {
         let (at, steps) = world.after_plan();
         let reached = world.objective(&at);
         prop_assert!(reached <= before, "{reached:?} after {steps} steps, {before:?} before");
-        prop_assert!(reached.hard() <= best.hard(), "{reached:?}, but {best:?} is possible");
-        if reached.hard() == best.hard() && before.hard() == best.hard() {
-            let left = reached.cpu_over.saturating_sub(best.cpu_over);
-            let gain = before.cpu_over.saturating_sub(best.cpu_over);
-            prop_assert!(20 * left <= gain, "{reached:?}, but {best:?} is possible, from {before:?}");
-        }
-        let is_level = |other: Objective| (other.hard(), other.cpu_over) == (best.hard(), best.cpu_over);
-        if is_level(reached) && is_level(before) {
-            let (left, gain) = (reached.level - best.level, before.level - best.level);
-            prop_assert!(left <= LEFT_MAX * gain + 1e-9, "{reached:?}, but {best:?} is possible, from {before:?}");
+        // It may do more than the oracle, which keeps to the ceiling also where a VM must move.
+        let but_for_level = |of: Objective| (of.hard(), of.cpu_over);
+        prop_assert!(but_for_level(reached) <= but_for_level(best), "{reached:?}, but {best:?} is possible");
+        if but_for_level(reached) == but_for_level(best) {
+            let left = reached.level - best.level;
+            prop_assert!(left <= ROUNDING, "{reached:?}, but {best:?} is possible, from {before:?}");
         }
     }
 }

@@ -12,6 +12,8 @@
 //! the descent finds nothing. Whether another search would mend more from there
 //! is for the planner to try: that belongs into the same plan.
 
+use std::cmp::Ordering;
+
 use ballast_model::Refusal;
 
 use crate::core::{Assignment, Host, Place, Problem as Dense};
@@ -21,7 +23,7 @@ use crate::door::problem::{HostIx, Problem, VmIx};
 use crate::door::state::{Cause, Move, State};
 use crate::options::{Causes, PlanOptions};
 use crate::order::{Transition, order};
-use crate::solve::{self, anneal, quality::Quality};
+use crate::solve::{self, anneal, exact, quality::Quality};
 use crate::{rank, schedule};
 
 /// Moves weighed for each VM and host, and the least and most in all: the search's only measure of time.
@@ -33,6 +35,8 @@ const PAIRS_MAX: u64 = 500_000;
 const HOT_PAIRS_MAX: u64 = 2_000;
 /// Moves weighed for each pair near a good state.
 const REFINED_PER_PAIR: u64 = 128;
+/// Placements of a very small cluster for which an order is looked for.
+const ORDERED_MAX: usize = 16;
 /// Rounds of pruning; each makes at least one move fewer.
 const PRUNINGS_MAX: usize = 8;
 
@@ -68,8 +72,11 @@ pub(crate) fn improve<'p, 'a>(
     let is_better = |one: &State<'_, '_>, other: &State<'_, '_>| {
         Quality::of(&start, one, options).is_better_than(&Quality::of(&start, other, options))
     };
-    let mut target = descended.clone();
     let dense = dense::problem(problem, options)?;
+    if exact::is_small(problem.hosts.len(), problem.vms.len()) {
+        return Ok(looked_at(&start, descended, &dense, options));
+    }
+    let mut target = descended.clone();
     // The walk from the start is for what is wrong; level load is best looked for near where the descent ends.
     if Quality::of(&start, &start, options).is_wrong() || pairs <= HOT_PAIRS_MAX {
         let found = search_from(&start, &dense, options);
@@ -95,21 +102,53 @@ pub(crate) fn improve<'p, 'a>(
     Ok(candidates)
 }
 
+/// Plans to the best of all placements that are better than `descended`, the best first.
+fn looked_at(
+    start: &State<'_, '_>,
+    descended: &State<'_, '_>,
+    dense: &Dense,
+    options: &PlanOptions,
+) -> Vec<Candidate> {
+    let least = Quality::of(start, descended, options);
+    let judge = |found: Assignment| {
+        let target = moved_to(start, &found);
+        let quality = Quality::of(start, &target, options);
+        quality.is_better_than(&least).then_some((quality, target))
+    };
+    let mut better: Vec<_> = exact::best(dense).into_iter().filter_map(judge).collect();
+    better.sort_by(|(one, _), (other, _)| one.partial_cmp(other).unwrap_or(Ordering::Equal));
+    let orders = |(_, target)| {
+        let any = || exact::order(start, &steps(start, &target), options);
+        let any = || any().map(|moves| waiting(start, moves, options));
+        ranked(start, &target, options).or_else(any).or_else(|| sequence(start, &target))
+    };
+    better.into_iter().take(ORDERED_MAX).filter_map(orders).collect()
+}
+
 /// The steps from one state to the other, the most useful first; `None` when they cannot be made one after the other.
 pub(crate) fn ranked(
     start: &State<'_, '_>,
     target: &State<'_, '_>,
     options: &PlanOptions,
 ) -> Option<Candidate> {
+    let moves = rank::best_first(start.problem, &steps(start, target), options)?;
+    Some(waiting(start, moves, options))
+}
+
+/// One step for each VM that is elsewhere.
+fn steps(start: &State<'_, '_>, target: &State<'_, '_>) -> Vec<Move> {
     let step = |(vm, from): (VmIx, HostIx)| {
         let to = target.at(vm);
         Move { vm, from, to, cause: start.cause_of(vm, to), opens_swap: false }
     };
-    let moves: Vec<Move> = moved(start, target).into_iter().map(step).collect();
-    let mut moves = rank::best_first(start.problem, &moves, options)?;
+    moved(start, target).into_iter().map(step).collect()
+}
+
+/// The steps in this order, each with those it waits for.
+fn waiting(start: &State<'_, '_>, mut moves: Vec<Move>, options: &PlanOptions) -> Candidate {
     let after = schedule::dependencies(start.problem, &moves, options);
     inherit(&mut moves, &after);
-    Some(Candidate { moves, after })
+    Candidate { moves, after }
 }
 
 /// Where the search leads from `start`, at rest: no single step of the descent pays.
@@ -153,12 +192,18 @@ fn at_rest<'p, 'a>(
     found: &Assignment,
     options: &PlanOptions,
 ) -> State<'p, 'a> {
+    let mut target = moved_to(start, found);
+    prune(start, &mut target, options);
+    solve::solve(&mut target, options);
+    target
+}
+
+/// The state in which every VM is where `found` has it.
+fn moved_to<'p, 'a>(start: &State<'p, 'a>, found: &Assignment) -> State<'p, 'a> {
     let mut target = start.clone();
     for (vm, to) in dense::changes(start, found) {
         target.shift(vm, to);
     }
-    prune(start, &mut target, options);
-    solve::solve(&mut target, options);
     target
 }
 

@@ -14,6 +14,7 @@
 
 mod anneal;
 mod balance;
+pub(crate) mod exact;
 mod forced;
 pub(crate) mod joint;
 mod polish;
