@@ -157,12 +157,21 @@ impl Bench {
         let from = self.test.runs_once(&vm).await;
         let to = other(&from);
         let (name, holder) = point.name();
-        let first = if fault == Fault::Corrupt { Point::Connect.name().0 } else { name };
+        // Once its source is sealed a destination needs nobody to get to run.
+        let outruns = point == Point::Sealed && fault == Fault::Kill(Who::DestinationVmm);
+        let first = match (fault, outruns) {
+            (Fault::Corrupt, _) => Point::Connect.name().0,
+            (_, true) => Point::State.name().0,
+            _ => name,
+        };
         self.hold.arm(&vm, first);
         let id = self.test.migrate(&vm, to).await;
         let mut pid = self.held(first, holder, &from, to).await;
         if fault == Fault::Corrupt {
             pid = self.tampered(name, (holder, pid), (&from, to)).await;
+        }
+        if outruns {
+            pid = self.sealed_alone(pid, (&from, to)).await;
         }
         if point == Point::Fetching {
             self.fetches(&vm, to).await;
@@ -233,6 +242,19 @@ impl Bench {
             self.pid(holder, from, to).filter(|pid| is_stopped(*pid))
         })
         .await
+    }
+
+    /// Lets a source that has sent its state seal, while the destination stands still.
+    async fn sealed_alone(&self, source: u32, (from, to): (&str, &str)) -> u32 {
+        let (name, holder) = Point::Sealed.name();
+        self.hold.arm(&self.guest.vm, name);
+        let destination = self.pid(Who::DestinationVmm, from, to).expect("it is there");
+        signal_process(destination, Signal::STOP);
+        eventually("the destination stands still", async || is_stopped(destination).then_some(()))
+            .await;
+        signal_process(source, Signal::CONT);
+        eventually("the source goes on", async || (!is_stopped(source)).then_some(())).await;
+        self.held(name, holder, from, to).await
     }
 
     /// Takes the connection of a source that is held before it connects, and changes the next
