@@ -10,7 +10,8 @@
 set -euo pipefail
 
 purpose=${1:-build}
-packages=(gcc libc6-dev make protobuf-compiler)
+# Debian has the definitions that protoc brings along in a package of their own.
+packages=(gcc libc6-dev make protobuf-compiler libprotobuf-dev)
 lab_packages=(qemu-system-x86 xz-utils binutils iproute2)
 case $purpose in
 build) ;;
