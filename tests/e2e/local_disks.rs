@@ -8,6 +8,7 @@ use ballast_cli::cluster::StoreKind;
 use ballast_guest::{LogReport, Params};
 use ballast_proto::v1;
 use ballast_tests::hold::{HoldFile, is_stopped, vmm_of};
+use ballast_tests::small::Small;
 use ballast_tests::{Guest, TestCluster, eventually, kvm_or_skip, run, signal_process};
 
 use crate::PROGRAM;
@@ -48,28 +49,6 @@ fn check_data(path: &Path) {
     assert!(meta.blocks() * 512 <= 2 * ISLAND.1 as u64, "{} blocks", meta.blocks());
 }
 
-/// A file system of its own on a directory; gone with this value.
-struct Small(std::ffi::CString);
-
-impl Small {
-    fn on(dir: &Path, bytes: u64) -> Self {
-        let place = std::ffi::CString::new(dir.as_os_str().as_encoded_bytes()).unwrap();
-        let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
-        let kind = c"tmpfs".as_ptr();
-        // SAFETY: four strings that end with zero, and no flags.
-        let done = unsafe { libc::mount(kind, place.as_ptr(), kind, 0, options.as_ptr().cast()) };
-        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-        Self(place)
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        // SAFETY: a string that ends with zero.
-        unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_DETACH) };
-    }
-}
-
 /// Somebody else fills the destination's disk meanwhile: that is said in words, the VM stays where it
 /// is with its disk, and moves once there is room.
 #[tokio::test]
@@ -96,8 +75,7 @@ async fn a_destination_that_gets_full_is_no_loss() {
         vmm_of(&state, "web-1").filter(|pid| is_stopped(*pid))
     })
     .await;
-    let mut file = File::create(roots[1].join("somebody else's")).unwrap();
-    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    small.fill("somebody else's");
     hold.clear();
     signal_process(held, rustix::process::Signal::CONT);
     let refused = test.ended(&id).await;

@@ -8,6 +8,7 @@ mod bad_input;
 mod crash;
 mod demo;
 mod faults;
+mod full_host;
 mod local_disks;
 mod post_copy;
 mod snapshot;

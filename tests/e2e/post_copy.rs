@@ -30,33 +30,52 @@ async fn fetches(test: &TestCluster, host: &v1::HostDescription) -> bool {
     })
 }
 
-#[tokio::test]
-async fn a_hot_vm_moves_and_its_source_stays_until_all_of_its_memory_is_there() {
-    if !kvm_or_skip("post-copy") {
-        return;
-    }
+/// A VM that was sent to its destination by post-copy.
+struct Moving {
+    test: TestCluster,
+    guest: Guest,
+    hosts: Vec<v1::HostDescription>,
+    migration: String,
+    /// The process that has the rest of its memory, held before it sends it.
+    source: u32,
+    hold: HoldFile,
+    _dir: tempfile::TempDir,
+}
+
+/// Waits until it runs without all of its memory.
+async fn until_it_fetches() -> Moving {
     let dir = tempfile::tempdir().unwrap();
     let hold = HoldFile::new(dir.path());
     let env = vec![("BALLAST_HOLD".to_owned(), hold.path().to_string_lossy().into_owned())];
     let test = TestCluster::start_configured(PROGRAM, StoreKind::Embedded, env, CONFIG).await;
     let hosts = test.hosts().await;
-    let (source, destination) = (&hosts[0], &hosts[1]);
     let policy = v1::MigrationPolicy { downtime_limit_ms: 1, verify: true, post_copy: true };
-    let mut guest = Guest::create_as(&test, "hot", &source.host, &hot(), |spec| {
+    let guest = Guest::create_as(&test, "hot", &hosts[0].host, &hot(), |spec| {
         spec.migration = Some(policy);
     })
     .await;
     hold.arm("hot", "source.serving");
-    let id = test.migrate("hot", &destination.host).await;
-    let state = test.cluster.dir().join("state").join(&source.host);
-    let held = eventually("its source is held when it is to send the rest", async || {
+    let migration = test.migrate("hot", &hosts[1].host).await;
+    let state = test.cluster.dir().join("state").join(&hosts[0].host);
+    let source = eventually("its source is held when it is to send the rest", async || {
         vmm_of(&state, "hot").filter(|pid| is_stopped(*pid))
     })
     .await;
     eventually("it runs without all of its memory", async || {
-        fetches(&test, destination).await.then_some(())
+        fetches(&test, &hosts[1]).await.then_some(())
     })
     .await;
+    Moving { test, guest, hosts, migration, source, hold, _dir: dir }
+}
+
+#[tokio::test]
+async fn a_hot_vm_moves_and_its_source_stays_until_all_of_its_memory_is_there() {
+    if !kvm_or_skip("post-copy") {
+        return;
+    }
+    let Moving { test, mut guest, hosts, migration: id, source: held, hold, _dir } =
+        until_it_fetches().await;
+    let (source, destination) = (&hosts[0], &hosts[1]);
     let shown = run(PROGRAM, &["--controller", test.cluster.url(), "migration", "show", &id]).await;
     let left = test.vms_at(source).await;
     assert!(left.iter().any(|vm| vm.state() == v1::VmState::Paused), "{left:?}");
@@ -70,5 +89,30 @@ async fn a_hot_vm_moves_and_its_source_stays_until_all_of_its_memory_is_there() 
     assert_eq!(test.runs_once("hot").await, destination.host);
     let report = guest.goes_on(&test).await;
     assert_eq!((report.boots, report.memory_errors), (1, 0));
+    test.stop().await;
+}
+
+/// Its agent was not there when it died, and the next one has to say that it was not whole.
+#[tokio::test]
+async fn a_vm_that_died_without_all_of_its_memory_and_without_an_agent_is_told_as_lost() {
+    if !kvm_or_skip("post-copy") {
+        return;
+    }
+    let Moving { mut test, hosts, migration, source, hold, guest: _, _dir } =
+        until_it_fetches().await;
+    let destination = test.cluster.dir().join("state").join(&hosts[1].host);
+    let machine = vmm_of(&destination, "hot").expect("it runs there");
+    test.cluster.kill_agent(1).await.unwrap();
+    signal_process(machine, rustix::process::Signal::KILL);
+    hold.clear();
+    signal_process(source, rustix::process::Signal::CONT);
+    test.cluster.restart_agent(1).await.unwrap();
+    let ended = test.ended(&migration).await;
+    assert_eq!(ended.phase, "failed", "{ended:?}");
+    assert!(ended.why.contains("VM hot is lost"), "{ended:?}");
+    eventually("nothing of it is left at its source", async || {
+        test.vms_at(&hosts[0]).await.is_empty().then_some(())
+    })
+    .await;
     test.stop().await;
 }

@@ -12,6 +12,7 @@ pub mod hold;
 mod logs;
 pub mod matrix;
 mod program;
+pub mod small;
 pub mod tamper;
 
 use std::path::PathBuf;

@@ -204,6 +204,8 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
         Fault::Cut | Fault::Stall if !linked => return None,
         // Who comes back before the two have agreed finds no migration and calls it off.
         Fault::Outage(_) if point == Point::Connect => return None,
+        // It is asked for again, over another connection if need be.
+        Fault::Corrupt if fetching => Expected::Destination,
         Fault::Corrupt if !linked || !point.is_unsealed() => return None,
         Fault::Cut if point.is_unsealed() => Expected::Source,
         Fault::Corrupt => Expected::Source,

@@ -182,6 +182,55 @@ async fn a_guest_takes_its_disk_along_and_back() {
     check_disks(b.disks(), report.durable_records);
 }
 
+/// A disk of text over a thin link: it takes half of the bytes.
+#[tokio::test]
+async fn a_disk_goes_compressed_where_the_link_is_the_limit() {
+    const TEXT_BYTES: usize = 24 << 20;
+    if !have_kvm() {
+        return;
+    }
+    let mut word = 1u64;
+    let letters = std::iter::repeat_with(|| {
+        word = word.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        b"etaoin shrdlu\n"[usize::try_from(word >> 60).unwrap() % 14]
+    });
+    let text: Vec<u8> = letters.take(TEXT_BYTES).collect();
+    for allowed in [true, false] {
+        let lab = Lab::new();
+        let (a, b) = (Host::new(&lab, "a"), Host::new(&lab, "b"));
+        let [log, data] = a.disks().map(|path| File::create_new(path).unwrap());
+        log.set_len(LOG_BYTES).unwrap();
+        data.set_len(DISK_BYTES).unwrap();
+        data.write_all_at(&text, 0).unwrap();
+        let calm = Params { working_set_mib: 1, dirty_mib_per_sec: 1, ..params() };
+        let spec = v1::VmSpec { cmdline: calm.to_cmdline(), ..spec(&lab) };
+        let mut source = a.vmm(&lab, "source").await;
+        source.boot(spec.clone()).await.unwrap();
+        records(&mut source, 32).await;
+        b.expect_disks();
+        let mut destination = b.vmm(&lab, "destination").await;
+        let address = destination.listen(spec).await.unwrap();
+        let change = |send: &mut v1::SendMigrationRequest| {
+            send.bandwidth_bytes_per_sec = 16 << 20;
+            send.streams = 1;
+            send.never_compress = !allowed;
+        };
+        source.send(&address, change).await.unwrap();
+        destination.watch_state(MigrationState::Ready).await;
+        let sent = source.watch_state(MigrationState::Ready).await.progress.unwrap();
+        eprintln!("{allowed}: {sent:?}");
+        assert!(sent.disk_bytes_sent >= TEXT_BYTES as u64, "{sent:?}");
+        let saved = if allowed { 8 << 20..24 << 20 } else { 0..1 };
+        assert!(saved.contains(&sent.bytes_saved), "{sent:?}");
+        let mut destination = commit(source, &a, destination, &b, 2).await;
+        let report = destination.beats(10).await;
+        assert_eq!((report.heartbeats_lost, report.memory_errors), (0, 0));
+        let mut arrived = vec![0; TEXT_BYTES];
+        File::open(&b.disks()[1]).unwrap().read_exact_at(&mut arrived, 0).unwrap();
+        assert!(arrived == text, "the text is another one");
+    }
+}
+
 /// A file system of its own and of this size, until it is dropped.
 struct Mount(PathBuf);
 

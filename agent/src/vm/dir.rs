@@ -209,11 +209,14 @@ impl VmDir {
 }
 
 pub(super) fn host_failure(what: &str, path: &Path, error: &io::Error) -> Refusal {
-    Refusal::new(
-        RefusalCode::HostFailure,
-        format!("{what} {}: {error}", path.display()),
-        "check the disk and the rights of the agent's state_dir",
-    )
+    let remedy = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "make room in the agent's state_dir"
+        }
+        _ => "check the disk and the rights of the agent's state_dir",
+    };
+    let reason = format!("{what} {}: {error}", path.display());
+    Refusal::new(RefusalCode::HostFailure, reason, remedy)
 }
 
 #[cfg(test)]

@@ -26,6 +26,9 @@ pub struct Record {
     pub process: Option<ProcessId>,
     /// Set until the VM is this host's.
     pub incoming: Option<IncomingRecord>,
+    /// The migration by which it came, as long as a part of its memory is at the source alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetching: Option<MigrationId>,
     /// Set once it ended, with how.
     pub ended: Option<String>,
 }
@@ -50,7 +53,7 @@ pub struct IncomingRecord {
 impl Record {
     /// The record of a VM that is about to come into being.
     pub fn new(spec: VmSpec, epoch: Epoch, incoming: Option<IncomingRecord>) -> Self {
-        Self { version: VERSION, spec, epoch, process: None, incoming, ended: None }
+        Self { version: VERSION, spec, epoch, process: None, incoming, fetching: None, ended: None }
     }
 
     /// The record in `dir`; none when there is none, or none that can be read.

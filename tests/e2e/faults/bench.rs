@@ -36,6 +36,18 @@ pub(super) struct Summary {
 }
 
 impl Summary {
+    /// Adds what came of other cells.
+    pub(super) fn add(&mut self, other: Self) {
+        self.migrations += other.migrations;
+        self.completed += other.completed;
+        self.failed += other.failed;
+        self.died += other.died;
+        self.faults.extend(other.faults);
+        self.recovery_ms.extend(other.recovery_ms);
+        self.records += other.records;
+        self.gap_max = self.gap_max.max(other.gap_max);
+    }
+
     /// Checks that nothing was that must not be.
     pub(super) fn check(&self) {
         assert_eq!(self.faults, Vec::<String>::new());

@@ -90,7 +90,13 @@ async fn something_fails_while_the_guest_runs_without_all_of_its_memory() {
     check_cells("post-copy", setting, chosen).await;
 }
 
-/// The long form of the one above.
+#[tokio::test]
+async fn a_byte_is_changed_while_the_guest_runs_without_all_of_its_memory() {
+    let setting = Setting { tamper: true, post_copy: true, ..SHARED };
+    check_cells("post-copy, changed bytes", setting, |_, _| true).await;
+}
+
+/// The long form of the one two above.
 #[tokio::test]
 #[ignore = "takes two minutes"]
 async fn anything_fails_while_the_guest_runs_without_all_of_its_memory() {
@@ -131,16 +137,29 @@ async fn everything_but_the_vms_is_killed_at_every_point() {
     check_cells("outages", LOCAL, |_, fault| matches!(fault, Fault::Outage(_))).await;
 }
 
+/// What random cells are drawn from, and how many of a hundred.
+const SOAKED: [(Setting, usize); 5] = [
+    (SHARED, 40),
+    (LOCAL, 30),
+    (Setting { post_copy: true, ..SHARED }, 10),
+    (Setting { tamper: true, ..LOCAL }, 10),
+    (Setting { store: true, ..SHARED }, 10),
+];
+
 /// Random cells, the same for the same seed.
 async fn soak(count: usize, seed: u64) -> Summary {
     let mut random = StdRng::seed_from_u64(seed);
-    let all: Vec<_> = cells(SHARED).collect();
-    let mut bench = Bench::start(SHARED).await;
-    for _ in 0..count {
-        let (point, fault, expected) = *all.choose(&mut random).expect("there are cells");
-        bench.run(point, fault, expected).await;
+    let mut summary = Summary::default();
+    for (setting, share) in SOAKED {
+        let all: Vec<_> = cells(setting).collect();
+        let mut bench = Bench::start(setting).await;
+        for _ in 0..(count * share).div_ceil(100) {
+            let (point, fault, expected) = *all.choose(&mut random).expect("there are cells");
+            bench.run(point, fault, expected).await;
+        }
+        summary.add(bench.end().await);
     }
-    bench.end().await
+    summary
 }
 
 fn number(variable: &str, otherwise: u64) -> u64 {

@@ -415,7 +415,8 @@ impl World {
 
     fn stop(&mut self, side: Side) {
         let host = self.host_mut(side);
-        (host.machine, host.ended, host.ended_in) = (None, None, None);
+        (host.machine, host.ended) = (None, None);
+        host.forget_end();
         if let Some(agent) = &mut host.agent {
             (agent.phase, agent.asks) = (Phase::Stopped, false);
         }
@@ -445,8 +446,13 @@ impl World {
     pub(crate) fn start_agent(&mut self, side: Side) {
         let host = self.host_mut(side);
         host.agent = Some(Agent { aborted: host.aborted.clone(), ..Agent::new(Phase::Empty) });
-        // Nobody saw it end: its mark proves nothing.
-        (host.ended, host.ended_in) = (None, None);
+        // Nobody saw it end: its mark proves nothing. That a VM that was taken had not all of its
+        // memory is on disk.
+        host.ended = None;
+        match host.disk {
+            Some(disk) if disk.incoming.is_none() => host.forget_end(),
+            _ => host.ended_in = None,
+        }
         let Some(disk) = host.disk else { return self.discard(side) };
         let machine = host.machine;
         let outgoing = machine.and_then(|machine| machine.migration).and_then(|migration| {

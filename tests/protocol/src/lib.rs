@@ -23,7 +23,7 @@ pub mod world;
 
 use std::fmt;
 
-use ballast_proto::v1::VmState;
+use ballast_proto::v1::{MigrationState, VmState};
 use stateright::{Model, Property};
 
 pub use crate::controller::Step;
@@ -159,6 +159,18 @@ impl Model for Migrations {
             properties.push(Property::sometimes(
                 "a guest runs without all of its memory",
                 |_, world: &World| world.fetches_on(Side::B),
+            ));
+        }
+        if self.post_copy && self.faults_max > 0 {
+            properties.push(Property::sometimes(
+                "a guest that died without all of its memory is told as lost",
+                |_, world: &World| {
+                    let ended_in = world.host(Side::B).ended_in;
+                    let fetched = ended_in.map(|(_, _, state)| state);
+                    fetched == Some(MigrationState::Fetching)
+                        && world.host(Side::A).machine.is_none()
+                        && world.ended_as(Stage::Failed)
+                },
             ));
         }
         if self.faults_max > 0 {

@@ -412,3 +412,13 @@ impl Machine {
         }
     }
 }
+
+impl Host {
+    /// Nobody says any more where the migration of its process stood, but that the VM had come here
+    /// without all of its memory.
+    pub(crate) fn forget_end(&mut self) {
+        self.ended_in = self.ended_in.filter(|(_, role, state)| {
+            *role == MigrationRole::Destination && *state == MigrationState::Fetching
+        });
+    }
+}

@@ -185,6 +185,11 @@ impl<'a> Filling<'a> {
                 self.bytes.fetch_add(bytes.into(), Ordering::Relaxed);
                 self.report();
             }
+            Frame::DiskPacked { disk, offset, bytes, packed } => {
+                self.landing.take_packed(stream, (disk, offset, bytes), packed)?;
+                self.bytes.fetch_add(packed.into(), Ordering::Relaxed);
+                self.report();
+            }
             Frame::DiskZero { disk, offset, bytes } => {
                 self.landing.take_zeroes(disk, offset, bytes)?;
                 self.report();

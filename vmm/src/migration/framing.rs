@@ -19,8 +19,8 @@ use crate::memory::PAGE_BYTES;
 /// Version 1 has one connection and names pages one by one. Version 2 has as many as both want,
 /// names runs of pages, says beforehand where memory is, and takes disks along (see `storage`).
 /// Version 3 has checksums where nothing is encrypted (see `integrity`), compressed pages where
-/// the link is thin (see `packing`), and post-copy (see `postcopy`).
-pub(crate) const VERSIONS: (u16, u16) = (1, 3);
+/// the link is thin (see `packing`), and post-copy (see `postcopy`). Version 4 has compressed pieces of disks.
+pub(crate) const VERSIONS: (u16, u16) = (1, 4);
 /// The longest body, in bytes.
 pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
 /// The length of a frame's header, in bytes.
@@ -201,6 +201,8 @@ pub(crate) enum Frame {
     Hashes { first: u64, hashes: Vec<u64> },
     /// A piece of a disk, in whole grains; its contents follow the frame.
     DiskData { disk: u16, offset: u64, bytes: u32 },
+    /// The same, from version 4 on, with the contents compressed to `packed` bytes; see `packing`.
+    DiskPacked { disk: u16, offset: u64, bytes: u32, packed: u32 },
     /// A piece of a disk, in whole grains, that is zero.
     DiskZero { disk: u16, offset: u64, bytes: u32 },
     /// Hashes of all grains of a disk from `first` on; see `storage::compare`.
@@ -247,6 +249,7 @@ mod kind {
     pub(super) const DISK_ZERO: u16 = 17;
     pub(super) const DISK_HASHES: u16 = 18;
     pub(super) const PACKED: u16 = 19;
+    pub(super) const DISK_PACKED: u16 = 20;
     pub(super) const POST_COPY: u16 = 32;
     pub(super) const MISSING: u16 = 33;
     pub(super) const FETCH: u16 = 34;
@@ -317,6 +320,10 @@ impl Frame {
             Self::DiskData { disk, offset, bytes } => {
                 to.u16(*disk).u64(*offset).u32(*bytes);
                 kind::DISK_DATA
+            }
+            Self::DiskPacked { disk, offset, bytes, packed } => {
+                to.u16(*disk).u64(*offset).u32(*bytes).u32(*packed);
+                kind::DISK_PACKED
             }
             Self::DiskZero { disk, offset, bytes } => {
                 to.u16(*disk).u64(*offset).u32(*bytes);
@@ -422,6 +429,15 @@ impl Frame {
                 let (disk, offset) = (from.u16(WHAT)?, from.u64(WHAT)?);
                 Self::DiskData { disk, offset, bytes: at_most(from.u32(WHAT)?, DATA_BYTES_MAX)? }
             }
+            kind::DISK_PACKED => {
+                let (disk, offset) = (from.u16(WHAT)?, from.u64(WHAT)?);
+                let bytes = at_most(from.u32(WHAT)?, DATA_BYTES_MAX)?;
+                let packed = from.u32(WHAT)?;
+                if packed == 0 || packed >= bytes {
+                    return Err(Malformed("the length of a compressed piece of a disk"));
+                }
+                Self::DiskPacked { disk, offset, bytes, packed }
+            }
             kind::DISK_ZERO => {
                 let (disk, offset) = (from.u16(WHAT)?, from.u64(WHAT)?);
                 Self::DiskZero { disk, offset, bytes: at_most(from.u32(WHAT)?, ZERO_BYTES_MAX)? }
@@ -508,6 +524,9 @@ mod tests {
             any::<(u16, u64)>()
                 .prop_flat_map(|(disk, offset)| (Just((disk, offset)), 0..=DATA_BYTES_MAX))
                 .prop_map(|((disk, offset), bytes)| Frame::DiskData { disk, offset, bytes }),
+            (any::<(u16, u64)>(), 1..DATA_BYTES_MAX).prop_map(|((disk, offset), packed)| {
+                Frame::DiskPacked { disk, offset, bytes: DATA_BYTES_MAX, packed }
+            }),
             any::<(u16, u64)>()
                 .prop_flat_map(|(disk, offset)| (Just((disk, offset)), 0..=ZERO_BYTES_MAX))
                 .prop_map(|((disk, offset), bytes)| Frame::DiskZero { disk, offset, bytes }),

@@ -1,7 +1,6 @@
-//! Pages that go compressed (zstd), where the link is what limits a migration.
+//! Pages and pieces of disks that go compressed (zstd), where the link is what limits a migration.
 //!
-//! A [`Packer`] makes one batch of pages smaller, an [`Unpacker`] puts them back
-//! where they belong; [`Benefit`] decides, without IO and without a clock, whether it
+//! A [`Packer`] makes one batch smaller, an [`Unpacker`] makes it what it was; [`Benefit`] decides, without IO and without a clock, whether it
 //! pays. Each connection decides for itself, by what it measures:
 //!
 //! - how fast pages go as they are: a window of [`WINDOW_BYTES`] at a time. Above
@@ -13,7 +12,7 @@
 //!   [`KEEP_PERCENT`] it is left again. After [`TRUSTED_BYTES`] the plain link is measured anew: it
 //!   may have become another.
 //!
-//! What comes compressed has exactly as many bytes as its pages: no input makes the destination
+//! What comes compressed has exactly as many bytes as was said: no input makes the destination
 //! take more memory than one batch.
 
 use std::time::Duration;
@@ -21,11 +20,13 @@ use std::time::Duration;
 use zstd::bulk::{Compressor, Decompressor};
 
 use super::framing::RUN_PAGES_MAX;
+use super::storage::DATA_BYTES_MAX;
 use crate::codec::Malformed;
 use crate::memory::{Memory, PAGE_BYTES};
 
-/// The version of the stream that can have compressed pages.
+/// The versions of the stream that can have compressed pages, and compressed pieces of disks.
 pub(crate) const SINCE_VERSION: u16 = 3;
+pub(crate) const DISKS_SINCE_VERSION: u16 = 4;
 /// As fast as LZ4 on memory, and a third smaller.
 const LEVEL: i32 = 1;
 /// Bytes of the largest batch.
@@ -53,15 +54,27 @@ impl Packer {
             memory.read_page(page, into);
             bytes += PAGE_BYTES;
         }
-        if self.codec.is_none() {
-            self.codec = Compressor::new(LEVEL).ok();
-        }
-        // It has no room for what would not be worth it: the compressor ends early.
-        self.packed.resize(bytes - bytes / SAVED_PART_MIN, 0);
-        let packed = self.codec.as_mut()?;
-        let length = packed.compress_to_buffer(&self.plain[..bytes], &mut self.packed[..]).ok()?;
-        self.packed.get(..length)
+        compress(&mut self.codec, &self.plain[..bytes], &mut self.packed)
     }
+
+    /// A piece of a disk, compressed; none when it does not get much smaller.
+    pub(crate) fn pack_data(&mut self, data: &[u8]) -> Option<&[u8]> {
+        compress(&mut self.codec, data, &mut self.packed)
+    }
+}
+
+fn compress<'p>(
+    codec: &mut Option<Compressor<'static>>,
+    plain: &[u8],
+    packed: &'p mut Vec<u8>,
+) -> Option<&'p [u8]> {
+    if codec.is_none() {
+        *codec = Compressor::new(LEVEL).ok();
+    }
+    // It has no room for what would not be worth it: the compressor ends early.
+    packed.resize(plain.len() - plain.len() / SAVED_PART_MIN, 0);
+    let length = codec.as_mut()?.compress_to_buffer(plain, &mut packed[..]).ok()?;
+    packed.get(..length)
 }
 
 impl std::fmt::Debug for Packer {
@@ -88,11 +101,24 @@ impl Unpacker {
         memory: &Memory,
         runs: &[(u64, u64)],
     ) -> Result<(), Malformed> {
-        const WHAT: &str = "a batch of compressed pages";
         let mut bytes = 0;
         for &(first, count) in runs {
             bytes += memory.run(first, count).ok_or(Malformed("a run of pages"))?.1;
         }
+        let plain = self.unpack_data(packed, bytes)?;
+        let pages = runs.iter().flat_map(|&(first, count)| first..first + count);
+        for (page, content) in pages.zip(plain.as_chunks().0) {
+            memory.write_page(page, content);
+        }
+        Ok(())
+    }
+
+    /// Decompresses exactly so many bytes.
+    ///
+    /// # Errors
+    /// When they are others, or not so many, or more than one batch.
+    pub(crate) fn unpack_data(&mut self, packed: &[u8], bytes: usize) -> Result<&[u8], Malformed> {
+        const WHAT: &str = "what comes compressed";
         if bytes > BATCH_BYTES {
             return Err(Malformed(WHAT));
         }
@@ -102,14 +128,9 @@ impl Unpacker {
         let codec = self.codec.as_mut().ok_or(Malformed(WHAT))?;
         self.plain.resize(BATCH_BYTES, 0);
         match codec.decompress_to_buffer(packed, &mut self.plain[..bytes]) {
-            Ok(length) if length == bytes => {}
-            _ => return Err(Malformed(WHAT)),
+            Ok(length) if length == bytes => Ok(&self.plain[..bytes]),
+            _ => Err(Malformed(WHAT)),
         }
-        let pages = runs.iter().flat_map(|&(first, count)| first..first + count);
-        for (page, content) in pages.zip(self.plain.as_chunks().0) {
-            memory.write_page(page, content);
-        }
-        Ok(())
     }
 }
 
@@ -154,16 +175,16 @@ enum Now {
     Packed,
 }
 
-/// Pages that went.
+/// What went.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sent {
-    /// Bytes of them in memory, and on the wire.
+    /// Bytes of it as it is, and on the wire.
     pub(crate) plain: u64,
     pub(crate) wire: u64,
-    /// The CPU time it took to compress them. One batch says little of how long it takes on a CPU
+    /// The CPU time it took to compress it. One batch says little of how long it takes on a CPU
     /// that others use, too.
     pub(crate) computing: Duration,
-    /// The time it took to compress them, and to send them, waits for the limit included.
+    /// The time it took to compress it, and to send it, waits for the limit included.
     pub(crate) packing: Duration,
     pub(crate) sending: Duration,
 }
@@ -262,6 +283,9 @@ fn percent(part: u64, of: u64) -> u64 {
     u64::try_from(u128::from(part) * 100 / u128::from(of.max(1))).unwrap_or(u64::MAX)
 }
 
+/// A piece of a disk fits a batch.
+const _: () = assert!(DATA_BYTES_MAX as usize <= BATCH_BYTES);
+
 #[cfg(test)]
 mod tests {
     use ballast_model::Bytes;
@@ -293,6 +317,18 @@ mod tests {
         }
         for other in [&[(3, 2)][..], &[(3, 4)], &[(3, 2), (511, 1), (512, 1)], &[(0, 257)], &[]] {
             assert!(unpacker.unpack(&packed, &to, other).is_err(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_piece_of_a_disk_comes_out_as_it_went_in() {
+        let data: Vec<u8> = (0..65_536u32).map(|at| u8::try_from(at / 700).unwrap()).collect();
+        let (mut packer, mut unpacker) = (Packer::default(), Unpacker::default());
+        let packed = packer.pack_data(&data).unwrap().to_vec();
+        assert!(packed.len() < 4096, "{}", packed.len());
+        assert_eq!(unpacker.unpack_data(&packed, data.len()).unwrap(), data);
+        for other in [0, data.len() - 1, data.len() + 1, BATCH_BYTES, BATCH_BYTES + 1] {
+            assert!(unpacker.unpack_data(&packed, other).is_err(), "{other}");
         }
     }
 

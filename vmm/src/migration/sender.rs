@@ -172,6 +172,24 @@ struct Packing {
     benefit: Benefit,
 }
 
+impl Packing {
+    /// What `pack` makes of a batch, if that is to be tried and makes it smaller.
+    fn pack<'p>(
+        &'p mut self,
+        batch: &mut Sent,
+        pack: impl FnOnce(&'p mut Packer) -> Option<&'p [u8]>,
+    ) -> Option<&'p [u8]> {
+        if !self.benefit.wants_packing() {
+            return None;
+        }
+        let (began, computing) = (Instant::now(), cpu_time());
+        let packed = pack(&mut self.packer);
+        batch.computing = cpu_time().saturating_sub(computing);
+        batch.packing = began.elapsed();
+        packed
+    }
+}
+
 impl<'a> Sender<'a> {
     pub(crate) fn new(stream: Stream, common: Common<'a>) -> Self {
         let Common { memory, control, meters, version, compress } = common;
@@ -271,16 +289,10 @@ impl<'a> Sender<'a> {
         let (mut batch, before) = (Sent::default(), self.stream.bytes);
         batch.plain = self.pages * PAGE_BYTES as u64;
         let began = Instant::now();
-        let packed = match &mut self.packing {
-            Some(Packing { packer, benefit }) if benefit.wants_packing() => {
-                let began = cpu_time();
-                let packed = packer.pack(self.memory, &self.runs);
-                batch.computing = cpu_time().saturating_sub(began);
-                packed
-            }
-            _ => None,
-        };
-        batch.packing = began.elapsed();
+        let packing = self.packing.as_mut();
+        let packed = packing.and_then(|packing| {
+            packing.pack(&mut batch, |packer| packer.pack(self.memory, &self.runs))
+        });
         match packed {
             Some(packed) => {
                 let bytes = u32::try_from(packed.len()).unwrap_or(u32::MAX);
@@ -299,10 +311,44 @@ impl<'a> Sender<'a> {
         batch.wire = self.stream.bytes - before;
         self.runs.clear();
         self.pages = 0;
+        self.went(batch, began);
+        Ok(())
+    }
+
+    /// Sends a piece of a disk that is not zero.
+    pub(super) fn send_piece(
+        &mut self,
+        disk: u16,
+        offset: u64,
+        piece: &[u8],
+    ) -> Result<(), Trouble> {
+        // At most `DATA_BYTES_MAX`.
+        let bytes = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+        let (mut batch, before) = (Sent::default(), self.stream.bytes);
+        batch.plain = piece.len() as u64;
+        let began = Instant::now();
+        let allowed = self.version >= packing::DISKS_SINCE_VERSION;
+        let packing = self.packing.as_mut().filter(|_| allowed);
+        let packed =
+            packing.and_then(|packing| packing.pack(&mut batch, |packer| packer.pack_data(piece)));
+        match packed {
+            Some(data) => {
+                let packed = u32::try_from(data.len()).unwrap_or(u32::MAX);
+                let frame = Frame::DiskPacked { disk, offset, bytes, packed };
+                self.stream.send_data(&frame, data)?;
+            }
+            None => self.stream.send_data(&Frame::DiskData { disk, offset, bytes }, piece)?,
+        }
+        batch.wire = self.stream.bytes - before;
+        self.went(batch, began);
+        Ok(())
+    }
+
+    /// Counts a batch that began to be sent then, keeps to the limit, and decides about the next one.
+    fn went(&mut self, mut batch: Sent, began: Instant) {
         self.count(batch.wire);
         batch.sending = began.elapsed().saturating_sub(batch.packing);
         self.learn(batch);
-        Ok(())
     }
 
     /// Whether to compress the next batches.

@@ -76,6 +76,11 @@ impl Stream {
         self.wire.tcp.try_clone().map(Handle).map_err(io_trouble("setting up the connection"))
     }
 
+    /// Ends the connection for both sides, whoever else has a hold of it.
+    pub(crate) fn shut_down(&self) {
+        let _ = self.wire.tcp.shutdown(Shutdown::Both); // the peer may have done so before
+    }
+
     /// The round-trip time, as the kernel has it (`TCP_INFO`).
     pub(crate) fn round_trip(&self) -> Option<Duration> {
         // SAFETY: all of its fields are integers.
@@ -172,6 +177,18 @@ impl Stream {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         self.receive_data(bytes)?;
         Ok(self.unpacker.unpack(&self.data[..bytes], memory, runs)?)
+    }
+
+    /// Receives so many compressed bytes, which are `bytes` bytes of a disk.
+    pub(crate) fn receive_packed_data(
+        &mut self,
+        packed: u32,
+        bytes: u32,
+    ) -> Result<&[u8], Trouble> {
+        let packed = usize::try_from(packed).unwrap_or(usize::MAX);
+        self.receive_data(packed)?;
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        Ok(self.unpacker.unpack_data(&self.data[..packed], bytes)?)
     }
 
     /// Receives the contents of these runs of pages into guest memory. Answers with the pages

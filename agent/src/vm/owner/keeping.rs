@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ballast_model::{Refusal, RefusalCode};
-use ballast_proto::v1::MigrationState;
+use ballast_model::{MigrationId, Refusal, RefusalCode};
+use ballast_proto::v1::{MigrationRole, MigrationState, MigrationStatus};
 use tracing::error;
 
 use super::{Owner, what_matters};
-use crate::driver::Machine;
+use crate::driver::{Machine, MachineView};
 use crate::vm::VmView;
 use crate::vm::accept::Phase;
 use crate::vm::react;
@@ -47,7 +47,20 @@ impl Owner {
         self.phase = Phase::Running;
         self.publish();
         self.keep_disks();
-        self.change_record(|record| record.incoming = None)
+        let fetching = fetching(&self.machine_view.borrow());
+        self.change_record(|record| (record.incoming, record.fetching) = (None, fetching))
+    }
+
+    /// Records that all of the VM's memory is here, once it is.
+    pub(super) fn whole(&mut self) {
+        let fetched = self.record.as_ref().is_some_and(|record| record.fetching.is_some());
+        let seen = self.machine_view.borrow().clone();
+        if !fetched || !seen.alive || fetching(&seen).is_some() {
+            return;
+        }
+        if let Err(refusal) = self.change_record(|record| record.fetching = None) {
+            error!(vm = %self.vm, %refusal, "cannot record that all of the VM's memory is here");
+        }
     }
 
     pub(super) fn stopped(&mut self, detail: &str) {
@@ -158,15 +171,32 @@ impl Owner {
             self.context.migrations.publish(migration, status);
         }
         let ended = self.record.as_ref().and_then(|record| record.ended.clone());
+        let migration = seen.migration.clone().or_else(|| self.cut_short());
         self.view.send_replace(VmView {
             spec: self.record.as_ref().map(|record| Arc::new(record.spec.clone())),
             epoch: self.standing().epoch,
             phase: self.phase,
             state: react::shown(self.phase, what_matters(&seen)),
             detail: ended.unwrap_or(seen.detail),
-            migration: seen.migration,
+            migration,
             machine: self.machine.clone(),
         });
+    }
+
+    /// The migration that an earlier agent saw under way when the VM ran here without all of its
+    /// memory, and of which there is no machine left to say anything.
+    fn cut_short(&self) -> Option<MigrationStatus> {
+        if self.phase != Phase::Stopped {
+            return None;
+        }
+        let migration = self.record.as_ref()?.fetching?;
+        Some(MigrationStatus {
+            migration: migration.to_string(),
+            vm: self.vm.to_string(),
+            role: MigrationRole::Destination.into(),
+            state: MigrationState::Fetching.into(),
+            ..MigrationStatus::default()
+        })
     }
 
     pub(super) fn without_record(&self) -> Refusal {
@@ -176,4 +206,12 @@ impl Owner {
             "report a defect",
         )
     }
+}
+
+/// The migration by which the machine's guest came, if a part of its memory is still at the source.
+fn fetching(seen: &MachineView) -> Option<MigrationId> {
+    let status = seen.migration.as_ref()?;
+    let fetches =
+        status.role() == MigrationRole::Destination && status.state() == MigrationState::Fetching;
+    fetches.then(|| status.migration.parse().ok()).flatten()
 }

@@ -37,6 +37,7 @@ impl Owner {
         }
         self.progress_at = Instant::now();
         self.publish();
+        self.whole();
         let reaction = react::to_machine(self.phase, what_matters(&seen), self.proof());
         self.react(reaction, &seen).await;
     }
@@ -95,15 +96,26 @@ impl Owner {
         let reason = why.map(|why| why.reason.clone()).or(known.map(|known| known.reason));
         let reason = reason.unwrap_or_default();
         let aborted = AbortedMigration { migration, vm: self.vm.clone(), reason };
-        if let Err(refusal) = self.context.state.keep_aborted(&aborted) {
-            // This agent still says it.
-            error!(vm = %self.vm, %migration, %refusal, "the next agent would not know of it");
-        }
+        let kept = self.context.state.keep_aborted(&aborted);
         self.end_migration(MigrationState::Aborted, why);
         // Where the machine had said nothing yet.
         self.context.migrations.publish(migration, &aborted.status());
         self.context.migrations.keep(migration);
         self.discard_or_log().await;
+        // There may be room where the VM was.
+        if let Err(refusal) = kept.or_else(|_| self.context.state.keep_aborted(&aborted)) {
+            // This agent still says it.
+            error!(vm = %self.vm, %migration, %refusal, "the next agent would not know of it");
+        }
+    }
+
+    /// Gives up a VM that is this host's and was never told to run: it goes on at its source. Its
+    /// machine is gone before anybody hears of it.
+    pub(super) async fn give_back(&mut self, why: &Refusal) -> Result<(), Refusal> {
+        warn!(vm = %self.vm, %why, "the VM cannot be taken and goes back to its source");
+        self.end_machine().await?;
+        self.abort_incoming(Some(why)).await;
+        Ok(())
     }
 
     pub(super) fn machine_gone(&self, detail: &str) -> Refusal {

@@ -144,8 +144,11 @@ impl Owner {
         match (decision, self.phase) {
             (Decision::Granted(epoch), _) => {
                 let machine = machine?;
+                let told_before = self.proof().granted;
                 // The epoch is on disk before the guest runs under it.
-                self.change_record(|record| record.epoch = *epoch)?;
+                if let Err(refusal) = self.change_record(|record| record.epoch = *epoch) {
+                    return if told_before { Err(refusal) } else { self.give_back(&refusal).await };
+                }
                 hold("agent.granted", &self.vm);
                 machine.resolve(migration, verdict, *epoch).await?;
                 self.settled()?;

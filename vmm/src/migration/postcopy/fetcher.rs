@@ -133,7 +133,12 @@ impl Fetcher {
             Ok(Next::Whole) => Over::Whole,
             Ok(Next::Stopped) => Over::Stopped(Some(stream)),
             Ok(Next::Replaced(other)) => Over::Replaced(other),
-            Err(trouble) => Over::Broken(trouble),
+            Err(trouble) => {
+                // The source has to know, and come back: that we let go of the connection does not tell
+                // it, for others have a hold of it, too.
+                stream.shut_down();
+                Over::Broken(trouble)
+            }
         }
     }
 

@@ -148,7 +148,10 @@ impl Serving<'_, '_> {
                 let pages = self.beginning.missing.take_next(BATCH_PAGES);
                 let sent = self.send(stream, &pages)?;
                 self.pace.sent(sent);
-            } else if alive_at.elapsed() > self.silence_max() && !left {
+            } else if left && !due.is_zero() {
+                // It is us who wait.
+                alive_at = Instant::now();
+            } else if alive_at.elapsed() > self.silence_max() {
                 let error = std::io::ErrorKind::TimedOut.into();
                 return Err(Trouble::Io { what: "waiting for the destination to be whole", error });
             }

@@ -132,10 +132,27 @@ impl Landing {
         bytes: u32,
     ) -> Result<(), Trouble> {
         let arriving = self.find(number, offset, bytes, DATA_BYTES_MAX)?;
-        let disk = &arriving.disk;
         let data = stream.receive_data(usize::try_from(bytes).unwrap_or(usize::MAX))?;
+        Ok(self.write(arriving, offset, data)?)
+    }
+
+    /// Contents that follow the frame as `packed` compressed bytes, for a disk by its number, from an
+    /// offset on and so many.
+    pub(crate) fn take_packed(
+        &self,
+        stream: &mut Stream,
+        (number, offset, bytes): (u16, u64, u32),
+        packed: u32,
+    ) -> Result<(), Trouble> {
+        let arriving = self.find(number, offset, bytes, DATA_BYTES_MAX)?;
+        let data = stream.receive_packed_data(packed, bytes)?;
+        Ok(self.write(arriving, offset, data)?)
+    }
+
+    fn write(&self, arriving: &Arriving, offset: u64, data: &[u8]) -> Result<(), Refusal> {
+        let disk = &arriving.disk;
         disk.file().write_all_at(data, offset).map_err(|error| failed(disk, "write", &error))?;
-        let bytes = u64::from(bytes);
+        let bytes = data.len() as u64;
         arriving.landed.insert(offset / GRAIN_BYTES, bytes.div_ceil(GRAIN_BYTES));
         self.received.fetch_add(bytes, Ordering::Relaxed);
         if arriving.unsynced.fetch_add(bytes, Ordering::Relaxed) + bytes >= SYNC_BYTES {

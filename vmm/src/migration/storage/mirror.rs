@@ -257,16 +257,16 @@ impl Sender<'_> {
                 end = (end + GRAIN).min(data.len());
             }
             let (offset, piece) = (start + at as u64, &data[at..end]);
-            // At most `DATA_BYTES_MAX`.
-            let bytes = u32::try_from(piece.len()).unwrap_or(u32::MAX);
-            let before = self.stream.bytes;
             if zero {
+                // At most `DATA_BYTES_MAX`.
+                let bytes = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+                let before = self.stream.bytes;
                 self.stream.send(&Frame::DiskZero { disk, offset, bytes })?;
+                self.count(self.stream.bytes - before);
             } else {
-                self.stream.send_data(&Frame::DiskData { disk, offset, bytes }, piece)?;
+                self.send_piece(disk, offset, piece)?;
                 chunk.sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
             }
-            self.count(self.stream.bytes - before);
             at = end;
         }
         Ok(())

@@ -3,7 +3,7 @@
 //! ```text
 //!   the guest runs                                                        the guest stands still
 //!   disks: all data, then what was written ── with each memory round ──────── the last of both
-//!   [`mirror`] ═══════ DiskData, DiskZero over all connections ═══════▶ [`landing`] ═▶ fdatasync, READY
+//!   [`mirror`] ═══════ DiskData, DiskPacked, DiskZero over all connections ═▶ [`landing`] ═▶ fdatasync, READY
 //! ```
 //!
 //! | module | what it holds |
