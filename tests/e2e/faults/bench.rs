@@ -121,13 +121,20 @@ async fn new_guest(test: &TestCluster, dir: &Path, number: u32, setting: Setting
     disk.set_len(DISK_BYTES).expect("its size");
     let path = if local { Path::new("/").join(disk_name(number)) } else { path };
     let path = path.to_string_lossy().into_owned();
-    Guest::create_as(test, &format!("probe-{number}"), "host-1", &params(setting), |spec| {
+    let vm = format!("probe-{number}");
+    let mut guest = Guest::create_as(test, &vm, "host-1", &params(setting), |spec| {
         spec.disks = vec![v1::Disk { path, local, ..v1::Disk::default() }];
         if let Some(policy) = spec.migration.as_mut().filter(|_| setting.post_copy) {
             (policy.post_copy, policy.downtime_limit_ms) = (true, 1);
         }
     })
-    .await
+    .await;
+    // Its disk is evidence, also of a guest that does not live long: a slow one has to have come so far.
+    eventually(&format!("{vm} has written to its disk"), async || {
+        guest.read(test).await.filter(|said| said.durable_records > 0)
+    })
+    .await;
+    guest
 }
 
 /// Hosts are named `host-1`, `host-2`, …
