@@ -56,6 +56,8 @@ impl Guest {
             ..v1::VmSpec::default()
         };
         change(&mut spec);
+        // A host takes no VM while its load is unknown, as it may be after one died there.
+        test.loads_known().await;
         let actor = TestCluster::actor("a test needs it");
         let request = v1::CreateVmRequest { spec: Some(spec), host: host.to_owned(), actor };
         test.client.create_vm(request).await.unwrap_or_else(|refusal| panic!("{refusal}"));

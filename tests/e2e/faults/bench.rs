@@ -214,6 +214,13 @@ impl Bench {
         self.summary.migrations += 1;
         let completed = migration.phase == "completed";
         *(if completed { &mut self.summary.completed } else { &mut self.summary.failed }) += 1;
+        if expected == Expected::Lost {
+            // Its agent hears of it when the kernel has taken the process apart.
+            eventually(&format!("{vm} is seen to have died"), async || {
+                self.where_it_runs(&vm).await.is_none().then_some(())
+            })
+            .await;
+        }
         let host = self.where_it_runs(&vm).await;
         let as_expected = match expected {
             Expected::Source => !completed && host.as_deref() == Some(from.as_str()),
