@@ -25,8 +25,7 @@ async fn a_host_that_cannot_write_anything_down_costs_no_vm() {
     }
     let dir = tempfile::tempdir().unwrap();
     let hold = HoldFile::new(dir.path());
-    let env = vec![("BALLAST_HOLD".to_owned(), hold.path().to_string_lossy().into_owned())];
-    let mut test = TestCluster::start_with(PROGRAM, StoreKind::Embedded, env).await;
+    let mut test = TestCluster::start_with(PROGRAM, StoreKind::Embedded, hold.env()).await;
     test.cluster.kill_agent(1).await.unwrap();
     let small = Small::on(&test.cluster.dir().join("state").join("host-2"), BYTES);
     test.cluster.restart_agent(1).await.unwrap();

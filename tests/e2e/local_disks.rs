@@ -58,8 +58,7 @@ async fn a_destination_that_gets_full_is_no_loss() {
     }
     let dir = tempfile::tempdir().unwrap();
     let hold = HoldFile::new(dir.path());
-    let env = vec![("BALLAST_HOLD".to_owned(), hold.path().to_string_lossy().into_owned())];
-    let test = TestCluster::start_with(PROGRAM, StoreKind::Embedded, env).await;
+    let test = TestCluster::start_with(PROGRAM, StoreKind::Embedded, hold.env()).await;
     let hosts: Vec<String> = test.hosts().await.into_iter().map(|host| host.host).collect();
     let roots: Vec<PathBuf> = hosts.iter().map(|host| test.cluster.disk_root(host)).collect();
     let data = File::create(roots[0].join("log.img")).unwrap();

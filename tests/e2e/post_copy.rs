@@ -46,8 +46,8 @@ struct Moving {
 async fn until_it_fetches() -> Moving {
     let dir = tempfile::tempdir().unwrap();
     let hold = HoldFile::new(dir.path());
-    let env = vec![("BALLAST_HOLD".to_owned(), hold.path().to_string_lossy().into_owned())];
-    let test = TestCluster::start_configured(PROGRAM, StoreKind::Embedded, env, CONFIG).await;
+    let test =
+        TestCluster::start_configured(PROGRAM, StoreKind::Embedded, hold.env(), CONFIG).await;
     let hosts = test.hosts().await;
     let policy = v1::MigrationPolicy { downtime_limit_ms: 1, verify: true, post_copy: true };
     let guest = Guest::create_as(&test, "hot", &hosts[0].host, &hot(), |spec| {

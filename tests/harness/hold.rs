@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use ballast_service::holdpoint::VARIABLE;
 use rustix::net::{AddressFamily, Shutdown, getpeername, shutdown};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
@@ -29,9 +30,9 @@ impl HoldFile {
         file
     }
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.0
+    /// What tells a cluster's processes of it.
+    pub fn env(&self) -> Vec<(String, String)> {
+        vec![(VARIABLE.to_owned(), self.0.to_string_lossy().into_owned())]
     }
 
     /// Whoever comes to `point` for `vm` stops there.

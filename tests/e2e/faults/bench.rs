@@ -152,8 +152,7 @@ impl Bench {
         config += if setting.post_copy { SLOW_LINK } else { "" };
         let dir = tempfile::tempdir().expect("a directory");
         let hold = HoldFile::new(dir.path());
-        let env = vec![("BALLAST_HOLD".to_owned(), hold.path().to_string_lossy().into_owned())];
-        let test = TestCluster::start_configured(PROGRAM, store, env, &config).await;
+        let test = TestCluster::start_configured(PROGRAM, store, hold.env(), &config).await;
         let guest = new_guest(&test, dir.path(), 0, setting).await;
         let hosts = test.hosts().await;
         Self { test, hold, dir, guest, guests: 1, setting, hosts, summary: Summary::default() }
@@ -214,14 +213,7 @@ impl Bench {
         self.summary.migrations += 1;
         let completed = migration.phase == "completed";
         *(if completed { &mut self.summary.completed } else { &mut self.summary.failed }) += 1;
-        if expected == Expected::Lost {
-            // Its agent hears of it when the kernel has taken the process apart.
-            eventually(&format!("{vm} is seen to have died"), async || {
-                self.where_it_runs(&vm).await.is_none().then_some(())
-            })
-            .await;
-        }
-        let host = self.where_it_runs(&vm).await;
+        let host = self.where_it_runs(&vm, expected).await;
         let as_expected = match expected {
             Expected::Source => !completed && host.as_deref() == Some(from.as_str()),
             Expected::Destination => completed && host.as_deref() == Some(to),
@@ -478,14 +470,17 @@ impl Bench {
     }
 
     /// The one host on which it runs, as its owner; none when it has died.
-    async fn where_it_runs(&self, vm: &str) -> Option<String> {
-        eventually(&format!("{vm} runs on one host, or on none"), async || {
+    async fn where_it_runs(&self, vm: &str, expected: Expected) -> Option<String> {
+        let outcome = format!("{vm} runs on one host, or on none, expected {expected:?}");
+        eventually(&outcome, async || {
             let found = self.test.everywhere(&self.hosts, vm).await;
             let running: Vec<_> =
                 found.iter().filter(|(_, status)| status.state() == v1::VmState::Running).collect();
             assert!(running.len() <= 1, "twice: {found:?}");
             let record = self.test.record(vm).await;
             match (running.as_slice(), found.as_slice()) {
+                // Its agent hears that it has died when the kernel has taken the process apart.
+                ([_], _) if expected == Expected::Lost => None,
                 ([(host, status)], [_]) => (record.host == *host && record.epoch == status.epoch)
                     .then(|| Some(host.clone())),
                 ([], [(_, status)]) if status.state() == v1::VmState::Stopped => Some(None),

@@ -96,7 +96,7 @@ async fn a_byte_is_changed_while_the_guest_runs_without_all_of_its_memory() {
     check_cells("post-copy, changed bytes", setting, |_, _| true).await;
 }
 
-/// The long form of the one two above.
+/// The long form of `something_fails_while_the_guest_runs_without_all_of_its_memory`.
 #[tokio::test]
 #[ignore = "takes two minutes"]
 async fn anything_fails_while_the_guest_runs_without_all_of_its_memory() {

@@ -52,10 +52,9 @@ impl Owner {
     }
 
     /// Records that all of the VM's memory is here, once it is.
-    pub(super) fn whole(&mut self) {
+    pub(super) fn whole(&mut self, seen: &MachineView) {
         let fetched = self.record.as_ref().is_some_and(|record| record.fetching.is_some());
-        let seen = self.machine_view.borrow().clone();
-        if !fetched || !seen.alive || fetching(&seen).is_some() {
+        if !fetched || !seen.alive || fetching(seen).is_some() {
             return;
         }
         if let Err(refusal) = self.change_record(|record| record.fetching = None) {

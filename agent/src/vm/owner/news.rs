@@ -37,7 +37,7 @@ impl Owner {
         }
         self.progress_at = Instant::now();
         self.publish();
-        self.whole();
+        self.whole(&seen);
         let reaction = react::to_machine(self.phase, what_matters(&seen), self.proof());
         self.react(reaction, &seen).await;
     }
