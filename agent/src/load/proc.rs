@@ -135,6 +135,12 @@ pub fn process(stat: &str) -> Option<Process> {
     })
 }
 
+/// A time in clock ticks, rounded down.
+pub fn ticks(time: Duration, per_sec: u64) -> u64 {
+    let ticks = time.as_nanos() * u128::from(per_sec) / Duration::from_secs(1).as_nanos();
+    u64::try_from(ticks).unwrap_or(u64::MAX)
+}
+
 /// `/proc/<pid>/io`: bytes that really went to and came from disks.
 pub fn process_io(io: &str) -> Option<Traffic> {
     let field = |name: &str| {

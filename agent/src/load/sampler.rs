@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ballast_model::{Bytes, Millicores, Resources, Timestamp, VmId};
 use ballast_proto::v1::{HostLoad, VmLoad};
 use futures::StreamExt;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -46,11 +47,29 @@ pub struct Sampler {
 /// Counters at one time.
 struct Reading {
     at: Instant,
+    /// The same time in clock ticks since boot.
+    at_ticks: u64,
     cpu: CpuTicks,
     network: Traffic,
     disks: Traffic,
     /// Of this agent and its VMs' processes.
     processes: BTreeMap<u32, (proc::Process, Traffic)>,
+}
+
+impl Reading {
+    /// What a process had used by then that has used this now. One that was there and not looked
+    /// at, as are all that an agent finds when it starts, counts from now on: what it used in all
+    /// its life would be a load that no host can have.
+    fn used_by(&self, pid: u32, now: &(proc::Process, Traffic)) -> (u64, Traffic) {
+        let (process, io) = now;
+        match self.processes.get(&pid) {
+            Some((earlier, io)) if earlier.start_ticks == process.start_ticks => {
+                (earlier.cpu_ticks, *io)
+            }
+            _ if process.start_ticks >= self.at_ticks => (0, Traffic::default()),
+            _ => (process.cpu_ticks, *io),
+        }
+    }
 }
 
 impl Sampler {
@@ -106,7 +125,7 @@ impl Sampler {
             .filter_map(|sample| async move { sample })
             .collect()
             .await;
-        let reading = read(&processes);
+        let reading = self.read(&processes);
         let host = match (&self.last, &reading) {
             (Some(before), Some(after)) => self.host_load(before, after, &vms),
             _ => None,
@@ -116,6 +135,29 @@ impl Sampler {
         let host = host.map(|load| HostLoad { local_disk_free_bytes, ..load });
         self.last = reading;
         Observation { at: Timestamp::from(SystemTime::now()), host, vms }
+    }
+
+    fn read(&self, processes: &[ProcessId]) -> Option<Reading> {
+        let mut found = BTreeMap::new();
+        let own = std::process::id();
+        for pid in processes.iter().map(|process| process.pid).chain([own]) {
+            let Some(stat) =
+                read_proc(&format!("{pid}/stat")).and_then(|text| proc::process(&text))
+            else {
+                continue;
+            };
+            let io = read_proc(&format!("{pid}/io")).and_then(|text| proc::process_io(&text));
+            found.insert(pid, (stat, io.unwrap_or_default()));
+        }
+        let since_boot = clock_gettime(ClockId::Boottime);
+        Some(Reading {
+            at: Instant::now(),
+            at_ticks: proc::ticks(Duration::try_from(since_boot).ok()?, self.ticks_per_sec),
+            cpu: proc::cpu_ticks(&read_proc("stat")?)?,
+            network: read_proc("net/dev").map(|text| proc::network(&text)).unwrap_or_default(),
+            disks: read_proc("diskstats").map(|text| proc::disks(&text)).unwrap_or_default(),
+            processes: found,
+        })
     }
 
     fn host_load(
@@ -157,15 +199,13 @@ impl Sampler {
         let mut ticks = 0;
         let mut disk = Traffic::default();
         let mut used = Resources::default();
-        for (pid, (process, io)) in &after.processes {
-            let fresh = (proc::Process::default(), Traffic::default());
-            let earlier = before.processes.get(pid);
-            let (process_before, io_before) = earlier
-                .filter(|(earlier, _)| earlier.start_ticks == process.start_ticks)
-                .unwrap_or(&fresh);
-            ticks += process.cpu_ticks.saturating_sub(process_before.cpu_ticks);
-            disk.inward += rate(*io_before, *io, time).inward;
-            disk.outward += rate(*io_before, *io, time).outward;
+        for (pid, now) in &after.processes {
+            let (process, io) = now;
+            let (ticks_before, io_before) = before.used_by(*pid, now);
+            ticks += process.cpu_ticks.saturating_sub(ticks_before);
+            let disk_rate = rate(io_before, *io, time);
+            disk.inward += disk_rate.inward;
+            disk.outward += disk_rate.outward;
             used.memory += Bytes(process.resident_pages.saturating_mul(self.page_bytes));
         }
         used.cpu = self.millicores(ticks, time);
@@ -206,26 +246,6 @@ fn rate(before: Traffic, after: Traffic, time: Duration) -> Traffic {
     }
 }
 
-fn read(processes: &[ProcessId]) -> Option<Reading> {
-    let mut found = BTreeMap::new();
-    let own = std::process::id();
-    for pid in processes.iter().map(|process| process.pid).chain([own]) {
-        let Some(stat) = read_proc(&format!("{pid}/stat")).and_then(|text| proc::process(&text))
-        else {
-            continue;
-        };
-        let io = read_proc(&format!("{pid}/io")).and_then(|text| proc::process_io(&text));
-        found.insert(pid, (stat, io.unwrap_or_default()));
-    }
-    Some(Reading {
-        at: Instant::now(),
-        cpu: proc::cpu_ticks(&read_proc("stat")?)?,
-        network: read_proc("net/dev").map(|text| proc::network(&text)).unwrap_or_default(),
-        disks: read_proc("diskstats").map(|text| proc::disks(&text)).unwrap_or_default(),
-        processes: found,
-    })
-}
-
 /// A file of `/proc`, of bounded length.
 pub fn read_proc(name: &str) -> Option<String> {
     use std::io::Read;
@@ -240,4 +260,40 @@ pub fn machine_capacity() -> Option<Resources> {
     let cores = std::thread::available_parallelism().ok()?.get() as u64;
     let memory = proc::memory(&read_proc("meminfo")?)?;
     Some(Resources::new(Millicores::cores(cores), Bytes(memory.total)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used(cpu_ticks: u64, start_ticks: u64, io: u64) -> (proc::Process, Traffic) {
+        let process = proc::Process { cpu_ticks, start_ticks, resident_pages: 1 };
+        (process, Traffic { inward: io, outward: io })
+    }
+
+    #[test]
+    fn a_process_counts_from_when_it_began_or_was_first_looked_at() {
+        let reading = Reading {
+            at: Instant::now(),
+            at_ticks: 1000,
+            cpu: CpuTicks::default(),
+            network: Traffic::default(),
+            disks: Traffic::default(),
+            processes: [(7, used(50, 400, 3))].into(),
+        };
+        let check = |pid, now: (proc::Process, Traffic), ticks, io| {
+            let (ticks_before, io_before) = reading.used_by(pid, &now);
+            assert_eq!((ticks_before, io_before.inward), (ticks, io), "process {pid}: {now:?}");
+        };
+        check(7, used(90, 400, 5), 50, 3);
+        check(8, used(90, 1000, 5), 0, 0); // began since
+        check(7, used(90, 1200, 5), 0, 0); // the same, with a number that is used again
+        check(8, used(86_400, 400, 5), 86_400, 5); // was there, with nobody looking
+    }
+
+    #[test]
+    fn a_time_in_ticks() {
+        assert_eq!(proc::ticks(Duration::from_millis(12_345), 100), 1234);
+        assert_eq!(proc::ticks(Duration::MAX, 1_000_000), u64::MAX);
+    }
 }

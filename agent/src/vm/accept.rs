@@ -200,11 +200,15 @@ impl Standing<'_> {
     }
 
     fn stale(&self, asked: Epoch) -> Refusal {
-        Refusal::new(
-            RefusalCode::StaleEpoch,
-            format!("VM {} is here under epoch {}, the request names {asked}", self.vm, self.epoch),
-            "read the owner record again",
-        )
+        let Self { vm, epoch, .. } = self;
+        let reason = if asked == *epoch {
+            format!(
+                "VM {vm} is here under epoch {epoch} already; the request needs a later one to change that"
+            )
+        } else {
+            format!("VM {vm} is here under epoch {epoch}, the request names the older {asked}")
+        };
+        Refusal::new(RefusalCode::StaleEpoch, reason, "read the owner record again")
     }
 }
 
