@@ -11,6 +11,7 @@
 #   make bench-placement DATA=…   the planner on public problems, one line of JSON a run; KINDS=roadef: machine
 #                reassignment only, a table of the medians of ROADEF_SEEDS=5 runs of ROADEF_SECONDS=10,60
 #   make bench-migrate   live migration next to QEMU's, PAIRS=9 of each case (needs root)
+#   make bench-downtime   what an idle guest misses in MOVES=100 moves, committed in each store (needs KVM)
 #   make bench-vmm   boot time, overhead, disks and networks next to QEMU's, ROUNDS=5 of each (needs root)
 #   make fuzz    hostile guests against the virtio devices, snapshots of any content; FUZZ_MINUTES minutes each
 
@@ -23,7 +24,7 @@ BARE_METAL := tests/guest/bare
 PAIRS ?= 9
 BENCH_ARGS ?=
 
-.PHONY: endure-migrate soak-migrate demo test lab test-lab lint bench bench-migrate bench-placement bench-vmm fuzz protocol bootstrap-build bootstrap-lab bootstrap-test
+.PHONY: endure-migrate soak-migrate demo test lab test-lab lint bench bench-downtime bench-migrate bench-placement bench-vmm fuzz protocol bootstrap-build bootstrap-lab bootstrap-test
 
 demo: bootstrap-build
 	$(CARGO) run --quiet --release -p ballast-cli -- demo $(DEMO_ARGS)
@@ -50,6 +51,12 @@ bench: bootstrap-build
 
 bench-migrate: bootstrap-lab
 	$(CARGO) bench --quiet -p ballast-vmm --bench migrate -- --pairs $(PAIRS) $(BENCH_ARGS)
+
+MOVES ?= 100
+
+# etcd comes with what tests need.
+bench-downtime: bootstrap-test
+	$(CARGO) bench --quiet -p ballast-tests --bench downtime -- --moves $(MOVES)
 
 ROUNDS ?= 5
 

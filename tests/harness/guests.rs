@@ -79,6 +79,11 @@ impl Guest {
         report
     }
 
+    /// Leaves out of its reports what it has said so far.
+    pub fn begin_anew(&mut self) {
+        self.console = Console::starting_at(self.console.next_offset());
+    }
+
     /// What it has said so far.
     pub fn report(&self) -> &ConsoleReport {
         self.console.report()

@@ -119,6 +119,11 @@ impl Console {
         Self::default()
     }
 
+    /// One that is not interested in what comes before this offset, nor in the line it may be in.
+    pub fn starting_at(offset: u64) -> Self {
+        Self { next: offset, skipping: offset > 0, ..Self::default() }
+    }
+
     /// Offset of the next byte it wants: what to ask the console for.
     pub fn next_offset(&self) -> u64 {
         self.next

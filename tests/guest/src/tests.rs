@@ -38,6 +38,20 @@ fn a_good_console_has_no_faults() {
 }
 
 #[test]
+fn a_reader_that_begins_anew_hears_only_what_follows() {
+    let mut console = Console::starting_at(7);
+    console.push(0, TEXT.as_bytes());
+    let report = console.report().clone();
+    assert_eq!((report.boots, report.heartbeats, report.faults().len()), (0, 4, 0));
+    let mut later = Console::starting_at(TEXT.len() as u64);
+    let rest = "\nH 4 1055 p1 e0 s3\n";
+    later.push(TEXT.len() as u64, rest.as_bytes());
+    let report = later.report();
+    assert_eq!((report.heartbeats, report.stall_max), (1, Duration::from_millis(3)));
+    assert_eq!((report.bytes_missed, report.faults().len()), (0, 0));
+}
+
+#[test]
 fn every_fault_is_found() {
     check_faults("H 0 1 p0 e0\nH 2 401 p0 e0\n", &["1 heartbeats were lost"]);
     check_faults("H 0 1 p0 e0\nH 0 1 p0 e0\n", &["1 heartbeats were repeated"]);
