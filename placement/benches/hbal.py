@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
 """The planner next to Debian's hbal (package ganeti-htools) on the same clusters.
 
-    placement/benches/hbal.py BALLAST [--sizes 20,50,100,200] [--seeds 1] [--moves N] [--hbal-seconds 600]
+    placement/benches/hbal.py BALLAST [--sizes 20,50,100,200] [--seeds 1] [--hbal-seconds 600]
 
 Each cluster is written in the text format of Ganeti's htools, with shared
 storage, so that a move is a live migration and disks stay. hbal balances it;
 so does `ballast plan show --snapshot`. Both results are judged by hbal's own
 score (less is better): our assignment is written back in the text format and
 scored there with no move allowed. Ours plans twice: as it would by itself, and
-with no more moves than hbal needed. hbal's time grows with the fourth power of the
-nodes; --moves ends it after so many. One line of JSON a cluster; seconds are
+with no more moves than hbal needed. One line of JSON a cluster; seconds are
 CPU seconds of the whole command, since walls say little on a busy machine.
 """
 
@@ -28,8 +27,9 @@ NODE_MIB, NODE_OWN_MIB, NODE_CPUS = 65536, 512, 16
 # hbal's score adds up standard deviations: of free memory and of virtual CPUs per CPU as shares, and, without measured
 # load, four times that of the number of instances (each counts as equally busy, of four resources). Our planner levels two
 # amounts. Memory is one; the other is made of instances and virtual CPUs so that one instance too many is worth more than
-# any virtual CPUs can make up for, and the weights are such that a virtual CPU counts beside memory as in hbal's score.
-UNITS_PER_INSTANCE, MILLICORES_PER_UNIT = 20, 100
+# the virtual CPUs of ten instances can differ (by three each), and the weights are such that a virtual CPU counts beside
+# memory as in hbal's score.
+UNITS_PER_INSTANCE, MILLICORES_PER_UNIT = 32, 100
 POLICY = (
     "|128,1,1024,1,1,1|128,1,1024,1,1,1;32768,8,1048576,16,8,12"
     "|diskless,file,sharedfile,plain,blockdev,drbd,rbd,ext,gluster|4.0|32.0"
@@ -154,7 +154,6 @@ def main():
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--per-node", type=int, default=10)
     parser.add_argument("--gain-min", type=float, default=0.001)
-    parser.add_argument("--moves", type=int, help="the most moves hbal may make; default: as it likes")
     parser.add_argument("--hbal-seconds", type=float, default=600)
     args = parser.parse_args()
     if not shutil.which("hbal"):
@@ -167,8 +166,7 @@ def main():
                 data.write_text(text(nodes, instances))
                 shot.write_text(json.dumps(snapshot(nodes, instances)))
                 before = hbal(data, 60, "-l", "0")[0]
-                most_moves = ["-l", str(args.moves)] if args.moves else []
-                _, theirs, moves, cpu = hbal(data, args.hbal_seconds, *most_moves)
+                _, theirs, moves, cpu = hbal(data, args.hbal_seconds)
                 results = []
                 for most in [None, moves]:
                     steps, our_cpu = ballast(args.ballast, shot, args.gain_min, 600, most)
