@@ -5,7 +5,7 @@
 //! scarce. Half of the moves weighed therefore bring an item home: alone, or as the end of a
 //! chain, its place taken by another. Without those, walks on such problems freeze early.
 //!
-//! Where load costs much there is most to gain. Every other item that is to go somewhere is
+//! Where load costs much there is most to gain. With many hosts, every other item that is to go somewhere is
 //! therefore one whose host costs more than those of a few others drawn with it; the rest are any, because what
 //! costs nothing has to make room.
 
@@ -28,8 +28,10 @@ const PROBES: usize = 4096;
 /// Hosts drawn for a shift until one is among those the walk is on.
 const DRAWS_MAX: usize = 16;
 
-/// Items drawn for one of a costly host. Twice as many find costlier ones in twice the time, which comes to the same.
-const FIELD: usize = 8;
+/// Hosts for each item drawn to find one of a costly host, and the most that are drawn. Among few hosts all
+/// matter all the time; among many what load costs is a matter of some.
+const HOSTS_PER_DRAW: usize = 64;
+const FIELD_MAX: usize = 16;
 
 /// A loss this many temperatures high is never accepted.
 const STEEPEST: f64 = 20.0;
@@ -81,6 +83,8 @@ pub(super) struct Walk<'p, const L: usize> {
     items: Vec<u32>,
     part: Option<Part>,
     draws: Draws,
+    /// Items drawn to find one of a costly host.
+    field: usize,
 }
 
 /// Exponentially distributed numbers of mean 1, without a logarithm for each.
@@ -144,6 +148,8 @@ impl<'p, const L: usize> Walk<'p, L> {
             movable,
             part: None,
             draws: Draws::new(),
+            // What load costs is one number where the objective is one sum.
+            field: if L > 1 { 1 } else { (problem.hosts() / HOSTS_PER_DRAW).clamp(1, FIELD_MAX) },
         }
     }
 
@@ -271,15 +277,15 @@ impl<'p, const L: usize> Walk<'p, L> {
         Item(self.items[self.rng.below(self.items.len())])
     }
 
-    /// One that is to go somewhere: every other time of a costly host.
+    /// One that is to go somewhere: with many hosts, every other time of a costly one.
     #[inline]
     fn item_to_go(&mut self) -> Item {
         let first = self.random_item();
-        if L > 1 || self.rng.bits() >> 63 == 0 {
+        if self.field == 1 || self.rng.bits() >> 63 == 0 {
             return first;
         }
         let (mut costliest, mut most) = (first, self.cost_where(first));
-        for _ in 1..FIELD {
+        for _ in 1..self.field {
             let item = self.random_item();
             let cost = self.cost_where(item);
             // A branch would be guessed wrong about twice.
