@@ -10,6 +10,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use ballast_cli::cluster::StoreKind;
@@ -101,29 +102,24 @@ fn percentiles(times: &[Duration]) -> [f64; 3] {
     [50, 99, 100].map(|percent| sorted[(sorted.len() * percent).div_ceil(100) - 1])
 }
 
-/// How many moves.
-fn moves() -> usize {
+/// How many moves; `None` when the arguments make no sense.
+fn moves() -> Option<usize> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => MOVES,
-        ["--moves", count] => match count.parse() {
-            Ok(count @ 1..) => count,
-            _ => usage(),
-        },
-        _ => usage(),
+        [] => Some(MOVES),
+        ["--moves", count] => count.parse().ok().filter(|count| *count > 0),
+        _ => None,
     }
 }
 
-fn usage() -> ! {
-    eprintln!("downtime: say nothing, or --moves and a number from 1 on");
-    std::process::exit(2)
-}
-
 #[tokio::main]
-async fn main() {
-    let moves = moves();
+async fn main() -> ExitCode {
+    let Some(moves) = moves() else {
+        eprintln!("downtime: say nothing, or --moves and a number from 1 on");
+        return ExitCode::from(2);
+    };
     if !kvm_or_skip("the benchmark of downtimes") {
-        return;
+        return ExitCode::SUCCESS;
     }
     let mut sides = [
         Side::start("embedded", StoreKind::Embedded).await,
@@ -144,4 +140,5 @@ async fn main() {
     for side in sides {
         side.test.stop().await;
     }
+    ExitCode::SUCCESS
 }
