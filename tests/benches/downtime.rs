@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use ballast_cli::cluster::StoreKind;
 use ballast_guest::Params;
+use ballast_model::migration::Downtime;
 use ballast_proto::v1;
 use ballast_tests::{Guest, TestCluster, kvm_or_skip};
 
@@ -64,16 +65,9 @@ impl Side {
         assert_eq!(moved.phase, "completed", "{moved:?}");
         self.gaps.push(self.guest.goes_on(&self.test).await.stall_max);
         let downtime = moved.progress.and_then(|progress| progress.downtime).expect("it is known");
-        let parts = [
-            downtime.last_pass_micros,
-            downtime.state_save_micros,
-            downtime.send_micros,
-            downtime.load_micros,
-            downtime.commit_micros,
-            downtime.resume_micros,
-        ];
-        self.downtimes.push(Duration::from_micros(parts.iter().sum()));
-        self.commits.push(Duration::from_micros(downtime.commit_micros));
+        let downtime = Downtime::from(downtime);
+        self.downtimes.push(downtime.total());
+        self.commits.push(downtime.commit);
     }
 
     fn to_json(&self) -> String {
