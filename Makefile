@@ -8,8 +8,9 @@
 #   make soak-migrate   SOAK_COUNT=1000 migrations with random faults, by SOAK_SEED
 #   make endure-migrate   ENDURE_COUNT=50 moves between two hosts under one TCP connection (needs root)
 #   make bench   the benchmarks, with medians and spread
-#   make bench-placement DATA=…   the planner on public problems, one line of JSON a run; KINDS=roadef: machine
-#                reassignment only, a table of the medians of ROADEF_SEEDS=5 runs of ROADEF_SECONDS=10,60
+#   make bench-placement DATA=…   the planner on public and made-up problems, one line of JSON a run; KINDS=roadef:
+#                machine reassignment only, a table of the medians of ROADEF_SEEDS=5 runs of ROADEF_SECONDS=10,60;
+#                KINDS=hbal: next to Debian's hbal (ganeti-htools)
 #   make bench-migrate   live migration next to QEMU's, PAIRS=9 of each case (needs root)
 #   make bench-downtime   what an idle guest misses in MOVES=100 moves, committed in each store (needs KVM)
 #   make bench-vmm   boot time, overhead, disks and networks next to QEMU's, ROUNDS=5 of each (needs root)
