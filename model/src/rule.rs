@@ -300,10 +300,12 @@ impl RuleKind {
         one.into_iter().chain(many).flatten()
     }
 
-    /// The rule as far as it concerns VMs and hosts that exist; `None` when it binds none of them any more.
+    /// The rule as far as it concerns VMs and hosts that exist; `None` when it binds none of them any more, or when
+    /// everything that they need is gone. What is left of a valid rule is valid.
     ///
-    /// Hosts that are gone leave a rule that is harder to satisfy, down to one that nothing satisfies: that is for the
-    /// planner to report, not for anybody to drop.
+    /// VMs that are gone leave a rule that those still there can satisfy: they cannot be in more domains than there are
+    /// VMs. Hosts that are gone leave a rule that is harder to satisfy, down to one that nothing satisfies: that is for
+    /// the planner to report, not for anybody to drop.
     #[must_use]
     pub fn of_the_present(
         &self,
@@ -332,9 +334,14 @@ impl RuleKind {
             }
         };
         vms.retain(is_vm);
+        let left = u32::try_from(vms.len()).unwrap_or(u32::MAX);
+        if let Self::Spread { domains_min: Some(min), .. } = &mut kind {
+            *min = left.min(*min);
+        }
         // One VM alone is apart from, and together with, the others that are gone.
         let concerns = match &kind {
             Self::AntiAffinity { vms, .. } | Self::Affinity { vms, .. } => vms.len() > 1,
+            Self::Near { vms, needs, .. } => !vms.is_empty() && !needs.is_empty(),
             _ => !kind.vms().is_empty(),
         };
         concerns.then_some(kind)
@@ -451,6 +458,54 @@ mod tests {
     fn one_vm_alone_is_apart_from_those_that_are_gone() {
         let kind = RuleKind::AntiAffinity { vms: names(&["a", "b"]), per_host_max: 1 };
         assert_eq!(kind.of_the_present(|vm| vm.as_str() == "a", |_| true), None);
+    }
+
+    #[test]
+    fn what_is_left_of_a_valid_rule_is_valid() {
+        let (vms, hosts) = (|| names::<VmId>(&["a", "b", "c"]), || names::<HostId>(&["x", "y"]));
+        let domain = Domain::default();
+        let kinds = [
+            RuleKind::AntiAffinity { vms: vms(), per_host_max: 2 },
+            RuleKind::Affinity { vms: vms(), domain: domain.clone() },
+            RuleKind::VmHost { vms: vms(), hosts: hosts() },
+            RuleKind::VmNotHost { vms: vms(), hosts: hosts() },
+            RuleKind::Spread {
+                vms: vms(),
+                domain: domain.clone(),
+                domains_min: Some(3),
+                per_domain_max: None,
+            },
+            RuleKind::Near { vms: names(&["a"]), needs: names(&["b", "c"]), domain },
+            RuleKind::HostCap { vms: vms(), hosts: hosts(), hosts_max: 1 },
+            RuleKind::Among { vms: vms(), groups: vec![hosts()] },
+        ];
+        for kind in kinds {
+            let id: RuleId = "r".parse().unwrap();
+            Rule::must(id.clone(), kind.clone()).validate().unwrap();
+            for present in 0..8_u32 {
+                let is_vm = |vm: &VmId| {
+                    ["a", "b", "c"]
+                        .iter()
+                        .position(|name| vm.as_str() == *name)
+                        .is_some_and(|n| present & (1 << n) != 0)
+                };
+                for has_hosts in [true, false] {
+                    if let Some(left) = kind.of_the_present(is_vm, |_| has_hosts) {
+                        Rule::must(id.clone(), left).validate().unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_needs_only_what_is_gone_is_bound_to_nothing() {
+        let kind = RuleKind::Near {
+            vms: names(&["app"]),
+            needs: names(&["db"]),
+            domain: Domain::default(),
+        };
+        assert_eq!(kind.of_the_present(|vm| vm.as_str() == "app", |_| true), None);
     }
 
     #[test]
