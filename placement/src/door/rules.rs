@@ -4,6 +4,7 @@
 //! that a move has to keep up to date. A rule's *fault* is how much would have
 //! to change for it to hold: zero when it does.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -249,11 +250,14 @@ impl Tally {
         self.needed.get(&rule.domain[host.0]).copied().unwrap_or(0)
     }
 
-    /// Whether no domain has more of the VMs bound; of equal ones the first counts.
-    pub(crate) fn is_fullest(&self, rule: &RuleInfo<'_>, host: HostIx) -> bool {
-        let most = self.count.values().max();
-        let fullest = self.count.iter().find(|(_, count)| Some(*count) == most);
-        fullest.is_none_or(|(domain, _)| rule.domain[host.0] == *domain)
+    /// Whether `host` is in a domain that counts, and `most` others have more of the VMs bound; of equal ones the first
+    /// come first.
+    pub(crate) fn is_beyond_fullest(&self, rule: &RuleInfo<'_>, host: HostIx, most: u32) -> bool {
+        let own = rule.domain[host.0];
+        let Some(count) = self.count.get(&own) else { return false };
+        let is_before =
+            |(domain, other): &(&u32, &u32)| (Reverse(*other), *domain) < (Reverse(count), &own);
+        self.count.iter().filter(is_before).count() >= most as usize
     }
 
     /// The group that has most of the VMs.

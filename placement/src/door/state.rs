@@ -141,8 +141,8 @@ impl<'p, 'a> State<'p, 'a> {
             RuleBody::Hosts { allowed } => !allowed[at.0],
             RuleBody::Apart { most } => tally.near(info, at) > *most,
             RuleBody::Distinct { .. } => tally.near(info, at) > 1,
-            // The few move to the many.
-            RuleBody::Within { .. } => !tally.is_fullest(info, at),
+            // The few move to the many; who is where the rule counts nobody has no part in it.
+            RuleBody::Within { most } => tally.is_beyond_fullest(info, at, *most),
             RuleBody::Near => tally.needed_near(info, at) == 0,
             RuleBody::Among { groups } => {
                 tally.best_group().is_none_or(|group| !groups[group][at.0])
