@@ -279,7 +279,8 @@ pub(crate) fn why_no_target(
     let mut freest: Option<(Bytes, HostIx)> = None;
     let mut rules = BTreeSet::new();
     for host in problem.host_ixs() {
-        match state.obstacle(vm, host) {
+        let parted = || state.discrete_broken(vm, host).map(|rule| Obstacle::Broken { rule });
+        match state.obstacle(vm, host).or_else(parted) {
             Some(Obstacle::Here) => {}
             Some(Obstacle::Closed | Obstacle::Unknown) => closed += 1,
             Some(Obstacle::Memory { free }) => {

@@ -1,72 +1,13 @@
 //! Moves that are not for balance: broken rules, full hosts, drains, preferences.
 
+use std::collections::BTreeSet;
+
+use crate::door::groups::Groups;
 use crate::door::problem::{HostIx, RuleIx, VmIx};
 use crate::door::state::{Cause, State};
-use crate::options::PlanOptions;
 use crate::solve::Solver;
-
-/// How good a target is for a move that must be made. Field order is priority: least fault of hard rules that hold in
-/// the end, least weight of preferences missed, then CPU
-/// within the ceiling (0), within capacity (1) or beyond (2), then by how much beyond, then the gain, then the number.
-struct Fit {
-    fault: i64,
-    missed: i64,
-    tightness: u8,
-    beyond: f64,
-    gain: f64,
-    host: HostIx,
-}
-
-impl Fit {
-    fn is_better_than(&self, other: &Self) -> bool {
-        self.fault
-            .cmp(&other.fault)
-            .then(self.missed.cmp(&other.missed))
-            .then(self.tightness.cmp(&other.tightness))
-            .then(self.beyond.total_cmp(&other.beyond))
-            .then(other.gain.total_cmp(&self.gain))
-            .then(self.host.cmp(&other.host))
-            .is_lt()
-    }
-}
-
-pub(super) fn best_target(
-    state: &State<'_, '_>,
-    vm: VmIx,
-    cause: Cause,
-    options: &PlanOptions,
-) -> Option<HostIx> {
-    best_of(state, vm, cause, options, |_| true)
-}
-
-fn best_of(
-    state: &State<'_, '_>,
-    vm: VmIx,
-    cause: Cause,
-    options: &PlanOptions,
-    suits: impl Fn(HostIx) -> bool,
-) -> Option<HostIx> {
-    let mut best: Option<Fit> = None;
-    for host in state.problem.host_ixs().filter(|host| suits(*host)) {
-        if state.obstacle(vm, host).is_some() || !state.cpu_allows(vm, host, cause, options) {
-            continue;
-        }
-        let cpu = state.cpu_share_after(vm, host);
-        let tightness = u8::from(cpu > options.cpu_ceiling.get()) + u8::from(cpu > 1.0);
-        let fit = Fit {
-            fault: state.fault_change(vm, host),
-            missed: state.preference_change(vm, host),
-            tightness,
-            beyond: if cpu > 1.0 { cpu } else { 0.0 },
-            gain: state.gain(vm, host),
-            host,
-        };
-        if best.as_ref().is_none_or(|best| fit.is_better_than(best)) {
-            best = Some(fit);
-        }
-    }
-    best.map(|fit| fit.host)
-}
+use crate::solve::target::{best_of, best_target};
+use crate::solve::together::move_all;
 
 fn try_move(solver: &mut Solver<'_, '_, '_>, vm: VmIx, cause: Cause) -> bool {
     if !solver.state.problem.may_move(vm, cause) {
@@ -96,32 +37,47 @@ pub(super) fn mend(solver: &mut Solver<'_, '_, '_>) {
     }
 }
 
-/// Moves VMs that have a part in a rule's fault, as long as that lowers it; the small ones move, they cost least.
+/// Moves VMs that have a part in a rule's fault, as long as that lowers it; the small ones move, they cost least. One that
+/// another rule holds where it is takes those along that the rule binds it to.
 fn mend_rule(solver: &mut Solver<'_, '_, '_>, rule: RuleIx) {
     if solver.state.fault(rule) == 0 {
         return;
     }
     let problem = solver.state.problem;
+    let cause = Cause::Rule(rule);
     let mut members = problem.rule(rule).vms.clone();
     members.sort_by_key(|vm| (problem.vm(*vm).memory, *vm));
     for vm in members {
-        if solver.state.is_at_fault(vm, rule) && problem.may_move(vm, Cause::Rule(rule)) {
-            let mends = |to: HostIx| {
-                let bound = problem.vm(vm).rules.iter().find(|(ix, _)| *ix == rule);
-                bound.is_some_and(|(_, role)| {
-                    let change = solver.state.change(rule, *role, Some(solver.state.at(vm)), to);
-                    change.after < change.before
-                })
-            };
-            let target = best_of(solver.state, vm, Cause::Rule(rule), solver.options, mends);
-            if let Some(to) = target {
-                solver.make(vm, to, Cause::Rule(rule));
-            }
+        if !solver.state.is_at_fault(vm, rule) || !problem.may_move(vm, cause) {
+            continue;
         }
+        let state = &*solver.state;
+        let mends = |to: HostIx| {
+            let bound = problem.vm(vm).rules.iter().find(|(ix, _)| *ix == rule);
+            bound.is_some_and(|(_, role)| {
+                let change = state.change(rule, *role, Some(state.at(vm)), to);
+                change.after < change.before
+            })
+        };
+        if let Some(to) = best_of(state, vm, cause, solver.options, mends) {
+            solver.make(vm, to, cause);
+            continue;
+        }
+        let here: Vec<VmIx> = state.vms_on(state.at(vm)).iter().copied().collect();
+        let group = with_first(vm, Groups::new(problem, &here).with(vm));
+        let fault = state.fault(rule);
+        move_all(solver, &group, cause, |_, _, _| true, |state| state.fault(rule) < fault);
     }
 }
 
-/// Moves VMs off a host that holds more memory than it has: the smallest that suffices, else the largest first.
+/// The group in the order of its moves, this VM before the others.
+fn with_first(vm: VmIx, group: &[VmIx]) -> Vec<VmIx> {
+    let others = group.iter().copied().filter(|other| *other != vm);
+    std::iter::once(vm).chain(others).collect()
+}
+
+/// Moves VMs off a host that holds more memory than it has: the smallest that suffices, else the largest first; groups
+/// only where no VM can go alone.
 fn relieve(solver: &mut Solver<'_, '_, '_>, host: HostIx) {
     let memory = solver.state.problem.host(host).memory;
     for _ in 0..solver.state.vms_on(host).len() {
@@ -134,44 +90,71 @@ fn relieve(solver: &mut Solver<'_, '_, '_>, host: HostIx) {
             let size = solver.state.problem.vm(*vm).memory;
             if size >= excess { (0, size, *vm) } else { (1, u64::MAX - size, *vm) }
         });
-        if !vms.into_iter().any(|vm| try_move(solver, vm, Cause::Capacity)) {
+        let alone = vms.iter().any(|vm| try_move(solver, *vm, Cause::Capacity));
+        let groups = || Groups::new(solver.state.problem, &vms);
+        if !alone
+            && !groups()
+                .iter()
+                .any(|group| move_all(solver, group, Cause::Capacity, |_, _, _| true, |_| true))
+        {
             return;
         }
     }
 }
 
-/// Empties draining hosts, large VMs first: they are the hardest to place.
+/// Empties draining hosts, large VMs first: they are the hardest to place. One that a rule holds back goes with its
+/// group, or not at all.
 pub(super) fn drain(solver: &mut Solver<'_, '_, '_>) {
     let problem = solver.state.problem;
-    let mut vms: Vec<VmIx> = problem
-        .host_ixs()
-        .filter(|host| problem.host(*host).draining() && problem.host(*host).known)
-        .flat_map(|host| solver.state.vms_on(host).iter().copied())
-        .collect();
+    let leaves = |host: &HostIx| problem.host(*host).draining() && problem.host(*host).known;
+    let mut vms = vms_on(solver.state, leaves);
     vms.sort_by_key(|vm| (u64::MAX - problem.vm(*vm).memory, *vm));
-    for vm in vms {
-        try_move(solver, vm, Cause::Drain);
-    }
+    leave(solver, &vms, Cause::Drain, |_, _, _| true);
 }
 
 /// Takes VMs off hosts under suspicion, where there is room without harm.
 pub(super) fn leave_quarantine(solver: &mut Solver<'_, '_, '_>) {
     let problem = solver.state.problem;
-    let hosts = problem.host_ixs();
-    let suspected = hosts.filter(|host| problem.host(*host).quarantined());
-    let vms: Vec<VmIx> =
-        suspected.flat_map(|host| solver.state.vms_on(host).iter().copied()).collect();
-    for vm in vms {
-        if !problem.may_move(vm, Cause::Quarantine) {
+    let vms = vms_on(solver.state, |host| problem.host(*host).quarantined());
+    let harmless =
+        |state: &State<'_, '_>, vm: VmIx, to: HostIx| state.preference_change(vm, to) <= 0;
+    leave(solver, &vms, Cause::Quarantine, harmless);
+}
+
+fn vms_on(state: &State<'_, '_>, wanted: impl Fn(&HostIx) -> bool) -> Vec<VmIx> {
+    let hosts = state.problem.host_ixs().filter(wanted);
+    hosts.flat_map(|host| state.vms_on(host).iter().copied()).collect()
+}
+
+/// Moves these VMs off their hosts, in this order: each alone, or else with its group.
+fn leave(
+    solver: &mut Solver<'_, '_, '_>,
+    vms: &[VmIx],
+    cause: Cause,
+    suits: impl Fn(&State<'_, '_>, VmIx, HostIx) -> bool,
+) {
+    let problem = solver.state.problem;
+    let home: Vec<HostIx> = vms.iter().map(|vm| solver.state.at(*vm)).collect();
+    let groups = Groups::new(problem, vms);
+    let mut stays: BTreeSet<VmIx> = BTreeSet::new();
+    for (vm, home) in vms.iter().zip(home) {
+        if solver.state.at(*vm) != home || !problem.may_move(*vm, cause) {
             continue;
         }
-        let target = best_target(solver.state, vm, Cause::Quarantine, solver.options);
-        let harmless = |to: &HostIx| {
-            solver.state.preference_change(vm, *to) <= 0
-                && solver.state.discrete_broken(vm, *to).is_none()
-        };
-        if let Some(to) = target.filter(harmless) {
-            solver.make(vm, to, Cause::Quarantine);
+        let state = &*solver.state;
+        if let Some(to) = best_of(state, *vm, cause, solver.options, |to| suits(state, *vm, to)) {
+            solver.make(*vm, to, cause);
+            continue;
+        }
+        // Those of its group that have left alone are where they may be.
+        let group: Vec<VmIx> = groups
+            .with(*vm)
+            .iter()
+            .copied()
+            .filter(|other| solver.state.at(*other) == home)
+            .collect();
+        if !stays.contains(vm) && !move_all(solver, &group, cause, &suits, |_| true) {
+            stays.extend(group);
         }
     }
 }
@@ -184,10 +167,8 @@ pub(super) fn prefer(solver: &mut Solver<'_, '_, '_>) {
         if !problem.may_move(vm, cause) {
             continue;
         }
-        let better = best_target(solver.state, vm, cause, solver.options).filter(|to| {
-            solver.state.preference_change(vm, *to) < 0
-                && solver.state.discrete_broken(vm, *to).is_none()
-        });
+        let better = best_target(solver.state, vm, cause, solver.options)
+            .filter(|to| solver.state.preference_change(vm, *to) < 0);
         if let Some(to) = better {
             solver.make(vm, to, cause);
         }

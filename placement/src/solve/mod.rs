@@ -9,7 +9,8 @@
 //! 3. [`forced::prefer`]: preferences not met
 //! 4. [`balance::level`]: the spread
 //!
-//! so the repetition ends, and where it ends no step of a new run finds
+//! VMs that a hard rule holds together move as one where none of them may move
+//! alone ([`together`]). So the repetition ends, and where it ends no step of a new run finds
 //! anything: the plan is settled.
 
 mod anneal;
@@ -20,9 +21,12 @@ pub(crate) mod joint;
 mod polish;
 pub(crate) mod quality;
 pub(crate) mod scan;
+mod target;
+mod together;
 mod trades;
 
 pub(crate) use balance::Best;
+pub(crate) use target::best_target;
 
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::{Cause, Move, State};
@@ -97,14 +101,4 @@ pub(crate) fn best_unhindered(
     floor: f64,
 ) -> Option<Best> {
     balance::best_unhindered(state, scan, vm, floor)
-}
-
-/// The best target for a move that must be made.
-pub(crate) fn best_target(
-    state: &State<'_, '_>,
-    vm: VmIx,
-    cause: Cause,
-    options: &PlanOptions,
-) -> Option<HostIx> {
-    forced::best_target(state, vm, cause, options)
 }

@@ -1,12 +1,14 @@
 //! How good a state is: one struct, field order is priority.
 
-use crate::door::problem::VmIx;
+use crate::door::problem::{RuleIx, VmIx};
 use crate::door::state::State;
 use crate::options::PlanOptions;
 
 /// Less is better in every field.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub(crate) struct Quality {
+    /// Faults of hard rules beyond those there were at the beginning: nothing is worth breaking what is whole.
+    broken: u64,
     /// VMs on hosts that are being emptied, and faults of hard rules.
     hard: u64,
     /// Bytes of memory over capacity.
@@ -48,6 +50,7 @@ impl Quality {
     ) -> Self {
         let problem = state.problem;
         let mut quality = Self {
+            broken: 0,
             hard: 0,
             memory_over: 0,
             soft: 0,
@@ -56,9 +59,10 @@ impl Quality {
             cost: state.sums().spread(),
         };
         for (n, rule) in problem.rules.iter().enumerate() {
-            let fault = u64::from(state.fault(crate::door::problem::RuleIx(n)));
+            let fault = u64::from(state.fault(RuleIx(n)));
             if rule.is_must() {
                 quality.hard += fault;
+                quality.broken += fault.saturating_sub(u64::from(start.fault(RuleIx(n))));
             } else {
                 quality.soft += fault * rule.weight();
             }
@@ -90,7 +94,15 @@ impl Quality {
     /// Whether anything but balance could be better.
     pub(crate) fn is_wrong(&self) -> bool {
         (Self { cost: 0.0, ..*self })
-            != Self { hard: 0, memory_over: 0, soft: 0, cpu_over: 0, suspected: 0, cost: 0.0 }
+            != Self {
+                broken: 0,
+                hard: 0,
+                memory_over: 0,
+                soft: 0,
+                cpu_over: 0,
+                suspected: 0,
+                cost: 0.0,
+            }
     }
 
     /// Whether it is better in anything but balance.

@@ -1,0 +1,67 @@
+//! VMs that hard rules hold together: where one of them goes, others may have to follow.
+
+use std::collections::{HashMap, HashSet};
+
+use super::problem::{Problem, RuleIx, VmIx};
+use super::rules::{RuleBody, RuleInfo};
+
+/// Some VMs in groups: two are in one when a hard rule that ties names both, or a chain of such rules leads from one to
+/// the other.
+pub(crate) struct Groups {
+    groups: Vec<Vec<VmIx>>,
+    /// The number of each VM's group.
+    of: HashMap<VmIx, usize>,
+}
+
+impl Groups {
+    /// The groups of `vms`, each in their order; VMs that are not among them join nothing.
+    pub(crate) fn new(problem: &Problem<'_>, vms: &[VmIx]) -> Self {
+        let among: HashSet<VmIx> = vms.iter().copied().collect();
+        let mut of = HashMap::new();
+        let mut followed: HashSet<RuleIx> = HashSet::new();
+        let mut count = 0;
+        for vm in vms {
+            if of.contains_key(vm) {
+                continue;
+            }
+            let mut open = vec![*vm];
+            of.insert(*vm, count);
+            while let Some(vm) = open.pop() {
+                for (ix, _) in &problem.vm(vm).rules {
+                    let rule = problem.rule(*ix);
+                    if !ties(rule) || !followed.insert(*ix) {
+                        continue;
+                    }
+                    let named = rule.vms.iter().chain(&rule.needs);
+                    for other in named.filter(|other| among.contains(other)) {
+                        if !of.contains_key(other) {
+                            of.insert(*other, count);
+                            open.push(*other);
+                        }
+                    }
+                }
+            }
+            count += 1;
+        }
+        let mut groups = vec![Vec::new(); count];
+        vms.iter().for_each(|vm| groups[of[vm]].push(*vm));
+        Self { groups, of }
+    }
+
+    /// The VMs that are in one group with this one, itself included; none when it is not among those grouped.
+    pub(crate) fn with(&self, vm: VmIx) -> &[VmIx] {
+        self.of.get(&vm).map_or(&[], |group| &self.groups[*group])
+    }
+
+    /// All groups, in the order of their first VMs.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[VmIx]> {
+        self.groups.iter().map(Vec::as_slice)
+    }
+}
+
+/// Whether the rule forbids VMs to part.
+fn ties(rule: &RuleInfo<'_>) -> bool {
+    let ties =
+        matches!(rule.body, RuleBody::Within { .. } | RuleBody::Near | RuleBody::Among { .. });
+    rule.is_must() && ties
+}

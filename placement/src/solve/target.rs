@@ -1,0 +1,80 @@
+//! Where a VM goes that has to leave.
+
+use std::cmp::Ordering;
+
+use crate::door::problem::{HostIx, VmIx};
+use crate::door::state::{Cause, State};
+use crate::options::PlanOptions;
+
+/// How good a target is for a move that must be made. Field order is priority: least fault of hard rules that hold in
+/// the end, least weight of preferences missed, then CPU
+/// within the ceiling (0), within capacity (1) or beyond (2), then by how much beyond, then the gain, then the number.
+pub(super) struct Fit {
+    fault: i64,
+    missed: i64,
+    tightness: u8,
+    beyond: f64,
+    gain: f64,
+    pub(super) host: HostIx,
+}
+
+impl Fit {
+    /// The better one is less.
+    pub(super) fn order(&self, other: &Self) -> Ordering {
+        self.fault
+            .cmp(&other.fault)
+            .then(self.missed.cmp(&other.missed))
+            .then(self.tightness.cmp(&other.tightness))
+            .then(self.beyond.total_cmp(&other.beyond))
+            .then(other.gain.total_cmp(&self.gain))
+            .then(self.host.cmp(&other.host))
+    }
+}
+
+/// Every host that can take the VM now. Rules that hold in the end may be broken there: by others that follow they may
+/// be whole again.
+pub(super) fn fits(
+    state: &State<'_, '_>,
+    vm: VmIx,
+    cause: Cause,
+    options: &PlanOptions,
+) -> impl Iterator<Item = Fit> {
+    let open = move |host: &HostIx| {
+        state.obstacle(vm, *host).is_none() && state.cpu_allows(vm, *host, cause, options)
+    };
+    state.problem.host_ixs().filter(open).map(move |host| {
+        let cpu = state.cpu_share_after(vm, host);
+        Fit {
+            fault: state.fault_change(vm, host),
+            missed: state.preference_change(vm, host),
+            tightness: u8::from(cpu > options.cpu_ceiling.get()) + u8::from(cpu > 1.0),
+            beyond: if cpu > 1.0 { cpu } else { 0.0 },
+            gain: state.gain(vm, host),
+            host,
+        }
+    })
+}
+
+/// The best host that can take the VM alone: no hard rule is further from holding in the end.
+pub(crate) fn best_target(
+    state: &State<'_, '_>,
+    vm: VmIx,
+    cause: Cause,
+    options: &PlanOptions,
+) -> Option<HostIx> {
+    best_of(state, vm, cause, options, |_| true)
+}
+
+/// The same of the hosts that suit the caller.
+pub(super) fn best_of(
+    state: &State<'_, '_>,
+    vm: VmIx,
+    cause: Cause,
+    options: &PlanOptions,
+    suits: impl Fn(HostIx) -> bool,
+) -> Option<HostIx> {
+    fits(state, vm, cause, options)
+        .filter(|fit| suits(fit.host) && state.discrete_broken(vm, fit.host).is_none())
+        .min_by(Fit::order)
+        .map(|fit| fit.host)
+}

@@ -1,0 +1,94 @@
+//! Moves of several VMs as one, for those that a hard rule does not let move alone.
+//!
+//! A rule that has to hold in the end may be broken between the moves of a group, never after the last of them: either
+//! all of the group have a place where every hard rule is as whole as before, or none moves.
+
+use std::cmp::Reverse;
+
+use crate::door::problem::{HostIx, RuleIx, VmIx};
+use crate::door::state::{Cause, State};
+use crate::solve::Solver;
+use crate::solve::target::{Fit, fits};
+
+/// VMs that are placed on trial for one group: large groups have fewer tries.
+const PLACED_MAX: usize = 64;
+
+/// Moves those of `group` that may move for this cause, if all of them find a host that `suits` and it ends well; whether
+/// they did. The first decides where, the others go where they break least.
+pub(super) fn move_all(
+    solver: &mut Solver<'_, '_, '_>,
+    group: &[VmIx],
+    cause: Cause,
+    suits: impl Fn(&State<'_, '_>, VmIx, HostIx) -> bool,
+    ends_well: impl Fn(&State<'_, '_>) -> bool,
+) -> bool {
+    let problem = solver.state.problem;
+    let group: Vec<VmIx> =
+        group.iter().copied().filter(|vm| problem.may_move(*vm, cause)).collect();
+    let [first, others @ ..] = group.as_slice() else { return false };
+    if others.is_empty() {
+        return false;
+    }
+    let faults = faults(solver.state, &group);
+    let is_whole = |state: &State<'_, '_>| faults.iter().all(|(rule, n)| state.fault(*rule) <= *n);
+    let made = solver.moves.len();
+    for to in starts(solver, &group, cause, &suits) {
+        solver.make(*first, to, cause);
+        let all = follow(solver, others, cause, &suits);
+        if all && is_whole(solver.state) && ends_well(solver.state) {
+            return true;
+        }
+        while solver.moves.len() > made {
+            solver.unmake();
+        }
+    }
+    false
+}
+
+/// Where the first of the group may go: hosts with room for all of them before others.
+fn starts(
+    solver: &Solver<'_, '_, '_>,
+    group: &[VmIx],
+    cause: Cause,
+    suits: impl Fn(&State<'_, '_>, VmIx, HostIx) -> bool,
+) -> Vec<HostIx> {
+    let state = &*solver.state;
+    let memory: u64 = group.iter().map(|vm| state.problem.vm(*vm).memory).sum();
+    let mut open: Vec<(Reverse<bool>, Fit)> = fits(state, group[0], cause, solver.options)
+        .filter(|fit| suits(state, group[0], fit.host))
+        .map(|fit| (Reverse(state.memory_free(fit.host).get() >= memory), fit))
+        .collect();
+    open.sort_by(|(room, fit), (other_room, other)| {
+        room.cmp(other_room).then_with(|| fit.order(other))
+    });
+    let tries = (PLACED_MAX / group.len()).max(1);
+    open.into_iter().take(tries).map(|(_, fit)| fit.host).collect()
+}
+
+/// Moves the others, each to where it breaks least; whether all found a place.
+fn follow(
+    solver: &mut Solver<'_, '_, '_>,
+    others: &[VmIx],
+    cause: Cause,
+    suits: impl Fn(&State<'_, '_>, VmIx, HostIx) -> bool,
+) -> bool {
+    others.iter().all(|vm| {
+        let state = &*solver.state;
+        let best = fits(state, *vm, cause, solver.options)
+            .filter(|fit| suits(state, *vm, fit.host))
+            .min_by(Fit::order);
+        if let Some(fit) = &best {
+            solver.make(*vm, fit.host, cause);
+        }
+        best.is_some()
+    })
+}
+
+/// How far each hard rule that binds or needs one of them is from holding.
+fn faults(state: &State<'_, '_>, group: &[VmIx]) -> Vec<(RuleIx, u32)> {
+    let rules = group.iter().flat_map(|vm| state.problem.vm(*vm).rules.iter().map(|(ix, _)| *ix));
+    let mut rules: Vec<RuleIx> = rules.filter(|ix| state.problem.rule(*ix).is_must()).collect();
+    rules.sort_unstable();
+    rules.dedup();
+    rules.into_iter().map(|rule| (rule, state.fault(rule))).collect()
+}
