@@ -2,15 +2,17 @@
 //!
 //! Memory is free in pieces: together enough, on no host enough. For each host the VMs are looked for that
 //! would have to leave, with the least memory to move, and whether the others can take them; the host that
-//! costs least is the answer. The moves are independent of each other: each goes to a host that has room now.
+//! costs least is the answer. Where the policy bounds the CPU size a host admits, that has to be free as well. The moves are independent of each other: each goes to a host that has room now.
 
-use ballast_model::{Bytes, ClusterSnapshot, HostId, Refusal, RefusalCode, VmId};
+use ballast_model::{
+    Bytes, ClusterSnapshot, HostId, Millicores, Refusal, RefusalCode, Resources, VmId,
+};
 
-use super::packing::best;
 use super::spare::Shape;
 use crate::door::problem::{HostIx, Problem, VmIx};
-use crate::door::state::State;
+use crate::door::state::{Cause, State};
 use crate::options::PlanOptions;
+use crate::solve::best_target;
 
 /// VMs that are moved away from one host at most.
 const MOVES_MAX: usize = 16;
@@ -47,7 +49,7 @@ pub fn room(
         if !shape.needs.is_subset(&info.host.offers) {
             continue;
         }
-        let Some(moves) = clear(&start, host, shape.size.memory.get(), options) else { continue };
+        let Some(moves) = clear(&start, host, shape.size, options) else { continue };
         let bytes = moves.iter().map(|(vm, _)| problem.vm(*vm).memory).sum();
         let better = |old: &Cleared| (bytes, moves.len()) < (old.bytes, old.moves.len());
         if found.as_ref().is_none_or(better) {
@@ -57,8 +59,11 @@ pub fn room(
     let Some(Cleared { bytes, host, moves }) = found else {
         return Err(Refusal::new(
             RefusalCode::CapacityExceeded,
-            format!("no host can be cleared for a VM with {} of memory", shape.size.memory),
-            "add a host, or give the VM less memory",
+            format!(
+                "no host can be cleared for a VM with {} of memory and {} of CPU",
+                shape.size.memory, shape.size.cpu
+            ),
+            "add a host, or give the VM less",
         ));
     };
     let id = |host: HostIx| problem.host(host).id.clone();
@@ -73,36 +78,39 @@ struct Cleared {
     moves: Vec<(VmIx, HostIx)>,
 }
 
-/// VMs to move from `host` so that `memory` is free there, and where to; smallest sufficient first.
+/// VMs to move from `host` so that `size` is free there, and where to; smallest sufficient first.
 fn clear(
     start: &State<'_, '_>,
     host: HostIx,
-    memory: u64,
+    size: Resources,
     options: &PlanOptions,
 ) -> Option<Vec<(VmIx, HostIx)>> {
+    let problem = start.problem;
     let mut state = start.clone();
     let mut moves = Vec::new();
     loop {
-        let lacks = memory.saturating_sub(state.memory_free(host).get());
-        if lacks == 0 {
+        let lacks = lacks(&state, host, size);
+        if lacks == Resources::default() {
             return Some(moves);
         }
         if moves.len() == MOVES_MAX {
             return None;
         }
-        let movable = state.vms_on(host).iter().copied().filter(|vm| {
-            let info = state.problem.vm(*vm);
-            state.problem.can_leave(*vm) && info.bound_for.is_none()
-        });
         // The smallest that is enough alone, else the largest.
         let rank = |vm: &VmIx| {
-            let size = state.problem.vm(*vm).memory;
-            if size >= lacks { (false, size, *vm) } else { (true, u64::MAX - size, *vm) }
+            let info = problem.vm(*vm);
+            let enough = info.memory >= lacks.memory.get() && info.cpu_size >= lacks.cpu.get();
+            let (most, other) = match lacks.memory {
+                Bytes::ZERO => (info.cpu_size, info.memory),
+                _ => (info.memory, info.cpu_size),
+            };
+            if enough { (false, info.memory, 0, *vm) } else { (true, u64::MAX - most, other, *vm) }
         };
+        let movable = state.vms_on(host).iter().copied().filter(|vm| problem.can_leave(*vm));
         let mut candidates: Vec<VmIx> = movable.collect();
         candidates.sort_by_key(rank);
         let (vm, to) = candidates.into_iter().find_map(|vm| {
-            let to = target(&state, vm, host, options)?;
+            let to = best_target(&state, vm, Cause::Capacity, options)?;
             Some((vm, to))
         })?;
         state.shift(vm, to);
@@ -110,18 +118,21 @@ fn clear(
     }
 }
 
-fn target(state: &State<'_, '_>, vm: VmIx, from: HostIx, options: &PlanOptions) -> Option<HostIx> {
-    let fits = |to: HostIx| to != from && state.obstacle(vm, to).is_none();
-    best(state, vm, options, fits)
+/// What is not free of it on the host: memory, and CPU size where that is bounded.
+fn lacks(state: &State<'_, '_>, host: HostIx, size: Resources) -> Resources {
+    let memory = size.memory.saturating_sub(state.memory_free(host));
+    let cpu = state.problem.host(host).cpu_admitted.map_or(0, |admitted| {
+        state.cpu_sizes(host).saturating_add(size.cpu.get()).saturating_sub(admitted)
+    });
+    Resources::new(Millicores(cpu), memory)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use ballast_model::{Millicores, Resources};
-
     use super::*;
+    use crate::scenario::parse;
     use crate::testing::{Cluster, gib, keep_apart};
 
     fn check(cluster: &ClusterSnapshot, memory_gib: u64, expected: Result<&str, &str>) {
@@ -156,6 +167,34 @@ mod tests {
         check(&pieces().0, 6, Ok("h0"));
         check(&pieces().0, 10, Ok("h0 a->h1"));
         check(&pieces().0, 16, Ok("h0 b->h1 a->h2"));
+    }
+
+    #[test]
+    fn a_rule_that_counts_the_vm_counts_it_once() {
+        // One of the two licensed hosts may be in use: v may go from one to the other.
+        let text = "host h0 8 16G : v 0.1 6G
+                    host h1 8 16G : w 0.1 8G fixed
+                    host h2 8 16G : x 0.1 12G fixed
+                    rule licence (discrete): v at most 1 of h0 h1";
+        check(&parse(text).unwrap().snapshot, 16, Ok("h0 v->h1"));
+        let text = "host h0 8 16G : v 0.1 6G, w 0.1 6G
+                    host h1 8 16G : x 0.1 1G fixed
+                    rule pack: v w together";
+        check(&parse(text).unwrap().snapshot, 16, Err("no host can be cleared"));
+    }
+
+    #[test]
+    fn admitted_cpu_has_to_be_free_as_well() {
+        let text = "host h0 8 16G : a 0.1/8 1G
+                    host h1 8 16G : b 0.1/2 2G, c 0.1/6 8G
+                    host h2 8 16G : d 0.1/8 2G
+                    policy cpu-overcommit 1";
+        check(&parse(text).unwrap().snapshot, 6, Err("no host can be cleared"));
+        let text = "host h0 8 16G : a 0.1/8 1G
+                    host h1 8 16G : b 0.1/1 2G, c 0.1/7 8G
+                    host h2 8 16G : d 0.1/7 11G
+                    policy cpu-overcommit 1";
+        check(&parse(text).unwrap().snapshot, 6, Ok("h1 b->h2"));
     }
 
     #[test]
