@@ -301,9 +301,14 @@ pub fn place(
     let (state, own) = without(&problem, vm);
     let mut fits: Vec<(i64, bool, f64, HostIx)> = Vec::new();
     let mut forbidden = None;
+    let mut lacks_cpu = false;
     for host in problem.host_ixs() {
         let info = problem.host(host);
         if !info.counts() || state.memory_free(host) < size.memory {
+            continue;
+        }
+        if own.is_none() && !state.admits_cpu(host, size.cpu.get()) {
+            lacks_cpu = true;
             continue;
         }
         if let Some(obstacle) = own.and_then(|vm| state.obstacle_to_start(vm, host)) {
@@ -338,6 +343,14 @@ pub fn place(
             refusal.remedy = "change the rule, or make room on a host it allows".to_owned();
             Err(refusal)
         }
+        (None, ..) if lacks_cpu => Err(Refusal::new(
+            RefusalCode::CapacityExceeded,
+            format!(
+                "VM {vm} has {} of CPU, and no host with {} of memory free admits so much more",
+                size.cpu, size.memory
+            ),
+            "remove VMs, add a host, or let the policy overcommit more CPU",
+        )),
         (None, ..) => Err(no_room(&state, vm, size)),
     }
 }

@@ -76,9 +76,13 @@ impl State<'_, '_> {
         if info.memory > free.get() || self.memory_taken(to) > host.memory {
             return Some(Obstacle::Memory { free });
         }
-        let admitted = host.cpu_admitted?;
-        let sizes = self.cpu_sizes(to).saturating_add(info.cpu_size);
-        (sizes > admitted).then_some(Obstacle::Cpu)
+        (!self.admits_cpu(to, info.cpu_size)).then_some(Obstacle::Cpu)
+    }
+
+    /// Whether the policy admits so many millicores of CPU size more on the host.
+    pub(crate) fn admits_cpu(&self, host: HostIx, size: u64) -> bool {
+        let sizes = self.cpu_sizes(host).saturating_add(size);
+        self.problem.host(host).cpu_admitted.is_none_or(|admitted| sizes <= admitted)
     }
 
     /// Whether the disks that come to a host leave too little room for the VM's.
