@@ -202,7 +202,8 @@ impl Ground for Floor<'_, '_, '_> {
     }
 
     fn bytes(&self, vm: Vm) -> u64 {
-        self.problem().vm(VmIx(vm as usize)).memory
+        let info = self.problem().vm(VmIx(vm as usize));
+        info.memory.saturating_add(info.vm.local_disks.get())
     }
 
     fn dirty_rate(&self, vm: Vm) -> u64 {
@@ -228,5 +229,24 @@ impl Tally {
         groups.sort_unstable();
         groups.dedup();
         groups.len() as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::parse;
+
+    #[test]
+    fn a_move_sends_local_disks_along() {
+        let text = "host a 8 16G : small 1 1G disks=200G, large 1 8G";
+        let snapshot = parse(text).unwrap().snapshot;
+        let problem = Problem::new(&snapshot).unwrap();
+        let state = State::new(&problem);
+        let bytes = |vm: &str| {
+            let vm = problem.find_vm(&vm.parse().unwrap()).unwrap();
+            Floor::new(&state).bytes(vm.number())
+        };
+        assert_eq!((bytes("small"), bytes("large")), (201 << 30, 8 << 30));
     }
 }

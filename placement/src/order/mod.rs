@@ -111,7 +111,7 @@ pub trait Ground {
     fn allows(&self, vm: Vm, place: Place) -> bool;
     /// The host that `place` belongs to, for the limits per host.
     fn host(&self, place: Place) -> u32;
-    /// Bytes of memory that a move of `vm` sends at least.
+    /// Bytes of memory and of local disks that a move of `vm` sends at least.
     fn bytes(&self, vm: Vm) -> u64;
     /// Bytes a second that `vm` dirties.
     fn dirty_rate(&self, _vm: Vm) -> u64 {
