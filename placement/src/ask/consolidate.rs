@@ -10,8 +10,9 @@ use ballast_model::{Bytes, ClusterSnapshot, HostId, HostState, Refusal};
 
 use super::packing::start_all;
 use super::spare::survives;
+use crate::door::groups::{hard_faults, is_as_whole};
 use crate::door::problem::{HostIx, Problem, VmIx};
-use crate::door::state::State;
+use crate::door::state::{Cause, State};
 use crate::options::PlanOptions;
 
 /// What could be switched off.
@@ -89,10 +90,11 @@ fn move_away(
     off: &BTreeSet<HostIx>,
     options: &PlanOptions,
 ) -> bool {
-    if vms.iter().any(|vm| !state.problem.can_leave(*vm)) {
+    if vms.iter().any(|vm| !state.problem.may_move(*vm, Cause::Drain)) {
         return false;
     }
     let before = state.clone();
+    let faults = hard_faults(state, vms);
     let crowded = |state: &State<'_, '_>| {
         let over = |host: &HostIx| {
             let capacity = state.problem.host(*host).cpu.max(1) as f64;
@@ -105,6 +107,7 @@ fn move_away(
     let left = start_all(state, vms.iter().copied(), options, |host| !off.contains(&host));
     let failures = state.problem.snapshot.policy.failures_tolerated;
     let good = left.is_empty()
+        && is_as_whole(state, &faults)
         && crowded(state) <= crowded_before
         && survives(state, failures as usize, |host| !off.contains(&host));
     if !good {
@@ -145,6 +148,25 @@ mod tests {
     fn the_cpu_ceiling_holds() {
         let busy = Cluster::new(2, 2, 64).vm("a", "h0", 1500, 1).vm("b", "h1", 1500, 1);
         assert_eq!(found(&busy.0, 1), (vec![], 0));
+    }
+
+    #[test]
+    fn a_host_with_a_vm_that_only_an_operator_moves_stays_on() {
+        let text = "host a 8 16G : v 1 1G manual
+                    host b 8 16G : w 1 2G
+                    host c 8 16G : x 1 4G";
+        let snapshot = crate::scenario::parse(text).unwrap().snapshot;
+        assert_eq!(found(&snapshot, 1), (vec!["b".into(), "c".into()], 2));
+    }
+
+    #[test]
+    fn what_others_need_does_not_leave_them() {
+        let text = "host a 8 16G rack=1 : db 1 2G
+                    host b 8 16G rack=1 : app 1 14G, x 1 1G
+                    host c 8 16G rack=2
+                    rule link: app near db on rack";
+        let snapshot = crate::scenario::parse(text).unwrap().snapshot;
+        assert_eq!(found(&snapshot, 1).0, vec!["c".to_owned()]);
     }
 
     #[test]

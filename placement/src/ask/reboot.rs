@@ -9,8 +9,9 @@
 use ballast_model::{ClusterSnapshot, HostId, Refusal};
 
 use super::packing::start_all;
+use crate::door::groups::{hard_faults, is_as_whole};
 use crate::door::problem::{HostIx, Problem, VmIx};
-use crate::door::state::State;
+use crate::door::state::{Cause, State};
 use crate::options::PlanOptions;
 
 /// Groups of hosts that can be away at the same time, at most `group_max` each; and those that cannot be
@@ -19,7 +20,8 @@ use crate::options::PlanOptions;
 pub struct RebootGroups {
     /// One round each.
     pub groups: Vec<Vec<HostId>>,
-    /// Hosts whose VMs have no place elsewhere, even with every other host there, or that hold a VM that cannot move.
+    /// Hosts whose VMs have no place elsewhere, even with every other host there, or that hold a VM that cannot move or that only
+    /// an operator moves.
     pub stuck: Vec<HostId>,
 }
 
@@ -75,14 +77,15 @@ fn empty(
     options: &PlanOptions,
 ) -> bool {
     let vms: Vec<VmIx> = state.vms_on(host).iter().copied().collect();
-    if vms.iter().any(|vm| !state.problem.can_leave(*vm)) {
+    if vms.iter().any(|vm| !state.problem.may_move(*vm, Cause::Drain)) {
         return false;
     }
     let before = state.clone();
+    let faults = hard_faults(state, &vms);
     vms.iter().for_each(|vm| state.lift(*vm));
     let away = |other: HostIx| other == host || members.contains(&other);
     let left = start_all(state, vms, options, |other| !away(other));
-    if left.is_empty() {
+    if left.is_empty() && is_as_whole(state, &faults) {
         members.push(host);
         true
     } else {
@@ -94,6 +97,7 @@ fn empty(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenario::parse;
     use crate::testing::{Cluster, keep_apart};
 
     fn check(snapshot: &ClusterSnapshot, group_max: usize, expected: &str) {
@@ -132,5 +136,17 @@ mod tests {
         let cluster = Cluster::new(2, 8, 16).vm("a", "h0", 100, 12).vm("b", "h1", 100, 8);
         check(&cluster.0, 10, " stuck h0+h1");
         check(&Cluster::new(2, 8, 16).vm("a", "h0", 100, 12).0, 10, "h0, h1");
+        let by_hand =
+            parse("host h0 8 16G : v 1 1G manual\nhost h1 8 16G : w 1 1G partial").unwrap();
+        check(&by_hand.snapshot, 10, "h1 stuck h0");
+    }
+
+    #[test]
+    fn a_pair_leaves_together() {
+        let text = "host h0 8 16G : app 1 8G, db 1 4G
+                    host h1 8 16G : x 1 6G
+                    host h2 8 16G : y 4 2G
+                    rule link: app near db";
+        check(&parse(text).unwrap().snapshot, 1, "h0, h1, h2");
     }
 }

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `drain HOST` | the host is being emptied |
 //! | `quarantine HOST` | it is under suspicion |
-//! | `fail HOST` | it is lost: its VMs have to start elsewhere, as if it were emptied |
+//! | `fail HOST` | it is lost: its VMs have to start elsewhere, as if it were emptied; those with local disks cannot |
 //! | `add host like HOST` | one more host of its kind, empty |
 //! | `add COUNT vms like VM` | so many more VMs of its kind, each placed as a new VM would be |
 //! | `without rule RULE`, `without vm VM` | it is not there |
@@ -16,6 +16,7 @@ use ballast_model::{
     VmId,
 };
 
+use super::restart::disks_lost;
 use crate::{PlanOptions, place};
 
 /// The most VMs one change may add.
@@ -97,15 +98,23 @@ impl WhatIf {
         }
         let id = host.id.clone();
         self.snapshot.migrations.retain(|flight| flight.from != id && flight.to != id);
-        let mut lost = 0;
+        let (mut lost, mut diskless) = (0, 0);
         for vm in self.snapshot.vms.values_mut().filter(|vm| vm.host == id) {
-            vm.mobility = Mobility::Movable;
             vm.automation = Automation::Full;
+            vm.mobility = match disks_lost(vm) {
+                None => Mobility::Movable,
+                Some(Refusal { reason, remedy, .. }) => Mobility::Fixed { reason, remedy },
+            };
             lost += 1;
+            diskless += u32::from(vm.mobility != Mobility::Movable);
         }
         self.notes.push(format!(
-            "{lost} VMs of host {id} start elsewhere; their steps are starts, not migrations"
+            "{} VMs of host {id} start elsewhere; their steps are starts, not migrations",
+            lost - diskless
         ));
+        if diskless > 0 {
+            self.notes.push(format!("{diskless} VMs of host {id} are lost with their local disks"));
+        }
         Ok(())
     }
 

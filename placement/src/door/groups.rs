@@ -1,9 +1,10 @@
 //! VMs that hard rules hold together: where one of them goes, others may have to follow.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::problem::{Problem, RuleIx, VmIx};
 use super::rules::{RuleBody, RuleInfo};
+use super::state::State;
 
 /// Some VMs in groups: two are in one when a hard rule that ties names both, or a chain of such rules leads from one to
 /// the other.
@@ -64,4 +65,18 @@ fn ties(rule: &RuleInfo<'_>) -> bool {
     let ties =
         matches!(rule.body, RuleBody::Within { .. } | RuleBody::Near | RuleBody::Among { .. });
     rule.is_must() && ties
+}
+
+/// How far each hard rule that names one of these VMs is from holding.
+pub(crate) fn hard_faults(state: &State<'_, '_>, vms: &[VmIx]) -> Vec<(RuleIx, u32)> {
+    let problem = state.problem;
+    let rules: BTreeSet<RuleIx> =
+        vms.iter().flat_map(|vm| problem.vm(*vm).rules.iter().map(|(ix, _)| *ix)).collect();
+    let hard = rules.into_iter().filter(|ix| problem.rule(*ix).is_must());
+    hard.map(|rule| (rule, state.fault(rule))).collect()
+}
+
+/// Whether no rule is further from holding than it was.
+pub(crate) fn is_as_whole(state: &State<'_, '_>, faults: &[(RuleIx, u32)]) -> bool {
+    faults.iter().all(|(rule, fault)| state.fault(*rule) <= *fault)
 }

@@ -165,13 +165,7 @@ impl<'p, 'a> State<'p, 'a> {
 
     /// By how much the faults of all hard rules together rise.
     pub(crate) fn fault_change(&self, vm: VmIx, to: HostIx) -> i64 {
-        let hard =
-            self.problem.vm(vm).rules.iter().filter(|(ix, _)| self.problem.rule(*ix).is_must());
-        hard.map(|(ix, role)| {
-            let change = self.change(*ix, *role, Some(self.at(vm)), to);
-            i64::from(change.after) - i64::from(change.before)
-        })
-        .sum()
+        self.hard_change(vm, Some(self.at(vm)), to)
     }
 
     /// Why the VM, where it is, would go to `to`.
@@ -211,6 +205,22 @@ impl<'p, 'a> State<'p, 'a> {
                 weight * (i64::from(change.after) - i64::from(change.before))
             })
             .sum()
+    }
+
+    /// By how much the faults of all hard rules together rise when a VM taken out starts on `host`; less than zero when
+    /// others miss it.
+    pub(crate) fn faults_to_start(&self, vm: VmIx, host: HostIx) -> i64 {
+        self.hard_change(vm, None, host)
+    }
+
+    fn hard_change(&self, vm: VmIx, from: Option<HostIx>, to: HostIx) -> i64 {
+        let hard =
+            self.problem.vm(vm).rules.iter().filter(|(ix, _)| self.problem.rule(*ix).is_must());
+        hard.map(|(ix, role)| {
+            let change = self.change(*ix, *role, from, to);
+            i64::from(change.after) - i64::from(change.before)
+        })
+        .sum()
     }
 
     /// A hard rule that the VM has a part in breaking; those that only a host breaks come first.

@@ -5,7 +5,8 @@
 
 use std::cmp::Reverse;
 
-use crate::door::problem::{HostIx, RuleIx, VmIx};
+use crate::door::groups::{hard_faults, is_as_whole};
+use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::{Cause, State};
 use crate::solve::Solver;
 use crate::solve::target::{Fit, fits};
@@ -29,13 +30,12 @@ pub(super) fn move_all(
     if others.is_empty() {
         return false;
     }
-    let faults = faults(solver.state, &group);
-    let is_whole = |state: &State<'_, '_>| faults.iter().all(|(rule, n)| state.fault(*rule) <= *n);
+    let faults = hard_faults(solver.state, &group);
     let made = solver.moves.len();
     for to in starts(solver, &group, cause, &suits) {
         solver.make(*first, to, cause);
         let all = follow(solver, others, cause, &suits);
-        if all && is_whole(solver.state) && ends_well(solver.state) {
+        if all && is_as_whole(solver.state, &faults) && ends_well(solver.state) {
             return true;
         }
         while solver.moves.len() > made {
@@ -82,13 +82,4 @@ fn follow(
         }
         best.is_some()
     })
-}
-
-/// How far each hard rule that binds or needs one of them is from holding.
-fn faults(state: &State<'_, '_>, group: &[VmIx]) -> Vec<(RuleIx, u32)> {
-    let rules = group.iter().flat_map(|vm| state.problem.vm(*vm).rules.iter().map(|(ix, _)| *ix));
-    let mut rules: Vec<RuleIx> = rules.filter(|ix| state.problem.rule(*ix).is_must()).collect();
-    rules.sort_unstable();
-    rules.dedup();
-    rules.into_iter().map(|rule| (rule, state.fault(rule))).collect()
 }
