@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Bytes, BytesPerSec, HostId, Resources};
 
+/// The link rate assumed for a host that does not tell its own: 1 Gbit/s.
+pub const LINK_ASSUMED: BytesPerSec = BytesPerSec(125_000_000);
+
 /// One host of the snapshot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,7 +21,7 @@ pub struct Host {
     pub state: HostState,
     /// Whether its load is known.
     pub telemetry: Telemetry,
-    /// The rate at which it can send or receive a migration.
+    /// The rate at which it can send or receive a migration; zero: not known, [`LINK_ASSUMED`].
     #[serde(rename = "link_bytes_per_sec")]
     pub link: BytesPerSec,
     /// Free-form labels, e.g. `rack`.

@@ -7,12 +7,11 @@
 
 use std::time::Duration;
 
+use ballast_model::host::LINK_ASSUMED;
 use ballast_model::plan::StepCost;
 use ballast_model::snapshot::PlacedVm;
 use ballast_model::{Bytes, BytesPerSec, Host};
 
-/// The rate assumed for a host whose link rate is not known (zero): 1 Gbit/s.
-pub const LINK_ASSUMED: BytesPerSec = BytesPerSec(125_000_000);
 /// The most rounds that are counted before the last one.
 const ROUNDS_MAX: u32 = 30;
 /// A rest that takes no longer than this goes in the last, paused round.

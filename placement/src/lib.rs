@@ -1,7 +1,10 @@
 //! The planner: snapshot in, plan and report out.
 //!
-//! Pure: no IO, no clock, no async, no thread. The same snapshot, options and
-//! seed give the same plan, however the snapshot came about.
+//! Pure: no IO, no clock, no async. [`plan`] and the questions of [`ask`] run in
+//! the caller's thread: the same snapshot, options and seed give the same plan,
+//! however the snapshot came about. [`shadow`] forecasts in several threads; the
+//! search for reassignments ([`core`]) and [`defrag`] use as many as they are
+//! told, and what they find depends on how many.
 //!
 //! ```text
 //!  ClusterSnapshot ──▶ problem ──▶ solve ──▶ schedule ──▶ check ──▶ Planning
@@ -30,6 +33,7 @@
 //! What always holds:
 //! - **Hard**: memory (size, not demand, counted on both hosts while a VM moves), anti-affinity, VM-host `must` rules.
 //!   A plan may mend what is broken already, and never breaks or worsens anything, at any moment.
+//!   Rules that hold in the end may be broken between the steps of VMs that move as one, never after the last of them.
 //! - **Soft**: VM-host `should` rules. A forced move may give one up when nothing else fits; a balance move never does.
 //! - A host whose load is unknown is neither source nor target. A draining host is a source only. A VM in flight stays.
 //! - Automation `full` moves for every cause, `partial` for drains only (balance moves are recommended in the verdict),
@@ -61,7 +65,6 @@ mod usage;
 mod verdict;
 pub mod yardstick;
 
-pub use cost::LINK_ASSUMED;
 pub use eligibility::{check_move, check_start, check_step, choose_target, place};
 pub use options::{Causes, PlanOptions, STEPS_MAX};
 pub use planner::{imbalance, plan};

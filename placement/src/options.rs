@@ -30,8 +30,8 @@ impl Causes {
 pub struct PlanOptions {
     /// What may move VMs. Default: everything.
     pub causes: Causes,
-    /// The seed of random choices. The same snapshot, options and seed give the same plan. The present solver makes
-    /// no random choice, so every seed gives the same plan. Default: 0.
+    /// The seed of random choices. The same snapshot, options and seed give the same plan; with another seed the search
+    /// may find another one. Default: 0.
     pub seed: u64,
     /// The most steps in one plan, at most [`STEPS_MAX`]. What is cut off comes with a later plan. Default: 1000.
     pub steps_max: usize,

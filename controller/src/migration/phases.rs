@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ballast_model::audit::{AuditOutcome, action};
+use ballast_model::host::LINK_ASSUMED;
 use ballast_model::migration::Progress;
 use ballast_model::vm::MigrationPolicy;
 use ballast_model::{
@@ -31,8 +32,8 @@ use crate::store::{Transaction, keys};
 
 /// A transfer may take this many times as long as its memory takes on the link.
 const TRANSFER_TIMES: u32 = 8;
-/// The link rate assumed where neither host nor the configuration says one.
-const LINK_ASSUMED: BytesPerSec = BytesPerSec(50_000_000);
+/// The same where neither host nor the configuration says how fast the link is: it may be much slower than assumed.
+const TRANSFER_TIMES_UNTOLD: u32 = 20;
 /// What disks take and give at least.
 const DISK_ASSUMED: BytesPerSec = BytesPerSec(100_000_000);
 /// How long one look at a side's figures may take.
@@ -163,12 +164,15 @@ impl Controller {
         let from = self.repository.known_host(&migration.from).await?.value.link;
         let to = self.repository.known_host(&migration.to).await?.value.link;
         let told = [cap, from, to].into_iter().filter(|rate| *rate > BytesPerSec::ZERO);
-        let link = told.min().unwrap_or(LINK_ASSUMED);
+        let (link, times) = match told.min() {
+            Some(link) => (link, TRANSFER_TIMES),
+            None => (LINK_ASSUMED, TRANSFER_TIMES_UNTOLD),
+        };
         let disks = self.live.vm(&migration.vm, &migration.from).local_disks;
         let time = |bytes: Bytes, rate| bytes.time_at(rate).unwrap_or_default();
         let once = time(memory, link) + time(disks, link.min(DISK_ASSUMED));
         let least = Duration::from_millis(self.config.migration.transfer_timeout_min_ms);
-        Ok(least + once * TRANSFER_TIMES)
+        Ok(least + once * times)
     }
 
     /// `Committed`: the destination is seen running, the source is told to discard, the end is written.

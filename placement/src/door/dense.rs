@@ -111,7 +111,8 @@ fn amount(value: u64) -> i64 {
 }
 
 impl Builder<'_, '_> {
-    /// CPU demanded, memory admitted and held twice while moving, CPU admitted.
+    /// CPU demanded, memory admitted, CPU size admitted, and room for local disks where that is told. Memory is held on
+    /// both hosts only while a VM moves, which is for the ordering to see to.
     fn resources(&mut self) {
         let weights = balance_weights(self.problem);
         self.builder.resource(ResourceSpec {

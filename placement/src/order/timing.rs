@@ -11,13 +11,15 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
+use ballast_model::host::LINK_ASSUMED;
+
 use super::{Ground, Order};
 use crate::cost::bytes_sent;
 
 /// What one host can do at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostLimits {
-    /// Bytes a second, each way; zero counts as [`crate::LINK_ASSUMED`].
+    /// Bytes a second, each way; zero counts as [`LINK_ASSUMED`].
     pub link: u64,
     /// Arrivals at a time, at least one.
     pub incoming_max: u32,
@@ -27,7 +29,7 @@ pub struct HostLimits {
 
 impl Default for HostLimits {
     fn default() -> Self {
-        Self { link: crate::LINK_ASSUMED.get(), incoming_max: 2, outgoing_max: 2 }
+        Self { link: LINK_ASSUMED.get(), incoming_max: 2, outgoing_max: 2 }
     }
 }
 
@@ -154,7 +156,7 @@ impl<'a> Clock<'a> {
         let mut side = |host: u32, arriving: bool| {
             *numbers.entry((host, arriving)).or_insert_with(|| {
                 let limit = limits(host);
-                let link = if limit.link == 0 { crate::LINK_ASSUMED.get() } else { limit.link };
+                let link = if limit.link == 0 { LINK_ASSUMED.get() } else { limit.link };
                 let most = if arriving { limit.incoming_max } else { limit.outgoing_max };
                 sides.push(Side {
                     link: link as f64,
