@@ -9,10 +9,11 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ballast_model::plan::StepCause;
+use ballast_model::rule::Domain;
 use ballast_model::snapshot::{Mobility, PlacedVm};
 use ballast_model::vm::Automation;
 use ballast_model::{
-    Bytes, BytesPerSec, ClusterSnapshot, HostId, HostState, Millicores, Plan, RefusalCode,
+    Bytes, BytesPerSec, ClusterSnapshot, HostId, HostState, Millicores, Plan, RefusalCode, Rule,
     RuleKind, Telemetry, Verdict, VmId,
 };
 use ballast_placement::{PlanOptions, check_step, imbalance, place, plan, usage};
@@ -163,6 +164,36 @@ fn execute(snapshot: &ClusterSnapshot, plan: &Plan, choices: &[u16]) -> Result<(
     Ok(())
 }
 
+/// Two rules that tie VMs to one another, by numbers of VMs: some together, some near others.
+fn tied(snapshot: &mut ClusterSnapshot, together: &[usize], near: &[usize], needs: &[usize]) {
+    let ids: Vec<VmId> = snapshot.vms.keys().cloned().collect();
+    let named = |numbers: &[usize]| -> BTreeSet<VmId> {
+        numbers.iter().map(|n| ids[n % ids.len()].clone()).collect()
+    };
+    let domain = Domain::default();
+    let kinds = [
+        RuleKind::Affinity { vms: named(together), domain: domain.clone() },
+        RuleKind::Near { vms: named(near), needs: named(needs), domain },
+    ];
+    for (name, kind) in ["tie-1", "tie-2"].into_iter().zip(kinds) {
+        let rule = Rule::must(name.parse().unwrap(), kind);
+        snapshot.rules.insert(rule.id.clone(), rule);
+    }
+}
+
+/// How far a rule that ties VMs to one another is from holding.
+fn parted(snapshot: &ClusterSnapshot, kind: &RuleKind) -> usize {
+    let host = |vm: &VmId| &snapshot.vms[vm].host;
+    match kind {
+        RuleKind::Affinity { vms, .. } => vms.iter().map(host).collect::<BTreeSet<_>>().len() - 1,
+        RuleKind::Near { vms, needs, .. } => {
+            let near: BTreeSet<_> = needs.iter().map(host).collect();
+            vms.iter().filter(|vm| !near.contains(host(vm))).count()
+        }
+        _ => 0,
+    }
+}
+
 proptest! {
     // Each cluster is planned a dozen times and more.
     #![proptest_config(config_of(config().cases / 8))]
@@ -198,6 +229,28 @@ proptest! {
     ) {
         let planning = plan(&snapshot, &PlanOptions::default()).unwrap();
         execute(&snapshot, &planning.plan, &choices)?;
+    }
+
+    #[test]
+    fn a_plan_for_vms_that_rules_tie_is_settled_and_parts_none(
+        snapshot in clusters(),
+        together in proptest::collection::vec(0_usize..32, 2..4),
+        near in proptest::collection::vec(0_usize..32, 1..3),
+        needs in proptest::collection::vec(0_usize..32, 1..3),
+        steps_max in 1_usize..64,
+    ) {
+        let mut snapshot = snapshot;
+        snapshot.migrations.clear();
+        tied(&mut snapshot, &together, &near, &needs);
+        let options = PlanOptions { steps_max, ..PlanOptions::default() };
+        let first = plan(&snapshot, &options).unwrap().plan;
+        let end = after(&snapshot, &first);
+        let again = plan(&end, &options).unwrap().plan;
+        prop_assert!(first.steps.len() == steps_max || again.steps.is_empty(), "{:?}", again.steps);
+        for rule in snapshot.rules.values() {
+            let (before, after) = (parted(&snapshot, &rule.kind), parted(&end, &rule.kind));
+            prop_assert!(after <= before, "rule {}: {before} -> {after}", rule.id);
+        }
     }
 
     #[test]
