@@ -9,14 +9,17 @@ use ballast_model::{
     Bytes, ClusterSnapshot, HostId, Millicores, Refusal, RefusalCode, Resources, Telemetry, VmId,
 };
 
-use crate::ask::spare;
-use crate::door::obstacle::Obstacle;
+use crate::door::losses::first_to_start;
+use crate::door::obstacle::{Obstacle, lacking};
 use crate::door::problem::{HostIx, Problem, RuleIx, VmIx};
 use crate::door::rules::RuleBody;
 use crate::door::state::{Cause, State};
 use crate::options::PlanOptions;
 use crate::solve;
 use crate::verdict::why_no_target;
+
+/// What helps where the failures to tolerate forbid something.
+pub(crate) const REMEDY_OF_LOSSES: &str = "add a host, remove VMs, or lower policy.failures_tolerated; 'ballast capacity spare' says what fits";
 
 /// Whether `vm` may be migrated to `to` now.
 ///
@@ -208,8 +211,18 @@ pub(crate) fn explain(state: &State<'_, '_>, vm: VmIx, to: HostIx, obstacle: Obs
         ),
         Obstacle::Numa => Refusal::new(
             RefusalCode::CapacityExceeded,
-            format!("VM {vm_id} must fit one NUMA node, and host {to_id} has none of its size"),
+            format!(
+                "VM {vm_id} must fit one NUMA node, and host {to_id} has none with room for it"
+            ),
             "choose another host, or let the VM span nodes",
+        ),
+        Obstacle::Intolerant => Refusal::new(
+            RefusalCode::CapacityExceeded,
+            format!(
+                "with VM {vm_id} on host {to_id} the loss of {} hosts would leave VMs without a place",
+                problem.snapshot.policy.failures_tolerated
+            ),
+            REMEDY_OF_LOSSES,
         ),
         Obstacle::Broken { rule } => Refusal::new(
             RefusalCode::RuleViolation,
@@ -324,8 +337,9 @@ pub fn place(
     });
     let failures = problem.snapshot.policy.failures_tolerated as usize;
     let first = fits.first().map(|(.., host)| *host);
-    let kept = |host: &HostIx| spare::survives_start(&state, failures, *host, size.memory);
-    let best = fits.into_iter().take(SPARE_TRIES_MAX).map(|(.., host)| host).find(kept);
+    let offers = offering(&problem, own);
+    let in_order = fits.into_iter().map(|(.., host)| host);
+    let best = first_to_start(&state, size.memory.get(), &offers, in_order);
     match (best, forbidden, own) {
         (Some(host), ..) => Ok(problem.host(host).id.clone()),
         _ if first.is_some() => Err(Refusal::new(
@@ -334,7 +348,7 @@ pub fn place(
                 "with VM {vm} of {} the loss of {failures} hosts would leave VMs without a place",
                 size.memory
             ),
-            "add a host, remove VMs, or lower policy.failures_tolerated; 'ballast capacity spare' says what fits",
+            REMEDY_OF_LOSSES,
         )),
         (None, Some((obstacle, host)), Some(own)) => {
             let mut refusal = explain(&state, own, host, obstacle);
@@ -355,10 +369,16 @@ pub fn place(
     }
 }
 
-/// How many hosts are tried for a new VM until one keeps room for failures.
-const SPARE_TRIES_MAX: usize = 16;
+/// By host, whether it offers what the VM needs; nothing is known of the needs of a VM that the snapshot does not have.
+fn offering(problem: &Problem<'_>, vm: Option<VmIx>) -> Vec<bool> {
+    let offers = |host: HostIx| {
+        vm.is_none_or(|vm| lacking(problem.vm(vm).vm, problem.host(host).host).is_none())
+    };
+    problem.host_ixs().map(offers).collect()
+}
 
-/// Whether a VM that the snapshot has, wherever, may start on `host`: memory, needs and every hard rule.
+/// Whether a VM that the snapshot has, wherever, may start on `host`: memory, needs, every hard rule and the failures to
+/// tolerate.
 ///
 /// # Errors
 /// As [`check_step`]; of rules also those that have to hold only when a plan has ended.
@@ -367,7 +387,12 @@ pub fn check_start(snapshot: &ClusterSnapshot, vm: &VmId, host: &HostId) -> Resu
     let to = problem.find_host(host).ok_or_else(|| missing("host", host.as_str()))?;
     let (state, own) = without(&problem, vm);
     let own = own.ok_or_else(|| missing("VM", vm.as_str()))?;
-    match state.obstacle_to_start(own, to) {
+    let intolerant = || {
+        let offers = offering(&problem, Some(own));
+        let kept = first_to_start(&state, problem.vm(own).memory, &offers, [to]);
+        kept.is_none().then_some(Obstacle::Intolerant)
+    };
+    match state.obstacle_to_start(own, to).or_else(intolerant) {
         None => Ok(()),
         Some(obstacle) => Err(explain(&state, own, to, obstacle)),
     }

@@ -185,6 +185,7 @@ fn leg(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
         return Ok(Leg { moves, after: Vec::new(), found: long.moves, is_cut: true });
     }
     let after = schedule::dependencies(problem, &moves, options);
+    let Candidate { moves, after } = legal_part(problem, Candidate { moves, after }, options);
     Ok(Leg { moves, after, found, is_cut })
 }
 
@@ -213,6 +214,17 @@ fn is_legal(problem: &Problem<'_>, candidate: &Candidate, options: &PlanOptions)
     let Candidate { moves, after } = candidate;
     let written = write_down(problem, moves, after.clone(), options);
     check::check(problem, &written.plan, options).is_ok()
+}
+
+/// The steps up to the first that would break something. The descent weighs a move where it stands; that lost VMs find a
+/// place is shown by packing them, which may fail for the steps together.
+fn legal_part(problem: &Problem<'_>, candidate: Candidate, options: &PlanOptions) -> Candidate {
+    let Candidate { mut moves, mut after } = candidate;
+    let written = write_down(problem, &moves, after.clone(), options);
+    let legal = check::legal_steps(problem, &written.plan, options);
+    moves.truncate(legal);
+    after.truncate(legal);
+    Candidate { moves, after }
 }
 
 /// The cluster after the moves.

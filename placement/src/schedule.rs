@@ -13,10 +13,13 @@
 //! any set of steps that have started, in any legal order, and of their arrivals
 //! on one host the one with the highest index: that step counted all others,
 //! and what it waits for has left. So no host is ever over its limit.
+//! Losses concern all hosts at once, so there a step counts all earlier steps as under way but those it waits for: see
+//! [`crate::door::losses`] for why nothing that can happen meanwhile is harder than that.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::door::problem::{Problem, RuleIx, VmIx};
+use crate::door::losses::Underway;
+use crate::door::problem::{Problem, RuleIx, VmInfo, VmIx};
 use crate::door::rules::RuleBody;
 use crate::door::state::{Move, State};
 use crate::options::PlanOptions;
@@ -81,42 +84,59 @@ pub(crate) fn dependencies(
     let start = State::new(problem);
     let mut books: Vec<Book> = problem
         .host_ixs()
-        .map(|host| Book {
-            memory: start.memory_taken(host),
-            cpu: start.cpu(host),
-            gone: Vec::new(),
+        .map(|host| {
+            let (memory, cpu) = (start.memory_taken(host), start.cpu(host));
+            Book { used: Used { memory, cpu, cpu_size: start.cpu_sizes(host) }, gone: Vec::new() }
         })
         .collect();
+    let mut underway = Underway::new(&start);
     let mut last_step: BTreeMap<VmIx, usize> = BTreeMap::new();
     let mut all = Vec::with_capacity(moves.len());
     for (n, step) in moves.iter().enumerate() {
         let mut after: BTreeSet<usize> = last_step.insert(step.vm, n).into_iter().collect();
         let book = &mut books[step.to.0];
-        let info = problem.vm(step.vm);
-        book.memory = book.memory.saturating_add(info.memory);
-        book.cpu = book.cpu.saturating_add(info.cpu);
+        book.used.add(problem.vm(step.vm));
         after.extend((0..n).filter(|earlier| conflict(problem, step, &moves[*earlier])));
-        let (memory_limit, cpu_limit) = limits(problem, step, options);
-        book.wait(problem, moves, &mut after, |m, c| m <= memory_limit && c <= cpu_limit);
+        book.wait(problem, moves, &mut after, |used| used.fits(problem, step, options));
+        if let Some(underway) = &mut underway {
+            underway.note(step.vm, step.from, step.to);
+            wait_for_room_to_fail(underway, moves, n, &mut after);
+        }
         books[step.from.0].gone.push(n);
         all.push(after.into_iter().collect());
     }
     all
 }
 
-/// What may be in use on the target after the step: memory in bytes, CPU in millicores.
-pub(crate) fn limits(problem: &Problem<'_>, step: &Move, options: &PlanOptions) -> (u64, f64) {
-    let host = problem.host(step.to);
-    let cpu = if step.cause.is_forced() {
-        f64::INFINITY
-    } else {
-        options.cpu_ceiling.get() * host.cpu.max(1) as f64
+/// Adds the first steps to `after`, as many as it takes for the cluster to tolerate what it did before while step `n`
+/// runs with all the others.
+fn wait_for_room_to_fail(
+    underway: &Underway<'_, '_>,
+    moves: &[Move],
+    n: usize,
+    after: &mut BTreeSet<usize>,
+) {
+    let keeps = |first: usize| {
+        let waits = after.iter().copied().filter(|earlier| *earlier >= first);
+        underway.keeps((0..first).chain(waits).map(|ended| (moves[ended].vm, moves[ended].from)))
     };
-    (host.memory, cpu)
+    if keeps(0) {
+        return;
+    }
+    let (mut too_few, mut enough) = (0, n);
+    while enough - too_few > 1 {
+        let middle = too_few + (enough - too_few) / 2;
+        if keeps(middle) { enough = middle } else { too_few = middle }
+    }
+    after.extend(0..enough);
 }
 
-/// Whether a rule that holds at every moment may need the earlier step to have ended.
+/// Whether a rule that holds at every moment, or a NUMA node, may need the earlier step to have ended.
 fn conflict(problem: &Problem<'_>, step: &Move, earlier: &Move) -> bool {
+    let on_one_node = |vm: VmIx| problem.vm(vm).vm.one_numa_node;
+    if earlier.from == step.to && on_one_node(earlier.vm) && on_one_node(step.vm) {
+        return true;
+    }
     let bound_too = |rule: RuleIx| problem.vm(earlier.vm).rules.iter().any(|(r, _)| *r == rule);
     let needs_it = |rule: RuleIx| {
         let info = problem.rule(rule);
@@ -131,10 +151,43 @@ fn conflict(problem: &Problem<'_>, step: &Move, earlier: &Move) -> bool {
     earlier.vm != step.vm && continuous.into_iter().any(|rule| needs_it(rule) && bound_too(rule))
 }
 
+/// What VMs use of a host, or hold there.
+#[derive(Debug, Clone, Copy)]
+struct Used {
+    /// In bytes.
+    memory: u64,
+    /// Demand in millicores.
+    cpu: u64,
+    /// Size in millicores.
+    cpu_size: u64,
+}
+
+impl Used {
+    fn add(&mut self, vm: &VmInfo<'_>) {
+        self.memory = self.memory.saturating_add(vm.memory);
+        self.cpu = self.cpu.saturating_add(vm.cpu);
+        self.cpu_size = self.cpu_size.saturating_add(vm.cpu_size);
+    }
+
+    fn remove(&mut self, vm: &VmInfo<'_>) {
+        self.memory = self.memory.saturating_sub(vm.memory);
+        self.cpu = self.cpu.saturating_sub(vm.cpu);
+        self.cpu_size = self.cpu_size.saturating_sub(vm.cpu_size);
+    }
+
+    /// Whether so much may be in use on the target after the step.
+    fn fits(&self, problem: &Problem<'_>, step: &Move, options: &PlanOptions) -> bool {
+        let host = problem.host(step.to);
+        let ceiling = options.cpu_ceiling.get() * host.cpu.max(1) as f64;
+        self.memory <= host.memory
+            && host.cpu_admitted.is_none_or(|admitted| self.cpu_size <= admitted)
+            && (step.cause.is_forced() || self.cpu as f64 <= ceiling)
+    }
+}
+
 /// A host's use if every earlier arrival has come and no departure has ended, and the steps that leave it.
 struct Book {
-    memory: u64,
-    cpu: u64,
+    used: Used,
     gone: Vec<usize>,
 }
 
@@ -145,25 +198,18 @@ impl Book {
         problem: &Problem<'_>,
         moves: &[Move],
         after: &mut BTreeSet<usize>,
-        within: impl Fn(u64, f64) -> bool,
+        within: impl Fn(&Used) -> bool,
     ) {
-        let (mut memory, mut cpu) = (self.memory, self.cpu);
-        let mut free = |n: usize| {
-            let info = problem.vm(moves[n].vm);
-            memory = memory.saturating_sub(info.memory);
-            cpu = cpu.saturating_sub(info.cpu);
-            (memory, cpu)
-        };
-        let mut now = (self.memory, self.cpu);
-        for &gone in self.gone.iter().filter(|gone| after.contains(gone)) {
-            now = free(gone);
+        let mut used = self.used;
+        for gone in self.gone.iter().filter(|gone| after.contains(gone)) {
+            used.remove(problem.vm(moves[*gone].vm));
         }
         for &gone in &self.gone {
-            if within(now.0, now.1 as f64) {
+            if within(&used) {
                 return;
             }
             if after.insert(gone) {
-                now = free(gone);
+                used.remove(problem.vm(moves[gone].vm));
             }
         }
     }

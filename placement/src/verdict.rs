@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use ballast_model::vm::Automation;
 use ballast_model::{Bytes, Ratio, Refusal, Verdict, VmId};
 
+use crate::door::losses::Survey;
 use crate::door::obstacle::Obstacle;
 use crate::door::problem::{HostIx, RuleIx, VmIx};
 use crate::door::rules::RuleBody;
 use crate::door::state::{Cause, Move, State};
-use crate::eligibility::{explain, why_it_cannot_leave};
+use crate::eligibility::{REMEDY_OF_LOSSES, explain, why_it_cannot_leave};
 use crate::options::PlanOptions;
 use crate::score::{CPU, MEMORY};
 use crate::solve::{self, scan::Scan};
@@ -275,12 +276,13 @@ pub(crate) fn why_no_target(
 ) -> (String, String) {
     let problem = state.problem;
     let (mut full, mut closed, mut other, mut busy) = (0_usize, 0, 0, 0);
-    let (mut unfit, mut diskless) = (0_usize, 0_usize);
+    let (mut unfit, mut diskless, mut intolerant) = (0_usize, 0_usize, 0_usize);
+    let mut survey = Survey::new(state, vm);
     let mut freest: Option<(Bytes, HostIx)> = None;
     let mut rules = BTreeSet::new();
     for host in problem.host_ixs() {
         let parted = || state.discrete_broken(vm, host).map(|rule| Obstacle::Broken { rule });
-        match state.obstacle(vm, host).or_else(parted) {
+        match state.obstacle_but_losses(vm, host).or_else(parted) {
             Some(Obstacle::Here) => {}
             Some(Obstacle::Closed | Obstacle::Unknown) => closed += 1,
             Some(Obstacle::Memory { free }) => {
@@ -295,7 +297,9 @@ pub(crate) fn why_no_target(
             }
             Some(Obstacle::Disk { .. }) => diskless += 1,
             Some(Obstacle::Cpu | Obstacle::Lacks | Obstacle::Numa) => unfit += 1,
+            Some(Obstacle::Intolerant) => intolerant += 1,
             None if !state.cpu_allows(vm, host, cause, options) => busy += 1,
+            None if !survey.keeps(host) => intolerant += 1,
             None => other += 1,
         }
     }
@@ -320,6 +324,12 @@ pub(crate) fn why_no_target(
         let disks = problem.vm(vm).vm.local_disks;
         parts.push(format!("{diskless} lack room for its {disks} of local disks"));
     }
+    if intolerant > 0 {
+        let failures = problem.snapshot.policy.failures_tolerated;
+        parts.push(format!(
+            "with it on {intolerant} the loss of {failures} hosts would leave VMs without a place"
+        ));
+    }
     if unfit > 0 {
         parts.push(format!("{unfit} lack what it needs besides memory"));
     }
@@ -331,6 +341,7 @@ pub(crate) fn why_no_target(
         false => format!("no other host can take it: {}", parts.join(", ")),
     };
     let remedy = match freest {
+        _ if intolerant > 0 => REMEDY_OF_LOSSES.to_owned(),
         Some((free, host)) => format!(
             "free {} of memory on host {}, or add a host",
             Bytes(problem.vm(vm).memory).saturating_sub(free),

@@ -105,11 +105,10 @@ fn move_away(
     let crowded_before = crowded(state);
     vms.iter().for_each(|vm| state.lift(*vm));
     let left = start_all(state, vms.iter().copied(), options, |host| !off.contains(&host));
-    let failures = state.problem.snapshot.policy.failures_tolerated;
     let good = left.is_empty()
         && is_as_whole(state, &faults)
         && crowded(state) <= crowded_before
-        && survives(state, failures as usize, |host| !off.contains(&host));
+        && survives(state, |host| !off.contains(&host));
     if !good {
         *state = before;
     }

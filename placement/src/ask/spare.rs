@@ -5,15 +5,17 @@
 //! on the rest: the largest number for which that holds is found by bisection, with the new VMs spread so that
 //! hosts are left equally free, which is how they would be placed.
 //!
-//! A loss is weighed by memory and by what hosts offer; rules among the VMs that run already are not, so the
-//! answer is an upper bound where they bind. For `k` above one the hosts with most to lose are lost.
+//! What a loss leaves without a place is said by [`crate::door::losses`]: by memory and by what hosts offer. Rules among
+//! the VMs are not weighed, so the answer is an upper bound where they bind.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use ballast_model::snapshot::PlacedVm;
 use ballast_model::{Bytes, ClusterSnapshot, HostId, Millicores, Refusal, RefusalCode, Resources};
 use serde::Serialize;
 
+use crate::door::losses::{Inquiry, Losses, Newcomers, Occupancy};
 use crate::door::obstacle::lacking;
 use crate::door::problem::{HostIx, Problem};
 use crate::door::state::State;
@@ -21,8 +23,6 @@ use crate::options::PlanOptions;
 
 /// More VMs than this are not counted: it is enough.
 const COUNT_MAX: u64 = 1 << 20;
-/// Hosts that are lost one after the other when one may be lost.
-const LOSSES_MAX: usize = 4096;
 
 /// What the VMs to come are like.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,8 +72,16 @@ pub fn spare(
         problem.host_ixs().map(|host| room_on(&state, host, shape, options)).collect();
     let most = room.iter().sum::<u64>().min(COUNT_MAX);
     let (mut good, mut bad) = (0, most + 1);
+    let losses = Losses::new(&problem.hosts, &problem.vms, failures);
+    let occupancy = Occupancy::new(&state);
+    let offers: Vec<bool> = problem.host_ixs().map(|host| !lacks(&state, host, shape)).collect();
     let fits = |count: u64| {
-        failures == 0 || holds(&state, &spread(&state, &room, shape, count), shape, failures)
+        let by_host = spread(&state, &room, shape, count);
+        let memory = shape.size.memory.get();
+        let newcomers = Some(&Newcomers { memory, by_host: &by_host, fits: &offers });
+        let inquiry =
+            Inquiry { problem: &problem, losses: &losses, occupancy: &occupancy, newcomers };
+        inquiry.fatal(|_| true).is_none()
     };
     if !fits(0) {
         return Ok(Spare {
@@ -143,105 +151,29 @@ fn spread(state: &State<'_, '_>, room: &[u64], shape: &Shape, count: u64) -> Vec
         if down_to(middle).iter().sum::<u64>() <= count { high = middle } else { low = middle + 1 }
     }
     let mut placed = down_to(high);
-    let mut left = count.saturating_sub(placed.iter().sum());
-    while left > 0 {
-        let can = (0..room.len()).filter(|host| placed[*host] < room[*host]);
-        let Some(host) = can.max_by_key(|host| {
-            (free[*host].saturating_sub(placed[*host] * one), std::cmp::Reverse(*host))
-        }) else {
-            break;
-        };
+    let left_free = |placed: &[u64], host: usize| free[host].saturating_sub(placed[host] * one);
+    let can = |placed: &[u64], host: usize| placed[host] < room[host];
+    let mut freest: BinaryHeap<(u64, Reverse<usize>)> = (0..room.len())
+        .filter(|host| can(&placed, *host))
+        .map(|host| (left_free(&placed, host), Reverse(host)))
+        .collect();
+    for _ in placed.iter().sum()..count {
+        let Some((_, Reverse(host))) = freest.pop() else { break };
         placed[host] += 1;
-        left -= 1;
+        if can(&placed, host) {
+            freest.push((left_free(&placed, host), Reverse(host)));
+        }
     }
     placed
 }
 
-/// Whether, with `placed` new VMs, the loss of any `failures` hosts leaves room for all.
-fn holds(state: &State<'_, '_>, placed: &[u64], shape: &Shape, failures: usize) -> bool {
-    let extra = |host: HostIx| placed.get(host.0).copied().unwrap_or(0);
-    survives_with(
-        state,
-        failures,
-        |_| true,
-        |host| {
-            std::iter::repeat_n(
-                shape.size.memory.get(),
-                usize::try_from(extra(host)).unwrap_or(usize::MAX),
-            )
-        },
-    )
-}
-
-/// Whether the VMs of any `failures` of the hosts that `on` names fit on the others of them, by memory and by
-/// what hosts offer.
-pub(super) fn survives(
-    state: &State<'_, '_>,
-    failures: usize,
-    on: impl Fn(HostIx) -> bool,
-) -> bool {
-    survives_with(state, failures, on, |_| std::iter::empty())
-}
-
-/// Whether that still holds with a new VM of so many bytes on `to`.
-pub(crate) fn survives_start(
-    state: &State<'_, '_>,
-    failures: usize,
-    to: HostIx,
-    memory: Bytes,
-) -> bool {
-    survives_with(
-        state,
-        failures,
-        |_| true,
-        |host| (host == to).then_some(memory.get()).into_iter(),
-    )
-}
-
-fn survives_with<I: Iterator<Item = u64>>(
-    state: &State<'_, '_>,
-    failures: usize,
-    on: impl Fn(HostIx) -> bool,
-    extra: impl Fn(HostIx) -> I,
-) -> bool {
-    if failures == 0 {
-        return true;
-    }
-    let problem = state.problem;
-    let hosts: Vec<HostIx> =
-        problem.host_ixs().filter(|host| problem.host(*host).counts() && on(*host)).collect();
-    if hosts.len() <= failures {
-        return false;
-    }
-    let taken = |host: HostIx| state.memory_taken(host) + extra(host).sum::<u64>();
-    let mut heaviest = hosts.clone();
-    heaviest.sort_by_key(|host| (std::cmp::Reverse(taken(*host)), *host));
-    let fits = |lost: &[HostIx]| {
-        let mut free: Vec<(u64, HostIx)> = hosts
-            .iter()
-            .filter(|host| !lost.contains(host))
-            .map(|host| (problem.host(*host).memory.saturating_sub(taken(*host)), *host))
-            .collect();
-        let mut waiting: Vec<(u64, Option<&PlacedVm>)> = Vec::new();
-        for host in lost {
-            let vms = state.vms_on(*host).iter().map(|vm| problem.vm(*vm));
-            waiting.extend(vms.map(|info| (info.memory, Some(info.vm))));
-            waiting.extend(extra(*host).map(|memory| (memory, None)));
-        }
-        waiting.sort_by_key(|(memory, _)| std::cmp::Reverse(*memory));
-        waiting.into_iter().all(|(memory, vm)| {
-            free.sort_unstable_by_key(|(free, host)| (std::cmp::Reverse(*free), *host));
-            let offers =
-                |host: HostIx| vm.is_none_or(|vm| lacking(vm, problem.host(host).host).is_none());
-            let found = free.iter_mut().find(|(free, host)| *free >= memory && offers(*host));
-            found.map(|(free, _)| *free -= memory).is_some()
-        })
-    };
-    if failures == 1 {
-        heaviest.iter().take(LOSSES_MAX).all(|host| fits(std::slice::from_ref(host)))
-    } else {
-        fits(&heaviest[..failures])
-    }
+/// Whether the VMs of any hosts that may be lost fit on the others of those that `on` names.
+pub(super) fn survives(state: &State<'_, '_>, on: impl Fn(HostIx) -> bool) -> bool {
+    let losses = &state.problem.losses;
+    let occupancy = Occupancy::new(state);
+    let inquiry =
+        Inquiry { problem: state.problem, losses, occupancy: &occupancy, newcomers: None };
+    inquiry.fatal(on).is_none()
 }
 
 #[cfg(test)]
@@ -293,6 +225,35 @@ mod tests {
         let cluster = Cluster::new(2, 16, 16).vm("a", "h0", 100, 12).vm("b", "h1", 100, 12).0;
         let found = check(&cluster, 1, 1, 0);
         assert!(found.limit.contains("already now"), "{}", found.limit);
+    }
+
+    #[test]
+    fn any_two_hosts_may_be_lost_not_only_the_fullest() {
+        // The small hosts are full; without both large ones there is no room for what is on those.
+        let mut cluster = Cluster::new(4, 16, 64)
+            .vm("a", "h0", 100, 10)
+            .vm("b", "h1", 100, 10)
+            .vm("c", "h2", 100, 15)
+            .vm("d", "h3", 100, 15)
+            .0;
+        for host in ["h2", "h3"] {
+            cluster.hosts.get_mut(&host.parse().unwrap()).unwrap().capacity.memory = gib(16);
+        }
+        check(&cluster, 1, 2, 0);
+        assert!(check(&cluster, 1, 1, 46).limit.contains("loss of 1 hosts"));
+    }
+
+    #[test]
+    fn very_many_small_vms_are_counted_not_packed_one_by_one() {
+        let cluster = crate::yardstick::cluster(200, 2_000, 1);
+        let found = |failures| {
+            let size = Resources::new(Millicores(1), Bytes::mib(1));
+            let shape = Shape { size, demand: Millicores(0), needs: BTreeSet::new() };
+            spare(&cluster, &shape, failures, &PlanOptions::default()).unwrap().vms
+        };
+        let (none, one, two) = (found(0), found(1), found(2));
+        assert_eq!(none, COUNT_MAX);
+        assert!(two <= one && one <= none && two > COUNT_MAX / 2, "{one} {two}");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! Places are hosts. A VM claims memory (on both hosts while it moves), CPU size
 //! where the policy bounds it and room for its local disks; each rule that holds at every moment is a
 //! counter by domain, or a group of counters of which so many may be in use.
-//! With failures to tolerate, all memory together is a counter whose limit
-//! leaves out the largest hosts.
+//! Whether the cluster can lose hosts meanwhile is not a matter of counters: the
+//! check on the way out answers that.
 
 use super::obstacle::lacking;
 use super::problem::{HostIx, Problem, RuleIx, VmIx};
@@ -16,22 +16,19 @@ use crate::order::{Claim, Counter, Ground, Group, Key, Place, Vm};
 const MEMORY: u32 = 0;
 /// CPU size by host.
 const CPU: u32 = 1;
-/// Memory of all hosts together.
-const SPARE: u32 = 2;
 /// Local disks that come to a host, which has so much room for them.
-const DISKS: u32 = 3;
+const DISKS: u32 = 2;
 /// The first rule; each has two counters, for those bound and those needed.
-const RULES: u32 = 4;
+const RULES: u32 = 3;
 
 /// The cluster before the first step.
 pub(crate) struct Floor<'s, 'p, 'a> {
     state: &'s State<'p, 'a>,
-    spare: Option<Counter>,
 }
 
 impl<'s, 'p, 'a> Floor<'s, 'p, 'a> {
     pub(crate) fn new(state: &'s State<'p, 'a>) -> Self {
-        Self { state, spare: spare(state) }
+        Self { state }
     }
 
     fn problem(&self) -> &'p Problem<'a> {
@@ -74,24 +71,6 @@ impl<'s, 'p, 'a> Floor<'s, 'p, 'a> {
     }
 }
 
-/// All memory that is taken, and what all hosts that count have but for the largest ones.
-fn spare(state: &State<'_, '_>) -> Option<Counter> {
-    let problem = state.problem;
-    let failures = problem.snapshot.policy.failures_tolerated as usize;
-    if failures == 0 {
-        return None;
-    }
-    let counting: Vec<HostIx> =
-        problem.host_ixs().filter(|host| problem.host(*host).counts()).collect();
-    let mut memory: Vec<u64> = counting.iter().map(|host| problem.host(*host).memory).collect();
-    memory.sort_unstable();
-    memory.truncate(memory.len().saturating_sub(failures));
-    let limit = memory.iter().fold(0_u64, |sum, memory| sum.saturating_add(*memory));
-    let used =
-        counting.iter().fold(0_u64, |sum, host| sum.saturating_add(state.memory_taken(*host)));
-    Some(Counter::at_most(used, limit))
-}
-
 fn key(what: u32, scope: u32) -> Key {
     u64::from(what) << 32 | u64::from(scope)
 }
@@ -121,7 +100,6 @@ impl Ground for Floor<'_, '_, '_> {
                 let limit = room.map_or(u64::MAX, |room| room.get());
                 Counter::at_most(self.state.disks_come(host), limit)
             }
-            SPARE => self.spare.unwrap_or_else(|| Counter::at_most(0, u64::MAX)),
             rule => self.rule_counter(rule, scope),
         }
     }
@@ -146,9 +124,6 @@ impl Ground for Floor<'_, '_, '_> {
         out.push(Claim { key: key(MEMORY, place), amount: info.memory });
         if host.cpu_admitted.is_some() {
             out.push(Claim { key: key(CPU, place), amount: info.cpu_size });
-        }
-        if self.spare.is_some() && host.counts() {
-            out.push(Claim { key: key(SPARE, 0), amount: info.memory });
         }
         let disks = info.vm.local_disks.get();
         if disks > 0 && info.host.0 != place as usize && host.host.local_disk_room.is_some() {

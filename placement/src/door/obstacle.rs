@@ -2,7 +2,8 @@
 
 use ballast_model::Bytes;
 
-use super::problem::{HostIx, RuleIx, VmIx};
+use super::losses::Survey;
+use super::problem::{HostIx, Problem, RuleIx, VmInfo, VmIx, times};
 use super::rules::{Role, RuleBody, RuleInfo, Tally};
 use super::state::State;
 
@@ -21,7 +22,7 @@ pub(crate) enum Obstacle {
     Cpu,
     /// The host does not offer what the VM needs.
     Lacks,
-    /// No NUMA node of the host is large enough.
+    /// No NUMA node of the host is large enough, or has enough left.
     Numa,
     /// The host has too little room for its local disks.
     Disk { room: Bytes },
@@ -29,11 +30,19 @@ pub(crate) enum Obstacle {
     Forbidden { rule: RuleIx },
     /// Another rule that holds at every moment would be broken, or more than it is.
     Broken { rule: RuleIx },
+    /// The loss of as many hosts as the policy tolerates would leave VMs without a place, or more than now.
+    Intolerant,
 }
 
 impl State<'_, '_> {
     /// What keeps the VM from `to` for now, for whatever reason it moves.
     pub(crate) fn obstacle(&self, vm: VmIx, to: HostIx) -> Option<Obstacle> {
+        self.obstacle_but_losses(vm, to)
+            .or_else(|| (!Survey::new(self, vm).keeps(to)).then_some(Obstacle::Intolerant))
+    }
+
+    /// The same without the failures to tolerate, which are dearer to ask for: see [`Survey`].
+    pub(crate) fn obstacle_but_losses(&self, vm: VmIx, to: HostIx) -> Option<Obstacle> {
         if self.at(vm) == to {
             return Some(Obstacle::Here);
         }
@@ -71,6 +80,9 @@ impl State<'_, '_> {
         if let Some(obstacle) = self.disks_against(vm, to) {
             return Some(obstacle);
         }
+        if info.vm.one_numa_node && !host.host.numa.is_empty() && !self.node_fits(vm, to) {
+            return Some(Obstacle::Numa);
+        }
         let free = self.memory_free(to);
         // A host that holds too much takes nothing, not even what needs nothing.
         if info.memory > free.get() || self.memory_taken(to) > host.memory {
@@ -83,6 +95,16 @@ impl State<'_, '_> {
     pub(crate) fn admits_cpu(&self, host: HostIx, size: u64) -> bool {
         let sizes = self.cpu_sizes(host).saturating_add(size);
         self.problem.host(host).cpu_admitted.is_none_or(|admitted| sizes <= admitted)
+    }
+
+    /// Whether a NUMA node is left for the VM, those that are leaving still on theirs.
+    fn node_fits(&self, vm: VmIx, to: HostIx) -> bool {
+        let flights = self.problem.snapshot.migrations.iter();
+        let leaving = flights
+            .filter_map(|flight| self.problem.find_vm(&flight.vm))
+            .filter(|vm| self.problem.vm(*vm).host == to && self.at(*vm) != to);
+        let there = self.vms_on(to).iter().copied().chain(leaving);
+        nodes_fit(self.problem, to, there.chain([vm]))
     }
 
     /// Whether the disks that come to a host leave too little room for the VM's.
@@ -175,6 +197,29 @@ fn quick_change(
         }
         _ => None,
     }
+}
+
+/// Whether those of the VMs that must each fit one NUMA node of the host can be put on its nodes by their memory, the
+/// largest first, each where the least that suffices is left. A snapshot does not say which node a VM is on; the others
+/// may span nodes and take what is left.
+pub(crate) fn nodes_fit(
+    problem: &Problem<'_>,
+    host: HostIx,
+    vms: impl IntoIterator<Item = VmIx>,
+) -> bool {
+    let overcommit = problem.snapshot.policy.memory_overcommit;
+    let nodes = problem.host(host).host.numa.iter();
+    let mut free: Vec<(u64, u64)> =
+        nodes.map(|node| (times(node.memory.get(), overcommit), node.cpu.get())).collect();
+    let mut bound: Vec<&VmInfo<'_>> =
+        vms.into_iter().map(|vm| problem.vm(vm)).filter(|vm| vm.vm.one_numa_node).collect();
+    bound.sort_by_key(|vm| std::cmp::Reverse((vm.memory, vm.cpu_size)));
+    bound.into_iter().all(|vm| {
+        let suffices =
+            |(memory, cpu): &&mut (u64, u64)| *memory >= vm.memory && *cpu >= vm.cpu_size;
+        let node = free.iter_mut().filter(suffices).min_by_key(|(memory, _)| *memory);
+        node.map(|(memory, _)| *memory -= vm.memory).is_some()
+    })
 }
 
 /// What the host lacks that the VM needs, whatever else is on it.

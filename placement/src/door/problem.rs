@@ -10,6 +10,7 @@ use ballast_model::vm::Automation;
 use ballast_model::{ClusterSnapshot, Host, HostId, HostState, Refusal, Telemetry, VmId};
 
 use super::entitle;
+use super::losses::Losses;
 use super::rules::{self, Role, RuleBody, RuleInfo};
 use super::state::Cause;
 use crate::score::{self, Weights};
@@ -107,6 +108,8 @@ pub(crate) struct Problem<'a> {
     pub(crate) counted: Vec<HostIx>,
     /// What is levelled, and how much it counts.
     pub(crate) weights: Weights,
+    /// The failures to tolerate.
+    pub(crate) losses: Losses,
 }
 
 impl<'a> Problem<'a> {
@@ -157,7 +160,9 @@ impl<'a> Problem<'a> {
         }
         let counted = (0..hosts.len()).map(HostIx).filter(|host| hosts[host.0].counts()).collect();
         let weights = score::weights(&snapshot.policy);
-        Ok(Self { snapshot, hosts, vms, rules, counted, weights })
+        let failures = snapshot.policy.failures_tolerated as usize;
+        let losses = Losses::new(&hosts, &vms, failures);
+        Ok(Self { snapshot, hosts, vms, rules, counted, weights, losses })
     }
 
     pub(crate) fn host(&self, host: HostIx) -> &HostInfo<'a> {
@@ -223,7 +228,7 @@ fn host_info<'a>(snapshot: &ClusterSnapshot, id: &'a HostId, host: &'a Host) -> 
 }
 
 /// An amount with what may be overcommitted; exact when nothing may.
-fn times(amount: u64, ratio: ballast_model::Ratio) -> u64 {
+pub(super) fn times(amount: u64, ratio: ballast_model::Ratio) -> u64 {
     if ratio == ballast_model::Ratio::ONE {
         return amount;
     }

@@ -226,7 +226,9 @@ impl Ground for Cluster<'_> {
             Counter::at_most(used, amount(self.problem.capacity(Host(scope))[what]))
         } else if what < 2 * resources {
             let what = what - resources;
-            let used = self.used.iter().skip(what).step_by(resources);
+            let used = self.used.iter().skip(what).step_by(resources).zip(0..);
+            let used =
+                used.filter(|(_, host)| !self.problem.closed(Host(*host))).map(|(used, _)| used);
             let used = used.fold(0_u64, |sum, used| sum.saturating_add(*used));
             Counter::at_most(used, self.total_limit(what))
         } else {
@@ -266,7 +268,7 @@ impl Ground for Cluster<'_> {
         let needs = self.problem.need(Item(vm), spot.shape).iter().enumerate();
         for (n, need) in needs.filter(|(n, need)| **need > 0 && self.hard(*n)) {
             out.push(Claim { key: key(n, spot.host.0), amount: amount(*need) });
-            if self.failures > 0 {
+            if self.failures > 0 && !self.problem.closed(spot.host) {
                 out.push(Claim {
                     key: key(self.problem.resources() + n, 0),
                     amount: amount(*need),

@@ -8,6 +8,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use crate::door::losses::Survey;
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::{Cause, State};
 use crate::score::spread_bound;
@@ -135,10 +136,11 @@ fn take_back(solver: &mut Solver<'_, '_, '_>, home: &[HostIx], floor: f64) -> bo
 /// Whether a balance move breaks nothing and gives up no preference.
 pub(super) fn allowed(solver: &Solver<'_, '_, '_>, vm: VmIx, to: HostIx) -> bool {
     let state = &*solver.state;
-    state.obstacle(vm, to).is_none()
+    state.obstacle_but_losses(vm, to).is_none()
         && state.cpu_allows(vm, to, Cause::Balance, solver.options)
         && state.preference_change(vm, to) <= 0
         && state.discrete_broken(vm, to).is_none()
+        && Survey::new(state, vm).keeps(to)
 }
 
 /// Makes the best swap of a VM on `host` with one on a less loaded host, if any is worth it.

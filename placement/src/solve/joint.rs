@@ -19,6 +19,7 @@ use ballast_model::Refusal;
 use crate::core::{Assignment, Host, Place, Problem as Dense};
 use crate::door::dense;
 use crate::door::ground::Floor;
+use crate::door::losses::is_kept;
 use crate::door::problem::{HostIx, Problem, VmIx};
 use crate::door::state::{Cause, Move, State};
 use crate::options::{Causes, PlanOptions};
@@ -80,13 +81,13 @@ pub(crate) fn improve<'p, 'a>(
     // The walk from the start is for what is wrong; level load is best looked for near where the descent ends.
     if Quality::of(&start, &start, options).is_wrong() || pairs <= HOT_PAIRS_MAX {
         let found = search_from(&start, &dense, options);
-        if is_better(&found, &target) {
+        if is_better(&found, &target) && is_kept(&start, &found) {
             target = found;
         }
     }
     if pairs <= PAIRS_MAX {
         let found = refined(&start, &target, &dense, options);
-        if is_better(&found, &target) {
+        if is_better(&found, &target) && is_kept(&start, &found) {
             target = found;
         }
     }
@@ -113,7 +114,8 @@ fn looked_at(
     let judge = |found: Assignment| {
         let target = moved_to(start, &found);
         let quality = Quality::of(start, &target, options);
-        quality.is_better_than(&least).then_some((quality, target))
+        let better = quality.is_better_than(&least) && is_kept(start, &target);
+        better.then_some((quality, target))
     };
     let mut better: Vec<_> = exact::best(dense).into_iter().filter_map(judge).collect();
     better.sort_by(|(one, _), (other, _)| one.partial_cmp(other).unwrap_or(Ordering::Equal));

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use crate::door::losses::Survey;
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::{Cause, State};
 use crate::options::PlanOptions;
@@ -31,8 +32,8 @@ impl Fit {
     }
 }
 
-/// Every host that can take the VM now. Rules that hold in the end may be broken there: by others that follow they may
-/// be whole again.
+/// Every host that can take the VM now, failures to tolerate left aside ([`best`] asks for them). Rules that hold in the
+/// end may be broken there: by others that follow they may be whole again.
 pub(super) fn fits(
     state: &State<'_, '_>,
     vm: VmIx,
@@ -40,7 +41,8 @@ pub(super) fn fits(
     options: &PlanOptions,
 ) -> impl Iterator<Item = Fit> {
     let open = move |host: &HostIx| {
-        state.obstacle(vm, *host).is_none() && state.cpu_allows(vm, *host, cause, options)
+        state.obstacle_but_losses(vm, *host).is_none()
+            && state.cpu_allows(vm, *host, cause, options)
     };
     state.problem.host_ixs().filter(open).map(move |host| {
         let cpu = state.cpu_share_after(vm, host);
@@ -73,8 +75,24 @@ pub(super) fn best_of(
     options: &PlanOptions,
     suits: impl Fn(HostIx) -> bool,
 ) -> Option<HostIx> {
-    fits(state, vm, cause, options)
-        .filter(|fit| suits(fit.host) && state.discrete_broken(vm, fit.host).is_none())
-        .min_by(Fit::order)
-        .map(|fit| fit.host)
+    let fits = fits(state, vm, cause, options)
+        .filter(|fit| suits(fit.host) && state.discrete_broken(vm, fit.host).is_none());
+    best(state, vm, fits).map(|fit| fit.host)
+}
+
+/// The best of some fits with which as many failures can be tolerated as before.
+pub(super) fn best(
+    state: &State<'_, '_>,
+    vm: VmIx,
+    fits: impl Iterator<Item = Fit>,
+) -> Option<Fit> {
+    let mut survey = Survey::new(state, vm);
+    let mut best: Option<Fit> = None;
+    for fit in fits {
+        // Failures are dear to ask for: only what would be the best is asked for.
+        if best.as_ref().is_none_or(|best| fit.order(best).is_lt()) && survey.keeps(fit.host) {
+            best = Some(fit);
+        }
+    }
+    best
 }

@@ -6,10 +6,11 @@
 use std::cmp::Reverse;
 
 use crate::door::groups::{hard_faults, is_as_whole};
+use crate::door::losses::Survey;
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::{Cause, State};
 use crate::solve::Solver;
-use crate::solve::target::{Fit, fits};
+use crate::solve::target::{Fit, best, fits};
 
 /// VMs that are placed on trial for one group: large groups have fewer tries.
 const PLACED_MAX: usize = 64;
@@ -62,7 +63,9 @@ fn starts(
         room.cmp(other_room).then_with(|| fit.order(other))
     });
     let tries = (PLACED_MAX / group.len()).max(1);
-    open.into_iter().take(tries).map(|(_, fit)| fit.host).collect()
+    let mut survey = Survey::new(state, group[0]);
+    let kept = open.into_iter().map(|(_, fit)| fit.host).filter(|host| survey.keeps(*host));
+    kept.take(tries).collect()
 }
 
 /// Moves the others, each to where it breaks least; whether all found a place.
@@ -74,9 +77,9 @@ fn follow(
 ) -> bool {
     others.iter().all(|vm| {
         let state = &*solver.state;
-        let best = fits(state, *vm, cause, solver.options)
-            .filter(|fit| suits(state, *vm, fit.host))
-            .min_by(Fit::order);
+        let fits =
+            fits(state, *vm, cause, solver.options).filter(|fit| suits(state, *vm, fit.host));
+        let best = best(state, *vm, fits);
         if let Some(fit) = &best {
             solver.make(*vm, fit.host, cause);
         }

@@ -1,19 +1,24 @@
 //! The check on the way out: a finished plan against the snapshot it is for.
 //!
 //! Written against the snapshot and the plan's names, sharing nothing with the
-//! solver but the numbering, so that a slip there is found here. It checks that
+//! solver but the numbering and what is one definition for all (whether hosts may
+//! be lost, whether NUMA nodes suffice), so that a slip there is found here. It checks that
 //! every order and concurrency the dependencies allow is safe: for each step,
 //! what is on the target with every earlier arrival there, and only those
 //! departures gone that the step (through its dependencies) waits for. See
 //! [`crate::schedule`] for why that covers every interleaving.
+
+mod rules;
 
 use std::collections::{BTreeMap, HashMap};
 
 use ballast_model::plan::StepCause;
 use ballast_model::{Plan, Refusal, RefusalCode, Step};
 
+use crate::door::losses::Underway;
+use crate::door::obstacle::nodes_fit;
 use crate::door::problem::{HostIx, Problem, VmIx};
-use crate::door::rules::RuleBody;
+use crate::door::state::State;
 use crate::options::PlanOptions;
 
 /// Refuses (`Internal`) a plan that would break something if executed.
@@ -39,6 +44,13 @@ pub(crate) fn check(
     Ok(())
 }
 
+/// How many steps of the plan, from the first on, break nothing.
+pub(crate) fn legal_steps(problem: &Problem<'_>, plan: &Plan, options: &PlanOptions) -> usize {
+    Checker::new(problem, plan, options).map_or(0, |mut checker| {
+        (0..plan.steps.len()).take_while(|n| checker.check_step(*n).is_ok()).count()
+    })
+}
+
 struct Checker<'c, 'a> {
     problem: &'c Problem<'a>,
     steps: &'c [Step],
@@ -48,10 +60,14 @@ struct Checker<'c, 'a> {
     ancestors: Vec<Bits>,
     arrivals: HashMap<HostIx, Vec<usize>>,
     departures: HashMap<HostIx, Vec<usize>>,
-    last_of: HashMap<VmIx, usize>,
-    /// Memory and CPU on each host before the first step, migrations under way counted on both hosts.
+    steps_of: HashMap<VmIx, Vec<usize>>,
+    /// Memory, CPU and CPU sizes on each host before the first step. Migrations under way count on both hosts, but for
+    /// CPU, which they use on the target.
     memory: Vec<u64>,
     cpu: Vec<u64>,
+    cpu_sizes: Vec<u64>,
+    /// All steps up to the one that is checked, if hosts may be lost.
+    underway: Option<Underway<'c, 'a>>,
 }
 
 impl<'c, 'a> Checker<'c, 'a> {
@@ -75,16 +91,19 @@ impl<'c, 'a> Checker<'c, 'a> {
         }
         let mut memory: Vec<u64> = problem.hosts.iter().map(|host| host.overhead[1]).collect();
         let mut cpu: Vec<u64> = problem.hosts.iter().map(|host| host.overhead[0]).collect();
+        let mut cpu_sizes = vec![0_u64; problem.hosts.len()];
         for vm in &problem.vms {
             for host in [Some(vm.host), vm.bound_for].into_iter().flatten() {
                 memory[host.0] = memory[host.0].saturating_add(vm.memory);
+                cpu_sizes[host.0] = cpu_sizes[host.0].saturating_add(vm.cpu_size);
             }
             let runs_on = vm.bound_for.unwrap_or(vm.host);
             cpu[runs_on.0] = cpu[runs_on.0].saturating_add(vm.cpu);
         }
         let (steps, none) = (&plan.steps, HashMap::new());
         let (arrivals, departures) = (none.clone(), none);
-        let (ancestors, last_of) = (Vec::new(), HashMap::new());
+        let (ancestors, steps_of) = (Vec::new(), HashMap::new());
+        let underway = Underway::new(&State::new(problem));
         Ok(Self {
             problem,
             steps,
@@ -93,9 +112,11 @@ impl<'c, 'a> Checker<'c, 'a> {
             ancestors,
             arrivals,
             departures,
-            last_of,
+            steps_of,
             memory,
             cpu,
+            cpu_sizes,
+            underway,
         })
     }
 
@@ -103,9 +124,11 @@ impl<'c, 'a> Checker<'c, 'a> {
         let (vm, from, to) = self.moves[n];
         self.note_ancestors(n)?;
         self.check_vm(n)?;
+        self.steps_of.entry(vm).or_default().push(n);
         self.check_target(n)?;
-        self.check_apart(n)?;
-        self.last_of.insert(vm, n);
+        self.check_nodes(n)?;
+        self.check_rules(n)?;
+        self.check_losses(n)?;
         self.arrivals.entry(to).or_default().push(n);
         self.departures.entry(from).or_default().push(n);
         Ok(())
@@ -133,7 +156,7 @@ impl<'c, 'a> Checker<'c, 'a> {
         if !self.problem.can_leave(vm) {
             return Err("the VM cannot leave its host".into());
         }
-        let at = match self.last_of.get(&vm) {
+        let at = match self.steps_of.get(&vm).and_then(|steps| steps.last()) {
             Some(last) if !self.ancestors[n].contains(*last) => {
                 return Err(format!("it does not wait for the same VM's step {last}"));
             }
@@ -174,6 +197,13 @@ impl<'c, 'a> Checker<'c, 'a> {
                 host.memory
             ));
         }
+        let sizes =
+            total(self.cpu_sizes[to.0], info.cpu_size, |c, i| c.problem.vm(c.moves[i].0).cpu_size);
+        if let Some(admitted) = host.cpu_admitted.filter(|admitted| sizes > *admitted) {
+            return Err(format!(
+                "VMs of {sizes} millicores may be on the target, which admits {admitted}"
+            ));
+        }
         self.check_disks(n, &came)?;
         let cpu = total(self.cpu[to.0], info.cpu, |c, i| c.problem.vm(c.moves[i].0).cpu);
         let limited = self.steps[n].cause == StepCause::Balance;
@@ -208,38 +238,46 @@ impl<'c, 'a> Checker<'c, 'a> {
         Ok(())
     }
 
-    /// Every VM to be kept apart from this one that is or was on the target has left before it starts.
-    fn check_apart(&self, n: usize) -> Result<(), String> {
-        let (vm, from, to) = self.moves[n];
-        for (ix, _) in &self.problem.vm(vm).rules {
-            let rule = self.problem.rule(*ix);
-            let RuleBody::Apart { most } = rule.body else { continue };
-            let domain = rule.domain[to.0];
-            if !rule.is_continuous() || rule.domain[from.0] == domain {
-                continue;
-            }
-            let there = |host: HostIx| rule.domain[host.0] == domain;
-            let others = rule.vms.iter().filter(|other| **other != vm);
-            let met: Vec<VmIx> =
-                others.copied().filter(|other| self.meets(n, *other, &there)).collect();
-            if met.len() >= most as usize {
-                let other = met.last().map_or("", |other| self.problem.vm(*other).id.as_str());
-                return Err(format!("rule {}: VM {other} may still be there", rule.id));
-            }
+    /// No node of the target may have to take more than it has.
+    fn check_nodes(&self, n: usize) -> Result<(), String> {
+        let (vm, _, to) = self.moves[n];
+        let host = self.problem.host(to).host;
+        if !self.problem.vm(vm).vm.one_numa_node || host.numa.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let there = self.problem.vm_ixs().filter(|other| self.hosts_of(*other, n).contains(&to));
+        match nodes_fit(self.problem, to, there) {
+            true => Ok(()),
+            false => Err("no NUMA node of the target may be left for the VM".into()),
+        }
     }
 
-    /// Whether step `n` may find `other` on one of the hosts.
-    fn meets(&self, n: usize, other: VmIx, there: &impl Fn(HostIx) -> bool) -> bool {
-        let info = self.problem.vm(other);
-        if info.bound_for.is_some_and(there) {
-            return true;
+    /// The cluster can lose what it could before the first step, with everything under way that may be.
+    fn check_losses(&mut self, n: usize) -> Result<(), String> {
+        let (vm, from, to) = self.moves[n];
+        let Some(underway) = &mut self.underway else { return Ok(()) };
+        underway.note(vm, from, to);
+        let ended = (0..n).filter(|earlier| self.ancestors[n].contains(*earlier));
+        let ended = ended.map(|earlier| (self.moves[earlier].0, self.moves[earlier].1));
+        match underway.keeps(ended) {
+            true => Ok(()),
+            false => Err("a host may be lost then with VMs that have no other place".into()),
         }
-        let own = |i: &usize| self.moves[*i].0 == other;
-        let came = (0..n).filter(|i| own(i) && there(self.moves[*i].2)).count();
-        let left = |i: &usize| own(i) && there(self.moves[*i].1) && self.ancestors[n].contains(*i);
-        usize::from(there(info.host)) + came > (0..n).filter(left).count()
+    }
+
+    /// The hosts where a VM may be, or may leave or reach, while step `n` runs.
+    fn hosts_of(&self, vm: VmIx, n: usize) -> Vec<HostIx> {
+        let info = self.problem.vm(vm);
+        let mut hosts: Vec<HostIx> =
+            [Some(info.host), info.bound_for].into_iter().flatten().collect();
+        let steps = self.steps_of.get(&vm).map_or(&[][..], Vec::as_slice);
+        for step in steps.iter().take_while(|step| **step <= n) {
+            if self.ancestors[n].contains(*step) {
+                hosts.clear();
+            }
+            hosts.push(self.moves[*step].2);
+        }
+        hosts
     }
 }
 
