@@ -210,6 +210,14 @@ async fn a_plan_can_be_saved_and_made_again_offline() {
     let offline = well(nowhere, &["plan", "show", "--snapshot", file, "-o", "json"]).await.json();
     assert_eq!(offline["steps"], online["steps"]);
     assert_eq!(offline["plan"], Value::Null);
+    let curve = offline["curve"].as_array().unwrap();
+    assert_eq!(curve.len(), 2);
+    assert_eq!(curve[0]["imbalance"], offline["imbalance_before"]);
+    assert_eq!(curve[1]["cost_bytes"], offline["steps"][0]["cost_bytes"]);
+    assert_eq!(offline["makespan_micros"], offline["steps"][0]["duration_micros"]);
+    assert_eq!((&offline["stages"], &offline["steps"][0]["stage"]), (&1.into(), &0.into()));
+    let bound = offline["imbalance_bound"].as_f64().unwrap();
+    assert!(bound <= offline["imbalance_after"].as_f64().unwrap(), "{offline}");
     let all = well(nowhere, &["plan", "show", "--snapshot", file, "--all"]).await.lines();
     assert_eq!(all.iter().filter(|line| line.starts_with("web-")).count(), 2, "{all:?}");
     let applied = well(&url, &["plan", "apply", "-o", "json"]).await.json();

@@ -1,6 +1,7 @@
 //! What the planner answers: an immutable list of steps, and for each VM why it moves or stays.
 
 use std::collections::BTreeMap;
+use std::ops::Add;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,61 @@ pub struct Planning {
     pub plan: Plan,
     /// For every VM of the snapshot, why it moves or stays.
     pub verdicts: BTreeMap<VmId, Verdict>,
+    /// What the plan comes to. Empty in one that was written before there was a report.
+    #[serde(default)]
+    pub report: PlanReport,
+}
+
+impl Planning {
+    /// How far the plan's end may be from the most level placement there is: an upper bound, since
+    /// [`imbalance_bound`](PlanReport::imbalance_bound) knows neither rules nor what moves cost.
+    pub fn gap(&self) -> Ratio {
+        let gap = self.plan.imbalance_after.get() - self.report.imbalance_bound.get();
+        Ratio::new(gap.max(0.0))
+    }
+}
+
+/// What a plan comes to as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlanReport {
+    /// What moves buy: before the first step, then after each, in the order of the plan. What must be done comes first;
+    /// of the rest, each step is the one that levels most of those possible at its time.
+    pub curve: Vec<CurvePoint>,
+    /// When each step is expected to run, by step.
+    pub timings: Vec<StepTiming>,
+    /// From the first start to the last end, if every step starts as soon as it may.
+    pub makespan: Duration,
+    /// No placement of the same VMs on the hosts that count for the imbalance has a lower one.
+    pub imbalance_bound: Ratio,
+}
+
+impl PlanReport {
+    /// The number of stages the plan takes.
+    pub fn stages(&self) -> u32 {
+        self.timings.iter().map(|timing| timing.stage + 1).max().unwrap_or(0)
+    }
+}
+
+/// A point of the trade-off between moves and level load.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// Steps made.
+    pub moves: usize,
+    /// What they cost together: bytes on the wire, and the time they would take one after the other.
+    pub cost: StepCost,
+    /// The imbalance then.
+    pub imbalance: Ratio,
+}
+
+/// When a step is expected to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTiming {
+    /// The steps of a stage can run together once the stages before have ended.
+    pub stage: u32,
+    /// From the first step's start to this one's, without waiting for whole stages.
+    pub start: Duration,
+    /// How long it takes beside those that run at the same time.
+    pub duration: Duration,
 }
 
 /// A complete list of steps; execution has nothing left to choose.
@@ -66,12 +122,29 @@ pub enum StepCause {
 }
 
 /// The predicted cost of a move.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepCost {
     /// Bytes on the wire, dirty pages sent again included.
     pub bytes: Bytes,
-    /// How long the move takes.
+    /// How long the move takes, alone on its links.
     pub duration: Duration,
+}
+
+impl StepCost {
+    /// No move.
+    pub const ZERO: Self = Self { bytes: Bytes::ZERO, duration: Duration::ZERO };
+}
+
+impl Add for StepCost {
+    type Output = Self;
+
+    /// Of both, one after the other; saturates.
+    fn add(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes + other.bytes,
+            duration: self.duration.saturating_add(other.duration),
+        }
+    }
 }
 
 /// Why a VM moves or stays.

@@ -12,6 +12,9 @@ use ballast_model::plan::StepCost;
 use ballast_model::snapshot::PlacedVm;
 use ballast_model::{Bytes, BytesPerSec, Host};
 
+use crate::door::problem::Problem;
+use crate::door::state::Move;
+
 /// The most rounds that are counted before the last one.
 const ROUNDS_MAX: u32 = 30;
 /// A rest that takes no longer than this goes in the last, paused round.
@@ -45,6 +48,16 @@ pub(crate) fn of_move(vm: &PlacedVm, from: &Host, to: &Host) -> StepCost {
     // Whole milliseconds: more digits would be invented.
     let millis = u64::try_from(millis.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
     StepCost { bytes, duration: Duration::from_millis(millis) }
+}
+
+/// What one move of a plan costs.
+pub(crate) fn of_step(problem: &Problem<'_>, step: &Move) -> StepCost {
+    of_move(problem.vm(step.vm).vm, problem.host(step.from).host, problem.host(step.to).host)
+}
+
+/// What all moves of a plan cost together.
+pub(crate) fn of_steps(problem: &Problem<'_>, moves: &[Move]) -> StepCost {
+    moves.iter().fold(StepCost::ZERO, |sum, step| sum + of_step(problem, step))
 }
 
 #[cfg(test)]

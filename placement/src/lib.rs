@@ -9,8 +9,8 @@
 //! ```text
 //!  ClusterSnapshot ──▶ problem ──▶ solve ──▶ schedule ──▶ check ──▶ Planning
 //!                      names to    moves     order and    every      steps, and for each VM
-//!                      numbers               what waits   legal      why it moves or stays
-//!                                            for what     order
+//!                      numbers               what waits   legal      why it moves or stays,
+//!                                            for what     order      and a report: curve, times, bound
 //! ```
 //!
 //! | call | for |
@@ -47,11 +47,13 @@ pub mod defrag;
 mod door;
 mod eligibility;
 pub mod explain;
+mod level;
 pub mod mend;
 mod options;
 pub mod order;
 mod planner;
 mod rank;
+mod report;
 pub mod roadef;
 pub mod scenario;
 mod schedule;

@@ -1,6 +1,9 @@
 //! What a caller may ask of the planner.
 
-use ballast_model::{Ratio, Refusal, RefusalCode};
+use std::time::Duration;
+
+use ballast_model::plan::StepCost;
+use ballast_model::{Bytes, Ratio, Refusal, RefusalCode};
 
 /// The most steps a plan may have, whatever the options say.
 pub const STEPS_MAX: usize = 50_000;
@@ -35,6 +38,12 @@ pub struct PlanOptions {
     pub seed: u64,
     /// The most steps in one plan, at most [`STEPS_MAX`]. What is cut off comes with a later plan. Default: 1000.
     pub steps_max: usize,
+    /// The most bytes all steps together may send, dirty pages sent again included; more than zero. What must be done
+    /// comes first; of the rest, what levels most for what it takes of the budget. Default: any number.
+    pub bytes_max: Option<Bytes>,
+    /// The longest time all steps together may take, each alone on its links and one after the other; more than zero. It
+    /// is spent as [`bytes_max`](Self::bytes_max) is. Default: any time.
+    pub time_max: Option<Duration>,
     /// The least a balance move must be worth, as a share of a host: a move is worth `gain_min` when it levels as much
     /// as bringing one host that is off the mean load by that share back to the mean. It does not depend on the
     /// number of hosts. Default: 3 %.
@@ -43,6 +52,9 @@ pub struct PlanOptions {
     /// (a drain, a hard rule, memory) prefer targets below it, then targets below their full capacity, and only then
     /// overload one: a slower guest is better than a host that cannot be emptied. Default: 80 %.
     pub cpu_ceiling: Ratio,
+    /// How many migrations a host is expected to take part in at a time, each way, for the estimate of when steps run
+    /// and how long the plan takes. At least 1. Default: 2.
+    pub host_moves_max: u32,
 }
 
 impl Default for PlanOptions {
@@ -51,8 +63,11 @@ impl Default for PlanOptions {
             causes: Causes::ALL,
             seed: 0,
             steps_max: 1000,
+            bytes_max: None,
+            time_max: None,
             gain_min: Ratio::new(0.03),
             cpu_ceiling: Ratio::new(0.8),
+            host_moves_max: 2,
         }
     }
 }
@@ -96,6 +111,18 @@ impl PlanOptions {
                 "use a steps_max of 1 to 50000",
             );
         }
+        if self.bytes_max == Some(Bytes::ZERO) {
+            return invalid(
+                "a plan that sends no bytes is asked for".to_owned(),
+                "use a bytes_max of more than zero, or none",
+            );
+        }
+        if self.time_max == Some(Duration::ZERO) {
+            return invalid(
+                "a plan that takes no time is asked for".to_owned(),
+                "use a time_max of more than zero, or none",
+            );
+        }
         if !(0.001..=1.0).contains(&self.gain_min.get()) {
             return invalid(
                 format!("the least gain is {}", self.gain_min.get()),
@@ -108,7 +135,37 @@ impl PlanOptions {
                 "use a cpu_ceiling of 0.05 to 4.0 of a host's capacity",
             );
         }
+        if self.host_moves_max == 0 {
+            return invalid(
+                "a host is to take part in no migration at a time".to_owned(),
+                "use a host_moves_max of at least 1",
+            );
+        }
         Ok(())
+    }
+
+    /// Whether a plan may have so many steps that cost so much.
+    pub(crate) fn affords(&self, steps: usize, cost: StepCost) -> bool {
+        steps <= self.steps_max
+            && self.bytes_max.is_none_or(|most| cost.bytes <= most)
+            && self.time_max.is_none_or(|most| cost.duration <= most)
+    }
+
+    /// The share of the budget that a step takes: steps, bytes and time, each as a share of what there is of it.
+    pub(crate) fn budget_share(&self, cost: StepCost) -> f64 {
+        let bytes = self.bytes_max.map_or(0.0, |most| cost.bytes.get() as f64 / most.get() as f64);
+        let time =
+            self.time_max.map_or(0.0, |most| cost.duration.as_secs_f64() / most.as_secs_f64());
+        1.0 / self.steps_max as f64 + bytes + time
+    }
+
+    /// The budget in words, e.g. `1000 steps` or `1000 steps, 64.0 GiB`.
+    pub(crate) fn budget(&self) -> String {
+        let plural = if self.steps_max == 1 { "" } else { "s" };
+        let steps = Some(format!("{} step{plural}", self.steps_max));
+        let bytes = self.bytes_max.map(|most| most.to_string());
+        let time = self.time_max.map(|most| format!("{} s", most.as_secs_f64()));
+        [steps, bytes, time].into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
 
     /// The least fall of the sum of squared deviations that makes a balance move worth it.
@@ -133,12 +190,27 @@ mod tests {
     }
 
     #[test]
+    fn a_step_takes_its_share_of_everything_that_is_bounded() {
+        let cost = StepCost { bytes: Bytes::gib(2), duration: Duration::from_secs(30) };
+        let steps = PlanOptions { steps_max: 4, ..PlanOptions::default() };
+        assert_eq!((steps.budget_share(cost), steps.budget()), (0.25, "4 steps".to_owned()));
+        let time_max = Some(Duration::from_secs(60));
+        let all = PlanOptions { bytes_max: Some(Bytes::gib(8)), time_max, ..steps };
+        assert_eq!(all.budget_share(cost), 1.0);
+        assert!(all.affords(2, cost + cost) && !all.affords(2, cost + cost + cost));
+        assert!(!all.affords(5, cost));
+    }
+
+    #[test]
     fn out_of_range_options_name_the_field() {
         PlanOptions::default().validate().unwrap();
         let bad = [
             (PlanOptions { steps_max: 0, ..Default::default() }, "steps_max"),
+            (PlanOptions { bytes_max: Some(Bytes(0)), ..Default::default() }, "bytes_max"),
+            (PlanOptions { time_max: Some(Duration::ZERO), ..Default::default() }, "time_max"),
             (PlanOptions { gain_min: Ratio::ZERO, ..Default::default() }, "gain_min"),
             (PlanOptions { cpu_ceiling: Ratio::new(9.0), ..Default::default() }, "cpu_ceiling"),
+            (PlanOptions { host_moves_max: 0, ..Default::default() }, "host_moves_max"),
         ];
         for (options, field) in bad {
             assert!(options.validate().unwrap_err().remedy.contains(field));

@@ -12,7 +12,7 @@ use crate::options::PlanOptions;
 use crate::solve::exact;
 use crate::solve::joint::{self, Candidate};
 use crate::solve::quality::Quality;
-use crate::{check, schedule, solve, verdict};
+use crate::{check, report, schedule, solve, verdict};
 
 /// Runs of descent and search that one plan is made of at most: what a run leaves to the next is
 /// rare, and each leaves less.
@@ -31,7 +31,7 @@ const BUDGET_MIN: usize = 4;
 ///
 /// The plan is safe in every order and concurrency its dependencies allow, and
 /// settled: planning on the state it leads to, with the same options, yields no
-/// steps (unless `steps_max` cut it short). No hard rule and no memory capacity
+/// steps (unless its budget cut it short). No hard rule and no memory capacity
 /// is broken that was not broken before, at any moment.
 ///
 /// A VM has one step, or, where room is so tight that the way leads over a
@@ -55,18 +55,19 @@ pub fn plan(snapshot: &ClusterSnapshot, options: &PlanOptions) -> Result<Plannin
         advance(&mut there, &problem, &last);
         let numbered = Problem::new(&there)?;
         let next = leg(&numbered, options)?;
-        let fits = moves.len() + next.moves.len() <= options.steps_max;
-        if next.moves.is_empty() || next.is_cut || !fits {
+        if next.moves.is_empty() || next.is_cut {
             break;
         }
         last = next.moves;
         let so_far = Candidate { moves: moves.clone(), after: after.clone() };
         let joined = direct(&problem, &moves, &last, options)
             .into_iter()
-            .find(|direct| is_legal(&problem, direct, options))
+            .find(|direct| {
+                is_afforded(&problem, &direct.moves, options) && is_legal(&problem, direct, options)
+            })
             .unwrap_or_else(|| append(so_far, &last, next.after));
         // What cannot be joined is left to the next plan.
-        if !is_legal(&problem, &joined, options) {
+        if !is_afforded(&problem, &joined.moves, options) || !is_legal(&problem, &joined, options) {
             break;
         }
         (moves, after) = (joined.moves, joined.after);
@@ -74,7 +75,7 @@ pub fn plan(snapshot: &ClusterSnapshot, options: &PlanOptions) -> Result<Plannin
     let written = write_down(&problem, &moves, after, options);
     check::check(&problem, &written.plan, options)?;
     let found = if first.is_cut { &first.found } else { &moves };
-    Ok(finish(written, found, options))
+    Ok(finish(written, &moves, found, options))
 }
 
 /// What one run of descent and search finds: as many of its moves as a plan may hold, in order.
@@ -143,9 +144,9 @@ fn fitted(
     let start = State::new(problem);
     let mut state = start.clone();
     leg.found.iter().for_each(|step| state.shift(step.vm, step.to));
-    solve::fit(&mut state, options, options.steps_max);
+    solve::fit(&mut state, options);
     let Candidate { moves, after } = joint::ranked(&start, &state, options)?;
-    let fits = moves.len() <= options.steps_max;
+    let fits = is_afforded(problem, &moves, options);
     let candidate = Candidate { moves, after };
     (fits && is_legal(problem, &candidate, options)).then_some((candidate.moves, candidate.after))
 }
@@ -160,7 +161,7 @@ fn leg(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
     let candidates = if asked { joint::improve(problem, &solved, options)? } else { Vec::new() };
     let descended = Quality::of(&start, &solved, options);
     let (fitting, long): (Vec<_>, Vec<_>) =
-        candidates.into_iter().partition(|found| found.moves.len() <= options.steps_max);
+        candidates.into_iter().partition(|found| is_afforded(problem, &found.moves, options));
     let legal = fitting
         .into_iter()
         .filter_map(|found| without_waste(problem, found, &descended, options))
@@ -179,7 +180,7 @@ fn leg(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
             taken = way;
         }
     }
-    let is_cut = taken.len() > options.steps_max;
+    let is_cut = !is_afforded(problem, &taken, options);
     let moves = schedule::shorten(problem, taken, options);
     if let Some(long) = long.into_iter().next().filter(|_| moves.is_empty()) {
         return Ok(Leg { moves, after: Vec::new(), found: long.moves, is_cut: true });
@@ -208,6 +209,11 @@ fn without_waste(
     let quality = Quality::after_steps(&start, &reached, moves.len(), options);
     after.truncate(moves.len());
     quality.is_better_than(descended).then_some(Candidate { moves, after })
+}
+
+/// Whether the budget of the plan is enough for all of the moves.
+fn is_afforded(problem: &Problem<'_>, moves: &[Move], options: &PlanOptions) -> bool {
+    options.affords(moves.len(), cost::of_steps(problem, moves))
 }
 
 fn is_legal(problem: &Problem<'_>, candidate: &Candidate, options: &PlanOptions) -> bool {
@@ -267,11 +273,17 @@ struct Written<'p, 'a> {
     end: State<'p, 'a>,
 }
 
-/// Adds the verdicts on the VMs that stay; `found` may be more than the plan holds.
-fn finish(written: Written<'_, '_>, found: &[Move], options: &PlanOptions) -> Planning {
+/// Adds the verdicts on the VMs that stay and what it all comes to; `found` may be more than the plan holds.
+fn finish(
+    written: Written<'_, '_>,
+    moves: &[Move],
+    found: &[Move],
+    options: &PlanOptions,
+) -> Planning {
     let Written { plan, mut verdicts, end } = written;
     verdict::of_the_rest(&end, found, options, &mut verdicts);
-    Planning { plan, verdicts }
+    let report = report::of(&plan, moves, &end, options);
+    Planning { plan, verdicts, report }
 }
 
 fn write_down<'p, 'a>(
@@ -330,6 +342,7 @@ mod tests {
     use super::*;
     use crate::testing::Cluster;
     use ballast_model::Verdict;
+    use std::time::Duration;
 
     fn piled() -> Cluster {
         (0..12).fold(Cluster::new(4, 8, 64), |cluster, n| {
@@ -345,6 +358,22 @@ mod tests {
         assert!(after < before / 3.0, "{before} -> {after}");
         assert!((7..=10).contains(&planning.plan.steps.len()), "{:?}", planning.plan.steps);
         assert_eq!(planning.verdicts.len(), 12);
+    }
+
+    #[test]
+    fn the_report_tells_what_the_steps_come_to() {
+        let planning = plan(&piled().0, &PlanOptions::default()).unwrap();
+        let (plan, report) = (&planning.plan, &planning.report);
+        let (first, last) = (report.curve[0], report.curve[plan.steps.len()]);
+        assert_eq!((first.moves, first.imbalance), (0, plan.imbalance_before));
+        assert_eq!(last.moves, plan.steps.len());
+        assert!((last.imbalance.get() - plan.imbalance_after.get()).abs() < 1e-9);
+        // Two at a time leave the one host, on one link: no faster than one after the other.
+        assert_eq!(report.stages() as usize, plan.steps.len().div_ceil(2));
+        assert!(report.makespan >= last.cost.duration - Duration::from_millis(10), "{report:?}");
+        assert!(report.makespan < 2 * last.cost.duration, "{report:?}");
+        assert!(report.imbalance_bound <= plan.imbalance_after);
+        assert!(planning.gap() <= plan.imbalance_after);
     }
 
     #[test]

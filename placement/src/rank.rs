@@ -1,12 +1,15 @@
 //! The order in which every beginning of a plan is worth most.
 //!
-//! What must be done comes first; of the rest, always the step that levels most of those that are possible at that
-//! moment. So a plan that is cut short, or a window that closes, has bought the most level load for its migrations:
+//! What must be done comes first; of the rest, always the step that levels most, for what it takes of the plan's
+//! budget, of those that are possible at that moment. So a plan that is cut short, or a window that closes, has bought the most level load for its migrations:
 //! the steps, read from the first, are the curve of moves against imbalance.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use ballast_model::plan::StepCost;
+
+use crate::cost;
 use crate::door::problem::{HostIx, Problem};
 use crate::door::state::{Cause, Move, State};
 use crate::options::PlanOptions;
@@ -39,7 +42,7 @@ pub(crate) fn best_first(
     moves: &[Move],
     options: &PlanOptions,
 ) -> Option<Vec<Move>> {
-    let mut ranking = Ranking::new(problem, moves);
+    let mut ranking = Ranking::new(problem, moves, options);
     let mut ordered: Vec<Move> = Vec::with_capacity(moves.len());
     let mut made_at_retry = usize::MAX;
     while ordered.len() < moves.len() {
@@ -58,32 +61,51 @@ pub(crate) fn best_first(
     Some(ordered)
 }
 
-/// The beginning of the steps that is worth most, of so many at most, each step at the price of a move: it does not
-/// end on a step that pays only together with a later one, nor lead somewhere worse than here. That is so for what must
-/// be done as well: room made for a move that the plan cannot hold would be filled by the next plan, and so on.
-pub(crate) fn cut(
-    problem: &Problem<'_>,
-    moves: &[Move],
-    steps_max: usize,
-    options: &PlanOptions,
-) -> Vec<Move> {
+/// The beginning of the steps that is worth most, of those that the budget allows, each step at the price of a move: it
+/// does not end on a step that pays only together with a later one, nor lead somewhere worse than here. That is so for
+/// what must be done as well: room made for a move that the plan cannot hold would be filled by the next plan, and so on.
+/// A step that is too large for what is left of the budget is left out, with those that need its room.
+pub(crate) fn cut(problem: &Problem<'_>, moves: &[Move], options: &PlanOptions) -> Vec<Move> {
     let start = State::new(problem);
     let mut state = start.clone();
     let (mut best, mut length) = (Quality::of(&start, &state, options), 0);
-    for (n, step) in moves.iter().take(steps_max).enumerate() {
+    let (mut taken, mut spent, mut is_short) = (Vec::new(), StepCost::ZERO, false);
+    for step in moves {
+        let cost = spent + cost::of_step(problem, step);
+        if taken.len() == options.steps_max {
+            break;
+        }
+        let is_afforded = options.affords(taken.len() + 1, cost);
+        if !is_afforded || is_short && !is_possible(&state, step, options) {
+            is_short = true;
+            continue;
+        }
         state.shift(step.vm, step.to);
-        let reached = Quality::after_steps(&start, &state, n + 1, options);
+        spent = cost;
+        taken.push(*step);
+        let reached = Quality::after_steps(&start, &state, taken.len(), options);
         if reached.is_better_than(&best) {
-            (best, length) = (reached, n + 1);
+            (best, length) = (reached, taken.len());
         }
     }
-    moves[..length].to_vec()
+    taken.truncate(length);
+    taken
+}
+
+/// Whether the step can be made in this state.
+fn is_possible(state: &State<'_, '_>, step: &Move, options: &PlanOptions) -> bool {
+    let Move { vm, from, to, cause, .. } = *step;
+    state.at(vm) == from
+        && state.obstacle(vm, to).is_none()
+        && state.cpu_allows(vm, to, cause, options)
 }
 
 struct Ranking<'p, 'a, 'm> {
     state: State<'p, 'a>,
     moves: &'m [Move],
     is_made: Vec<bool>,
+    /// By step, what it takes of the plan's budget.
+    shares: Vec<f64>,
     /// By host, the steps that leave or reach it.
     touching: Vec<Vec<usize>>,
     /// By step, how often it was weighed: only the last counts.
@@ -92,7 +114,8 @@ struct Ranking<'p, 'a, 'm> {
 }
 
 impl<'p, 'a, 'm> Ranking<'p, 'a, 'm> {
-    fn new(problem: &'p Problem<'a>, moves: &'m [Move]) -> Self {
+    fn new(problem: &'p Problem<'a>, moves: &'m [Move], options: &PlanOptions) -> Self {
+        let share = |step: &Move| options.budget_share(cost::of_step(problem, step));
         let mut touching = vec![Vec::new(); problem.hosts.len()];
         for (n, step) in moves.iter().enumerate() {
             touching[step.from.0].push(n);
@@ -102,6 +125,7 @@ impl<'p, 'a, 'm> Ranking<'p, 'a, 'm> {
             state: State::new(problem),
             moves,
             is_made: vec![false; moves.len()],
+            shares: moves.iter().map(share).collect(),
             touching,
             weighed: vec![0; moves.len()],
             queue: BinaryHeap::with_capacity(moves.len()),
@@ -119,7 +143,7 @@ impl<'p, 'a, 'm> Ranking<'p, 'a, 'm> {
         // What must move does so in any case: the large ones first, which are the hardest to place.
         let gain = Gain(match urgency(step.cause) {
             0 => memory as f64,
-            _ => self.state.gain(step.vm, step.to),
+            _ => self.state.gain(step.vm, step.to) / self.shares[n],
         });
         let memory = Reverse(memory);
         self.weighed[n] += 1;
@@ -130,12 +154,8 @@ impl<'p, 'a, 'm> Ranking<'p, 'a, 'm> {
     /// The best step that is possible now. Those that are not are weighed again when one of their hosts changes.
     fn next(&mut self, options: &PlanOptions) -> Option<usize> {
         while let Some((.., n, weighed)) = self.queue.pop() {
-            let Move { vm, to, cause, .. } = self.moves[n];
             let is_current = !self.is_made[n] && weighed == self.weighed[n];
-            if is_current
-                && self.state.obstacle(vm, to).is_none()
-                && self.state.cpu_allows(vm, to, cause, options)
-            {
+            if is_current && is_possible(&self.state, &self.moves[n], options) {
                 return Some(n);
             }
         }
@@ -193,7 +213,8 @@ mod tests {
         let moves = steps(&problem, &[("small", "h1"), ("large", "h2")]);
         let ranked = best_first(&problem, &moves, &PlanOptions::default()).unwrap();
         assert_eq!(ranked, [moves[1], moves[0]]);
-        assert_eq!(cut(&problem, &ranked, 1, &PlanOptions::default()), [moves[1]]);
+        let one = PlanOptions { steps_max: 1, ..PlanOptions::default() };
+        assert_eq!(cut(&problem, &ranked, &one), [moves[1]]);
     }
 
     #[test]

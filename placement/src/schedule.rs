@@ -23,8 +23,8 @@ use crate::door::problem::{Problem, RuleIx, VmInfo, VmIx};
 use crate::door::rules::RuleBody;
 use crate::door::state::{Move, State};
 use crate::options::PlanOptions;
-use crate::rank;
 use crate::solve::joint;
+use crate::{cost, rank};
 
 /// The solver's moves as steps in an order that can be made, the best way first.
 pub(crate) fn ways(problem: &Problem<'_>, found: &[Move], options: &PlanOptions) -> Vec<Vec<Move>> {
@@ -44,10 +44,11 @@ pub(crate) fn ways(problem: &Problem<'_>, found: &[Move], options: &PlanOptions)
 /// VMs they move.
 pub(crate) fn shorten(problem: &Problem<'_>, moves: Vec<Move>, options: &PlanOptions) -> Vec<Move> {
     let vms: BTreeSet<VmIx> = moves.iter().map(|step| step.vm).collect();
-    if moves.len() <= options.steps_max && vms.len() == moves.len() {
+    let is_afforded = options.affords(moves.len(), cost::of_steps(problem, &moves));
+    if is_afforded && vms.len() == moves.len() {
         return moves;
     }
-    rank::cut(problem, &moves, options.steps_max, options)
+    rank::cut(problem, &moves, options)
 }
 
 /// One move for each VM that is elsewhere in the end, in the order of their first moves.

@@ -117,8 +117,13 @@ impl Sums {
 
     /// The imbalance.
     pub(crate) fn imbalance(&self) -> Ratio {
+        self.imbalance_of(self.spread())
+    }
+
+    /// What the imbalance of the same hosts is with that spread.
+    pub(crate) fn imbalance_of(&self, spread: f64) -> Ratio {
         let weights: f64 = self.weights.iter().sum();
-        Ratio::new((self.spread() / (self.hosts.max(1) as f64 * weights)).sqrt())
+        Ratio::new((spread / (self.hosts.max(1) as f64 * weights)).sqrt())
     }
 }
 

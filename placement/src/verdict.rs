@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ballast_model::plan::StepCost;
 use ballast_model::vm::Automation;
 use ballast_model::{Bytes, Ratio, Refusal, Verdict, VmId};
 
+use crate::cost;
 use crate::door::losses::Survey;
 use crate::door::obstacle::Obstacle;
 use crate::door::problem::{HostIx, RuleIx, VmIx};
@@ -116,12 +118,12 @@ pub(crate) fn of_the_rest(
             continue;
         }
         let verdict = match last.get(&vm).filter(|step| step.to != state.at(vm)) {
-            Some(step) if none_made => of_cut(state, step, found.len(), options),
+            Some(step) if none_made => of_cut(state, step, found, options),
             Some(step) => Verdict::Stays {
                 reason: format!(
-                    "it would move to {}, but this plan ends after {} steps; a later one moves it",
+                    "it would move to {}, but this plan ends after {}; a later one moves it",
                     state.problem.host(step.to).id,
-                    options.steps_max
+                    options.budget()
                 ),
             },
             None => of_unmoved(state, &scan, vm, options),
@@ -130,18 +132,26 @@ pub(crate) fn of_the_rest(
     }
 }
 
-/// Of a VM that would move if the plan could hold more steps: none of so few make anything better, so the next plan will
+/// Of a VM that would move if the plan's budget were larger: nothing within it makes anything better, so the next plan will
 /// not move it either.
-fn of_cut(state: &State<'_, '_>, step: &Move, steps: usize, options: &PlanOptions) -> Verdict {
+fn of_cut(state: &State<'_, '_>, step: &Move, found: &[Move], options: &PlanOptions) -> Verdict {
     let to = state.problem.host(step.to).id;
+    let StepCost { bytes, duration } = cost::of_steps(state.problem, found);
+    let more = PlanOptions {
+        steps_max: found.len(),
+        bytes_max: options.bytes_max.map(|_| bytes),
+        time_max: options.time_max.map(|_| duration),
+        ..*options
+    };
     let reason = format!(
-        "it would move to {to} in a plan of {steps} steps, of which the first {} make nothing better",
-        options.steps_max
+        "it would move to {to} in a plan of {}; within {} nothing gets better",
+        more.budget(),
+        options.budget()
     );
     if !step.cause.is_forced() {
         return Verdict::Stays { reason };
     }
-    Verdict::Stuck { reason, remedy: format!("allow plans of {steps} steps") }
+    Verdict::Stuck { reason, remedy: format!("allow plans of {}", more.budget()) }
 }
 
 fn of_unmoved(state: &State<'_, '_>, scan: &Scan, vm: VmIx, options: &PlanOptions) -> Verdict {

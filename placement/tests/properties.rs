@@ -7,6 +7,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use ballast_model::plan::StepCause;
 use ballast_model::rule::Domain;
@@ -216,6 +217,25 @@ proptest! {
             now = after(&now, &planning.plan);
         }
         prop_assert!(false, "{} plans and no end", PLANS_MAX);
+    }
+
+    #[test]
+    fn a_plan_keeps_its_budget_and_is_legal(
+        snapshot in clusters(),
+        gib in 1_u64..40,
+        seconds in 10_u64..400,
+        choices in proptest::collection::vec(any::<u16>(), 1..16),
+    ) {
+        let (bytes_max, time_max) = (Bytes::gib(gib), Duration::from_secs(seconds));
+        let options = PlanOptions {
+            bytes_max: Some(bytes_max),
+            time_max: Some(time_max),
+            ..PlanOptions::default()
+        };
+        let planning = plan(&snapshot, &options).unwrap();
+        let spent = planning.report.curve.last().unwrap().cost;
+        prop_assert!(spent.bytes <= bytes_max && spent.duration <= time_max, "{:?}", spent);
+        execute(&snapshot, &planning.plan, &choices)?;
     }
 }
 

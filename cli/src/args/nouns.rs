@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ballast_model::rule::Domain;
 use ballast_model::vm::Automation;
-use ballast_model::{HostId, MigrationId, PlanId, RuleId, VmId};
+use ballast_model::{Bytes, HostId, MigrationId, PlanId, RuleId, VmId};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::hardware::HardwareArgs;
@@ -318,6 +318,13 @@ pub struct PlanShowArgs {
     /// The most moves: the plan is the best that so few can do
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=50_000))]
     pub moves: Option<u32>,
+    /// The most bytes that all moves together may send, e.g. 64GiB: the plan is the best that so much can do
+    #[arg(long, value_name = "SIZE")]
+    pub bytes: Option<Bytes>,
+    /// The longest time that all moves together may take, one after the other, e.g. 30m: the plan is the best that can be
+    /// done in it
+    #[arg(long, value_name = "DURATION")]
+    pub time: Option<Duration>,
 }
 
 /// The verbs of `ballast plan`.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ballast_model::plan::StepCause;
-use ballast_model::{ClusterSnapshot, Planning, Ratio, Refusal, RefusalCode, Step, Verdict, VmId};
+use ballast_model::plan::{CurvePoint, StepCause, StepTiming};
+use ballast_model::{ClusterSnapshot, Planning, Ratio, Refusal, RefusalCode, Verdict, VmId};
 use ballast_placement::{PlanOptions, ask, scenario};
 use ballast_proto::convert::migration::micros;
 use ballast_proto::v1;
@@ -22,7 +22,12 @@ struct View<'a> {
     snapshot_revision: u64,
     imbalance_before: f64,
     imbalance_after: f64,
+    imbalance_bound: f64,
+    gap: f64,
+    makespan_micros: u64,
+    stages: u32,
     steps: Vec<StepView<'a>>,
+    curve: Vec<PointView>,
     verdicts: &'a BTreeMap<VmId, Verdict>,
 }
 
@@ -37,6 +42,19 @@ struct StepView<'a> {
     gain: f64,
     cost_bytes: u64,
     cost_micros: u64,
+    /// These three are `null` in a plan that was written before there was a report.
+    stage: Option<u32>,
+    start_micros: Option<u64>,
+    duration_micros: Option<u64>,
+}
+
+/// A point of the trade-off as it is printed in JSON.
+#[derive(Debug, Serialize)]
+struct PointView {
+    moves: usize,
+    cost_bytes: u64,
+    cost_micros: u64,
+    imbalance: f64,
 }
 
 /// The verb, `show` when there is none.
@@ -56,7 +74,9 @@ pub(super) async fn run(context: &Context, command: PlanCommand) -> Result<(), R
             let is_as_planned = args.what_if.is_empty()
                 && args.aggressiveness.is_none()
                 && args.gain_min.is_none()
-                && args.moves.is_none();
+                && args.moves.is_none()
+                && args.bytes.is_none()
+                && args.time.is_none();
             if is_as_planned {
                 let planning = parse(&record.planning_json)?;
                 return print(&planning, Some(&record), args.all, context.json);
@@ -121,6 +141,8 @@ fn show_changed(
     if let Some(moves) = args.moves {
         options.steps_max = moves as usize;
     }
+    options.bytes_max = args.bytes.or(options.bytes_max);
+    options.time_max = args.time.map(|time| time.0).or(options.time_max);
     for change in &args.what_if {
         let changed = ask::what_if(&snapshot, change, &options)?;
         snapshot = changed.snapshot;
@@ -186,7 +208,12 @@ fn print(
             snapshot_revision: plan.snapshot.0,
             imbalance_before: plan.imbalance_before.get(),
             imbalance_after: plan.imbalance_after.get(),
-            steps: plan.steps.iter().map(StepView::from).collect(),
+            imbalance_bound: planning.report.imbalance_bound.get(),
+            gap: planning.gap().get(),
+            makespan_micros: micros(planning.report.makespan),
+            stages: planning.report.stages(),
+            steps: (0..plan.steps.len()).map(|n| StepView::new(planning, n)).collect(),
+            curve: planning.report.curve.iter().map(PointView::from).collect(),
             verdicts: &planning.verdicts,
         });
     }
@@ -200,6 +227,7 @@ fn print(
         plan.imbalance_after.get()
     );
     text += &steps(planning).render("no step: nothing to move");
+    text += &summary(planning);
     text += &curve(planning);
     text += &verdicts(planning, all);
     output::print(&text)
@@ -208,6 +236,7 @@ fn print(
 fn steps(planning: &Planning) -> Table {
     let mut table = Table::new(&[
         ("STEP", Align::Right),
+        ("STAGE", Align::Right),
         ("VM", Align::Left),
         ("FROM", Align::Left),
         ("TO", Align::Left),
@@ -226,6 +255,7 @@ fn steps(planning: &Planning) -> Table {
         };
         table.row([
             index.to_string(),
+            timing(planning, index).map_or_else(String::new, |timing| timing.stage.to_string()),
             step.vm.to_string(),
             step.from.to_string(),
             step.to.to_string(),
@@ -240,24 +270,49 @@ fn steps(planning: &Planning) -> Table {
     table
 }
 
+fn timing(planning: &Planning, step: usize) -> Option<&StepTiming> {
+    planning.report.timings.get(step)
+}
+
+/// How long the plan takes, and how much more level the load could be.
+fn summary(planning: &Planning) -> String {
+    let report = &planning.report;
+    let mut text = String::new();
+    if !report.timings.is_empty() {
+        let (makespan, stages) = (units::time(report.makespan), report.stages());
+        text += &format!("\nabout {makespan} in all, stages: {stages}\n");
+    }
+    if !report.curve.is_empty() {
+        text += &format!(
+            "\nno placement of these VMs is below {:.3}: the gap is at most {:.3}\n",
+            report.imbalance_bound.get(),
+            planning.gap().get()
+        );
+    }
+    text
+}
+
 /// What each further move is worth: the imbalance after the first 1, 2, 4, 8, … steps.
 fn curve(planning: &Planning) -> String {
-    let steps = &planning.plan.steps;
-    if steps.len() < 2 {
+    let curve = &planning.report.curve;
+    let steps = curve.len().saturating_sub(1);
+    if steps < 2 {
         return String::new();
     }
     let mut table = Table::new(&[
         ("MOVES", Align::Right),
         ("BYTES", Align::Right),
+        ("TIME", Align::Right),
         ("IMBALANCE", Align::Right),
     ]);
-    let (mut bytes, mut imbalance) = (0_u64, planning.plan.imbalance_before.get());
-    for (n, step) in steps.iter().enumerate() {
-        bytes = bytes.saturating_add(step.cost.bytes.get());
-        imbalance -= step.gain;
-        if (n + 1).is_power_of_two() || n + 1 == steps.len() {
-            table.row([(n + 1).to_string(), units::bytes(bytes), format!("{imbalance:.3}")]);
-        }
+    for point in curve.iter().filter(|point| point.moves.is_power_of_two() || point.moves == steps)
+    {
+        table.row([
+            point.moves.to_string(),
+            units::bytes(point.cost.bytes.get()),
+            units::time(point.cost.duration),
+            format!("{:.3}", point.imbalance.get()),
+        ]);
     }
     format!("\n{}", table.render(""))
 }
@@ -289,8 +344,9 @@ fn cause(cause: &StepCause) -> String {
     }
 }
 
-impl<'a> From<&'a Step> for StepView<'a> {
-    fn from(step: &'a Step) -> Self {
+impl<'a> StepView<'a> {
+    fn new(planning: &'a Planning, n: usize) -> Self {
+        let (step, timing) = (&planning.plan.steps[n], timing(planning, n));
         Self {
             vm: step.vm.as_str(),
             from: step.from.as_str(),
@@ -300,6 +356,20 @@ impl<'a> From<&'a Step> for StepView<'a> {
             gain: step.gain,
             cost_bytes: step.cost.bytes.get(),
             cost_micros: micros(step.cost.duration),
+            stage: timing.map(|timing| timing.stage),
+            start_micros: timing.map(|timing| micros(timing.start)),
+            duration_micros: timing.map(|timing| micros(timing.duration)),
+        }
+    }
+}
+
+impl From<&CurvePoint> for PointView {
+    fn from(point: &CurvePoint) -> Self {
+        Self {
+            moves: point.moves,
+            cost_bytes: point.cost.bytes.get(),
+            cost_micros: micros(point.cost.duration),
+            imbalance: point.imbalance.get(),
         }
     }
 }

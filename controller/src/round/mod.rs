@@ -344,6 +344,7 @@ fn count(number: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ballast_model::plan::PlanReport;
     use ballast_model::{Plan, Ratio, Revision, Timestamp};
 
     #[test]
@@ -362,7 +363,11 @@ mod tests {
             let record = PlanRecord {
                 id: PlanId::new(Uuid::now_v7()),
                 at: Timestamp(1),
-                planning: Planning { plan, verdicts: (0..vms).map(stays).collect() },
+                planning: Planning {
+                    plan,
+                    verdicts: (0..vms).map(stays).collect(),
+                    report: PlanReport::default(),
+                },
                 snapshot: ClusterSnapshot::empty(Revision(1), Timestamp(1)),
             };
             let kept = storable(&record);

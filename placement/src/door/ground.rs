@@ -181,6 +181,10 @@ impl Ground for Floor<'_, '_, '_> {
         info.memory.saturating_add(info.vm.local_disks.get())
     }
 
+    fn disk_bytes(&self, vm: Vm) -> u64 {
+        self.problem().vm(VmIx(vm as usize)).vm.local_disks.get()
+    }
+
     fn dirty_rate(&self, vm: Vm) -> u64 {
         self.problem().vm(VmIx(vm as usize)).vm.dirty_rate.get()
     }

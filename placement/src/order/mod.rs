@@ -113,6 +113,10 @@ pub trait Ground {
     fn host(&self, place: Place) -> u32;
     /// Bytes of memory and of local disks that a move of `vm` sends at least.
     fn bytes(&self, vm: Vm) -> u64;
+    /// Bytes of disks that go along with `vm`.
+    fn disk_bytes(&self, _vm: Vm) -> u64 {
+        0
+    }
     /// Bytes a second that `vm` dirties.
     fn dirty_rate(&self, _vm: Vm) -> u64 {
         0

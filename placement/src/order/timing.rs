@@ -69,6 +69,8 @@ impl Timing {
 struct Job {
     from: Option<u32>,
     to: u32,
+    /// Bytes that are sent once, before memory.
+    disks: f64,
     memory: f64,
     dirty: f64,
     /// Seconds of a start; a move has none of its own.
@@ -79,6 +81,7 @@ fn jobs<G: Ground>(ground: &G, order: &Order, boot: Duration) -> Vec<Job> {
     let job = |step: &super::Step| Job {
         from: step.from.map(|place| ground.host(place)),
         to: ground.host(step.to),
+        disks: ground.disk_bytes(step.vm) as f64,
         memory: ground.bytes(step.vm) as f64,
         dirty: ground.dirty_rate(step.vm) as f64,
         fixed: boot.as_secs_f64(),
@@ -293,7 +296,7 @@ impl<'a> Clock<'a> {
 impl Job {
     fn seconds(&self, rate: f64) -> f64 {
         match self.from {
-            Some(_) => bytes_sent(self.memory, self.dirty, rate) / rate,
+            Some(_) => (self.disks + bytes_sent(self.memory, self.dirty, rate)) / rate,
             None => self.fixed,
         }
     }

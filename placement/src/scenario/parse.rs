@@ -1,5 +1,7 @@
 //! From text to a [`Scenario`], line by line.
 
+use std::time::Duration;
+
 use ballast_model::pool::{Claims, Pool};
 use ballast_model::snapshot::{Mobility, MoveInFlight, PlacedVm};
 use ballast_model::vm::Automation;
@@ -195,6 +197,10 @@ impl Reader {
             }
             "seed" => options.seed = words.parse("a number")?,
             "steps-max" => options.steps_max = words.parse("a number")?,
+            "bytes-max" => options.bytes_max = Some(memory(words.word("bytes")?)?),
+            "seconds-max" => {
+                options.time_max = Some(Duration::from_secs(words.parse("a number")?));
+            }
             "gain-min" => options.gain_min = ratio(words)?,
             "cpu-ceiling" => options.cpu_ceiling = ratio(words)?,
             other => return Err(format!("'{other}' is no option")),

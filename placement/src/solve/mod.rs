@@ -85,11 +85,10 @@ pub(crate) fn solve(state: &mut State<'_, '_>, options: &PlanOptions) -> Vec<Mov
     solver.moves
 }
 
-/// Brings a state down to so many moves for balance, as good as those can make it; returns the moves from there.
-pub(crate) fn fit(state: &mut State<'_, '_>, options: &PlanOptions, moves_max: usize) -> Vec<Move> {
+/// Brings a state down to the moves for balance that the plan's budget allows, as good as those can make it.
+pub(crate) fn fit(state: &mut State<'_, '_>, options: &PlanOptions) {
     let mut solver = Solver { state, options, moves: Vec::new() };
-    polish::fit(&mut solver, moves_max, options.gain_floor());
-    solver.moves
+    polish::fit(&mut solver, options.gain_floor());
 }
 
 /// The best move of the VM for balance if nothing but rules of thumb stood in its way and it is worth `floor`: what a

@@ -13,10 +13,13 @@
 //!             place at b or is replaced by a larger
 //! ```
 
+use ballast_model::plan::StepCost;
+
+use crate::cost;
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::Cause;
 use crate::solve::Solver;
-use crate::solve::balance::{Best, allowed, exchange};
+use crate::solve::balance::{allowed, exchange};
 use crate::solve::scan::Scan;
 use crate::solve::trades::Trades;
 
@@ -57,29 +60,26 @@ pub(super) fn polish(solver: &mut Solver<'_, '_, '_>, floor: f64) -> bool {
     moved
 }
 
-/// Brings the state down to so many moves, the least missed given up one by one, and makes the best of those left.
-pub(super) fn fit(solver: &mut Solver<'_, '_, '_>, moves_max: usize, floor: f64) {
+/// Brings the state down to what the plan's budget allows, the least missed given up one by one, and makes the best of it.
+pub(super) fn fit(solver: &mut Solver<'_, '_, '_>, floor: f64) {
     let mut polish = Polish { home: solver.home(), floor, least: WORTH_MIN * floor };
-    let count = polish.moved(solver).len();
-    for _ in moves_max..count {
-        if !polish.give_up_one(solver) {
-            return;
-        }
+    if !polish.shrink(solver) {
+        return;
     }
-    for _ in count..moves_max {
-        if !polish.add_one(solver) {
-            break;
-        }
-    }
+    while polish.add_one(solver) {}
     polish.same_number(solver);
-    // One given up for another one, as long as that is better.
+    if !polish.shrink(solver) {
+        return;
+    }
+    // One given up for others, as long as that is better.
     for _ in 0..EXCHANGES_MAX {
         let (before, spread) = (solver.moves.len(), solver.state.sums().spread());
         if polish.give_up_one(solver) && polish.add_one(solver) {
+            while polish.add_one(solver) {}
             polish.same_number(solver);
         }
-        let moved = polish.moved(solver).len();
-        if solver.state.sums().spread() > spread - polish.least || moved > moves_max.max(1) {
+        let is_better = solver.state.sums().spread() <= spread - polish.least;
+        if !is_better || !polish.is_afforded(solver) {
             while solver.moves.len() > before {
                 solver.unmake();
             }
@@ -244,7 +244,37 @@ impl Polish {
         }
     }
 
-    /// Makes the best single move of a VM that stays so far.
+    /// The number of VMs that are elsewhere, and what that costs.
+    fn spent(&self, solver: &Solver<'_, '_, '_>) -> (usize, StepCost) {
+        let state = &*solver.state;
+        let away = state.problem.vm_ixs().filter(|vm| state.at(*vm) != self.home[vm.0]);
+        away.fold((0, StepCost::ZERO), |(steps, cost), vm| {
+            (steps + 1, cost + self.cost(solver, vm, state.at(vm)))
+        })
+    }
+
+    fn cost(&self, solver: &Solver<'_, '_, '_>, vm: VmIx, to: HostIx) -> StepCost {
+        let problem = solver.state.problem;
+        let (from, to) = (problem.host(self.home[vm.0]), problem.host(to));
+        cost::of_move(problem.vm(vm).vm, from.host, to.host)
+    }
+
+    fn is_afforded(&self, solver: &Solver<'_, '_, '_>) -> bool {
+        let (steps, cost) = self.spent(solver);
+        solver.options.affords(steps, cost)
+    }
+
+    /// Does without what is missed least for what it takes of the budget, until the rest is within it; whether it is then.
+    fn shrink(&mut self, solver: &mut Solver<'_, '_, '_>) -> bool {
+        while !self.is_afforded(solver) {
+            if !self.give_up_one(solver) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Makes the single move of a VM that stays so far that is worth most for what it takes of the budget.
     fn add_one(&mut self, solver: &mut Solver<'_, '_, '_>) -> bool {
         let (state, scan) = (&*solver.state, Scan::new(solver.state));
         let stays = |vm: &VmIx| {
@@ -253,20 +283,30 @@ impl Polish {
                 && state.problem.host(at).counts()
                 && state.problem.may_move(*vm, Cause::Balance)
         };
-        let mut best: Option<(Best, VmIx)> = None;
+        let (steps, spent) = self.spent(solver);
+        if !solver.options.affords(steps + 1, spent) {
+            return false;
+        }
+        let mut best: Option<(f64, VmIx, HostIx)> = None;
         for vm in state.problem.vm_ixs().filter(stays) {
-            let floor = best.map_or(self.floor, |(best, _)| best.gain + self.least);
-            if let Some(found) = scan.best(state, vm, floor, |to| allowed(solver, vm, to)) {
-                best = Some((found, vm));
+            // Its own host's link stands for that of the target, which is not chosen yet.
+            let share = solver.options.budget_share(self.cost(solver, vm, self.home[vm.0]));
+            let floor = best.map_or(0.0, |(most, ..)| most * share + self.least).max(self.floor);
+            let fits =
+                |to: HostIx| solver.options.affords(steps + 1, spent + self.cost(solver, vm, to));
+            let found = scan.best(state, vm, floor, |to| allowed(solver, vm, to) && fits(to));
+            if let Some(found) = found {
+                best = Some((found.gain / share, vm, found.to));
             }
         }
-        if let Some((best, vm)) = best {
-            solver.make(vm, best.to, Cause::Balance);
+        if let Some((_, vm, to)) = best {
+            solver.make(vm, to, Cause::Balance);
         }
         best.is_some()
     }
 
-    /// Does without the VM that is missed least when another one makes up for it as well as it can.
+    /// Does without the VM that is missed least, for what it takes of the budget, when another one makes up for it as well
+    /// as it can.
     fn give_up_one(&mut self, solver: &mut Solver<'_, '_, '_>) -> bool {
         let moved = self.moved(solver);
         let mut best: Option<(f64, VmIx, Option<VmIx>)> = None;
@@ -279,7 +319,8 @@ impl Polish {
             solver.make(*vm, home, Cause::Balance);
             let (made_up, other) = self.best_for(solver, &moved, *vm, away);
             solver.unmake();
-            let worth = made_up - loss;
+            let share = solver.options.budget_share(self.cost(solver, *vm, away));
+            let worth = (made_up - loss) / share;
             if best.is_none_or(|(most, ..)| worth > most) {
                 best = Some((worth, *vm, other));
             }
