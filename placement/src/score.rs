@@ -18,24 +18,13 @@
 use ballast_model::Ratio;
 use ballast_model::snapshot::Policy;
 
-/// One thing that is levelled.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Metric {
-    /// Its name in reports.
-    pub name: &'static str,
-    /// The least its spread can be. A search may stop when the whole spread is
-    /// within the least gain of the sum of these: no move can be worth it.
-    pub spread_min: f64,
-}
-
 /// CPU: demand of the VMs and overhead against capacity.
 pub const CPU: usize = 0;
 /// Memory: size (not demand) of the VMs and overhead against capacity, because size is what a host must have room for.
 pub const MEMORY: usize = 1;
 
-/// Everything that is levelled.
-pub const METRICS: [Metric; 2] =
-    [Metric { name: "cpu", spread_min: 0.0 }, Metric { name: "memory", spread_min: 0.0 }];
+/// The names of everything that is levelled.
+pub const METRICS: [&str; 2] = ["cpu", "memory"];
 
 /// How much each metric counts.
 pub(crate) type Weights = [f64; METRICS.len()];
@@ -45,11 +34,6 @@ pub(crate) fn weights(policy: &Policy) -> Weights {
     let weights = [policy.balance.cpu, policy.balance.memory].map(f64::from);
     let most = weights.into_iter().fold(1.0, f64::max);
     weights.map(|weight| weight / most)
-}
-
-/// The least any spread can be.
-pub(crate) fn spread_bound(weights: &Weights) -> f64 {
-    METRICS.iter().zip(weights).map(|(metric, weight)| weight * metric.spread_min).sum()
 }
 
 /// A host's loads before and after.

@@ -11,7 +11,6 @@ use std::collections::BinaryHeap;
 use crate::door::losses::Survey;
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::{Cause, State};
-use crate::score::spread_bound;
 use crate::solve::scan::Scan;
 use crate::solve::{Solver, polish};
 
@@ -40,8 +39,8 @@ pub(super) fn level(solver: &mut Solver<'_, '_, '_>) {
     let home = solver.home();
     let mut polishes = 0;
     for _ in 0..SWEEPS_MAX {
-        // No move lowers the spread by more than what is above its bound.
-        if solver.state.sums().spread() - spread_bound(&solver.state.problem.weights) < floor {
+        // No move lowers the spread by more than all of it.
+        if solver.state.sums().spread() < floor {
             return;
         }
         let mut moved = give_away(solver, floor);
