@@ -1,12 +1,13 @@
 //! What the planner answers: an immutable list of steps, and for each VM why it moves or stays.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Add;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, HostId, Ratio, Revision, RuleId, VmId};
+use crate::{Bytes, HostId, Millicores, Ratio, Revision, RuleId, VmId};
 
 /// A plan and the report that explains it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -102,6 +103,84 @@ pub struct Step {
     pub gain: f64,
     /// What the move is predicted to cost.
     pub cost: StepCost,
+    /// What it is for, in words; a step to a host that a VM only passes through says whom it makes room for.
+    #[serde(default)]
+    pub reason: String,
+    /// What of the objective it changes, the most important first; what stays as it is, is left out.
+    #[serde(default)]
+    pub terms: Vec<TermChange>,
+}
+
+/// A term of the planner's objective, before and after a step. Less is better.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TermChange {
+    /// Which, and in what it is measured.
+    pub term: Term,
+    /// Before the step.
+    pub before: f64,
+    /// After it.
+    pub after: f64,
+}
+
+/// The terms of the objective. The order is that of their importance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Term {
+    /// Faults of hard rules: how many VMs, or domains, each is away from holding.
+    RuleFaults,
+    /// VMs on hosts that are being emptied.
+    VmsToDrain,
+    /// Memory beyond what the step's two hosts have, in bytes.
+    MemoryOverBytes,
+    /// Weight of the preferences that are missed.
+    PreferencesMissed,
+    /// Demand of CPU beyond what the step's two hosts have, in millicores: what guests do not get.
+    CpuUnmetMillicores,
+    /// Demand of CPU above the ceiling of the step's two hosts, in millicores.
+    CpuOverCeilingMillicores,
+    /// VMs on hosts under suspicion.
+    VmsInQuarantine,
+    /// Standard deviation of the hosts' CPU load, as a share of a host.
+    CpuDeviation,
+    /// Standard deviation of the hosts' memory load, as a share of a host.
+    MemoryDeviation,
+}
+
+impl fmt::Display for TermChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        // amounts are not negative; casts saturate
+        let whole = |amount: f64| amount.round() as u64;
+        let shown = |amount: f64| match self.term {
+            Term::RuleFaults
+            | Term::VmsToDrain
+            | Term::PreferencesMissed
+            | Term::VmsInQuarantine => whole(amount).to_string(),
+            Term::MemoryOverBytes => Bytes(whole(amount)).to_string(),
+            Term::CpuUnmetMillicores | Term::CpuOverCeilingMillicores => {
+                Millicores(whole(amount)).to_string()
+            }
+            Term::CpuDeviation | Term::MemoryDeviation => format!("{:.2} %", amount * 100.0),
+        };
+        write!(f, "{} {} → {}", self.term.name(), shown(self.before), shown(self.after))
+    }
+}
+
+impl Term {
+    /// In words, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RuleFaults => "faults of rules",
+            Self::VmsToDrain => "VMs to drain",
+            Self::MemoryOverBytes => "memory over capacity",
+            Self::PreferencesMissed => "preferences missed",
+            Self::CpuUnmetMillicores => "CPU demand not met",
+            Self::CpuOverCeilingMillicores => "CPU over the ceiling",
+            Self::VmsInQuarantine => "VMs in quarantine",
+            Self::CpuDeviation => "CPU deviation",
+            Self::MemoryDeviation => "memory deviation",
+        }
+    }
 }
 
 /// Why a step is in the plan.
@@ -162,6 +241,9 @@ pub enum Verdict {
     Stays {
         /// In words.
         reason: String,
+        /// The move that would level the load most, and that the reason speaks of.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        alternative: Option<Alternative>,
     },
     /// It ought to move and cannot.
     Stuck {
@@ -169,6 +251,47 @@ pub enum Verdict {
         reason: String,
         /// What would change that.
         remedy: String,
+        /// What no placement can meet all of, while any one of them could be left out; empty when no such set was found.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        core: Vec<Constraint>,
+    },
+}
+
+/// A move that is not made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Alternative {
+    /// Where to.
+    pub to: HostId,
+    /// By how much the imbalance would fall; negative if it would rise.
+    pub gain: f64,
+    /// What the move is worth: as much as bringing a host back to the mean that is off it by this share of its capacity.
+    pub worth: f64,
+    /// What it would have to be worth.
+    pub worth_min: f64,
+    /// Bytes it would send.
+    pub cost_bytes: u64,
+    /// How long it would take, in microseconds.
+    pub cost_micros: u64,
+}
+
+/// What a placement has to meet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum Constraint {
+    /// A hard rule holds.
+    Rule {
+        /// The rule.
+        rule: RuleId,
+    },
+    /// A host takes no VMs: it drains, is under suspicion, or its load is unknown.
+    Closed {
+        /// The host.
+        host: HostId,
+    },
+    /// A VM stays where it is: it cannot move, or only an operator moves it.
+    Stays {
+        /// The VM.
+        vm: VmId,
     },
 }
 
@@ -177,11 +300,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_term_is_shown_in_its_unit() {
+        let shown = |term, before, after| TermChange { term, before, after }.to_string();
+        assert_eq!(shown(Term::CpuDeviation, 0.125, 0.03), "CPU deviation 12.50 % → 3.00 %");
+        assert_eq!(shown(Term::VmsToDrain, 2.0, 1.0), "VMs to drain 2 → 1");
+        let over = shown(Term::MemoryOverBytes, 4_294_967_296.0, 0.0);
+        assert!(over.starts_with("memory over capacity 4.0 GiB → 0"), "{over}");
+    }
+
+    #[test]
     fn a_verdict_is_tagged_in_json() {
-        let verdict = Verdict::Stuck { reason: "r".into(), remedy: "m".into() };
-        assert_eq!(
-            serde_json::to_string(&verdict).unwrap(),
-            r#"{"verdict":"stuck","reason":"r","remedy":"m"}"#
-        );
+        let verdict = Verdict::Stuck { reason: "r".into(), remedy: "m".into(), core: Vec::new() };
+        let json = r#"{"verdict":"stuck","reason":"r","remedy":"m"}"#;
+        assert_eq!(serde_json::to_string(&verdict).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Verdict>(json).unwrap(), verdict);
     }
 }

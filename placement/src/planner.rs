@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ballast_model::plan::StepCause;
-use ballast_model::{ClusterSnapshot, Plan, Planning, Ratio, Refusal, Step, VmId};
+use ballast_model::{ClusterSnapshot, Plan, Planning, Ratio, Refusal, Step, Verdict, VmId};
 
 use crate::cost;
 use crate::door::problem::{Problem, VmIx};
 use crate::door::state::{Cause, Move, State};
+use crate::explain::terms::Terms;
 use crate::options::PlanOptions;
 use crate::solve::exact;
 use crate::solve::joint::{self, Candidate};
@@ -269,7 +270,7 @@ fn append(first: Candidate, further: &[Move], further_after: Vec<Vec<usize>>) ->
 /// A plan, the verdicts on the VMs it moves, and the state it leads to.
 struct Written<'p, 'a> {
     plan: Plan,
-    verdicts: BTreeMap<VmId, ballast_model::Verdict>,
+    verdicts: BTreeMap<VmId, Verdict>,
     end: State<'p, 'a>,
 }
 
@@ -295,13 +296,18 @@ fn write_down<'p, 'a>(
     let mut state = State::new(problem);
     let imbalance_before = state.sums().imbalance();
     let (mut verdicts, mut steps) = (BTreeMap::new(), Vec::with_capacity(moves.len()));
+    let purposes = verdict::purposes(moves, &after);
     for (n, (step, after)) in moves.iter().zip(after).enumerate() {
         let (vm, from, to) = (problem.vm(step.vm), problem.host(step.from), problem.host(step.to));
         let before = state.sums().imbalance();
         let shares = verdict::Shares::new(&state, step);
+        let terms = Terms::of(&state, step.vm, [step.from, step.to], options);
         state.shift(step.vm, step.to);
+        let terms = terms.changed(&Terms::of(&state, step.vm, [step.from, step.to], options));
         let gain = before.get() - state.sums().imbalance().get();
-        verdicts.insert(vm.id.clone(), verdict::of_move(&state, n, step, &shares, gain, options));
+        let reason = verdict::of_move(&state, step, purposes[n], &shares, gain, options);
+        let moves = Verdict::Moves { step: n, reason: reason.clone() };
+        verdicts.insert(vm.id.clone(), moves);
         steps.push(Step {
             vm: vm.id.clone(),
             from: from.id.clone(),
@@ -310,6 +316,8 @@ fn write_down<'p, 'a>(
             after,
             gain,
             cost: cost::of_move(vm.vm, from.host, to.host),
+            reason,
+            terms,
         });
     }
     let imbalance_after = state.sums().imbalance();

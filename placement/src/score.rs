@@ -94,9 +94,11 @@ impl Sums {
         self.sum[metric]
     }
 
-    /// The mean load of one metric.
-    pub(crate) fn mean(&self, metric: usize) -> Ratio {
-        Ratio::new(self.sum[metric] / self.hosts.max(1) as f64)
+    /// The standard deviation of the loads of one metric.
+    pub(crate) fn deviation(&self, metric: usize) -> Ratio {
+        let n = self.hosts.max(1) as f64;
+        let squares = self.squares[metric] - self.sum[metric] * self.sum[metric] / n;
+        Ratio::new((squares.max(0.0) / n).sqrt())
     }
 
     /// The imbalance.

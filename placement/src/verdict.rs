@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ballast_model::plan::StepCost;
+use ballast_model::plan::{Alternative, StepCost};
 use ballast_model::vm::Automation;
 use ballast_model::{Bytes, Ratio, Refusal, Verdict, VmId};
 
@@ -13,9 +13,10 @@ use crate::door::problem::{HostIx, RuleIx, VmIx};
 use crate::door::rules::RuleBody;
 use crate::door::state::{Cause, Move, State};
 use crate::eligibility::{REMEDY_OF_LOSSES, explain, why_it_cannot_leave};
+use crate::explain::core::Cores;
 use crate::options::PlanOptions;
 use crate::score::{CPU, MEMORY};
-use crate::solve::{self, scan::Scan};
+use crate::solve::{self, Best, scan::Scan};
 
 /// The loads of a move's two hosts before it.
 pub(crate) struct Shares {
@@ -34,39 +35,84 @@ fn shares(state: &State<'_, '_>, host: HostIx) -> String {
     format!("{} CPU and {} memory", state.share(host, CPU), state.share(host, MEMORY))
 }
 
-/// The verdict on a VM that moves; `state` is the one after the move.
+/// What a step is for besides its own VM.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Purpose {
+    /// The VM that comes to where this one was, and waits for it.
+    makes_room_for: Option<VmIx>,
+    /// The earlier step that brought the VM to where it leaves.
+    came_in: Option<usize>,
+    /// The later step that takes the VM on.
+    goes_on_in: Option<usize>,
+}
+
+/// The purposes of the steps, each with the indices of those it waits for.
+pub(crate) fn purposes(moves: &[Move], after: &[Vec<usize>]) -> Vec<Purpose> {
+    let mut purposes = vec![Purpose::default(); moves.len()];
+    let mut next: BTreeMap<VmIx, usize> = BTreeMap::new();
+    for (n, step) in moves.iter().enumerate().rev() {
+        let later = next.insert(step.vm, n);
+        purposes[n].goes_on_in = later;
+        if let Some(later) = later {
+            purposes[later].came_in = Some(n);
+        }
+        for &earlier in after.get(n).into_iter().flatten() {
+            if moves[earlier].from == step.to && moves[earlier].vm != step.vm {
+                // Steps are visited from the last: the first to come is what stays.
+                purposes[earlier].makes_room_for = Some(step.vm);
+            }
+        }
+    }
+    purposes
+}
+
+/// Why a step is made; `state` is the one after it.
 pub(crate) fn of_move(
     state: &State<'_, '_>,
-    n: usize,
     step: &Move,
+    purpose: Purpose,
     before: &Shares,
     gain: f64,
     options: &PlanOptions,
-) -> Verdict {
+) -> String {
     let problem = state.problem;
     let (from, to) = (problem.host(step.from).id, problem.host(step.to).id);
-    let why = match step.cause {
-        cause if makes_room(state, step, cause) => {
-            format!("it makes room on {from} for a VM that has to move")
+    let other = |fallback: &str| match purpose.makes_room_for {
+        Some(vm) => format!("VM {}", problem.vm(vm).id),
+        None => fallback.to_owned(),
+    };
+    if let Some(next) = purpose.goes_on_in {
+        let other = other("a VM that needs its place");
+        return format!(
+            "it makes room on {from} for {other} and waits on {to}; step {next} takes it on"
+        );
+    }
+    let why = match (purpose.came_in, step.cause) {
+        (Some(earlier), _) => {
+            format!("it has waited on {from} since step {earlier}; {to} has room now")
         }
-        Cause::Rule(rule) => {
+        (None, cause) if makes_room(state, step, cause) => {
+            format!("it makes room on {from} for {}", other("a VM that has to move"))
+        }
+        (None, Cause::Rule(rule)) => {
             format!("on host {from} it breaks rule {}; {to} keeps it", problem.rule(rule).id)
         }
-        Cause::Preference(rule) => {
+        (None, Cause::Preference(rule)) => {
             format!("rule {} prefers it elsewhere than on {from}", problem.rule(rule).id)
         }
-        Cause::Capacity => format!(
+        (None, Cause::Capacity) => format!(
             "host {from} holds more than its {} of memory; {to} has room",
             problem.host(step.from).host.capacity.memory
         ),
-        Cause::Drain => format!("host {from} is being emptied; {to} has room"),
-        Cause::Quarantine => {
+        (None, Cause::Drain) => format!("host {from} is being emptied; {to} has room"),
+        (None, Cause::Quarantine) => {
             format!("host {from} is under suspicion; {to} takes it without harm")
         }
-        Cause::Balance if gain < 0.0 => {
-            format!("it makes room on {from} for a VM that levels more than this costs")
+        (None, Cause::Balance) if gain < 0.0 => {
+            let other = other("a VM that levels more than this costs");
+            format!("it makes room on {from} for {other}")
         }
-        Cause::Balance => format!(
+        (None, Cause::Balance) => format!(
             "host {from} is at {} and {to} at {}: moving it lowers the imbalance by {}",
             before.from,
             before.to,
@@ -80,7 +126,7 @@ pub(crate) fn of_move(
             options.cpu_ceiling
         ));
     }
-    Verdict::Moves { step: n, reason }
+    reason
 }
 
 /// Whether the VM has the cause of another one, which needs its place.
@@ -97,6 +143,9 @@ fn makes_room(state: &State<'_, '_>, step: &Move, cause: Cause) -> bool {
     }
 }
 
+/// Less than this is no gain in words.
+const GAIN_SHOWN_MIN: f64 = 0.000_5;
+
 fn points(gain: f64) -> String {
     format!("{:.1} points", gain * 100.0)
 }
@@ -111,6 +160,7 @@ pub(crate) fn of_the_rest(
 ) {
     let last: BTreeMap<VmIx, &Move> = found.iter().map(|step| (step.vm, step)).collect();
     let scan = Scan::new(state);
+    let mut cores = Cores::new(state.problem);
     let none_made = verdicts.is_empty();
     for vm in state.problem.vm_ixs() {
         let id = state.problem.vm(vm).id;
@@ -119,14 +169,12 @@ pub(crate) fn of_the_rest(
         }
         let verdict = match last.get(&vm).filter(|step| step.to != state.at(vm)) {
             Some(step) if none_made => of_cut(state, step, found, options),
-            Some(step) => Verdict::Stays {
-                reason: format!(
-                    "it would move to {}, but this plan ends after {}; a later one moves it",
-                    state.problem.host(step.to).id,
-                    options.budget()
-                ),
-            },
-            None => of_unmoved(state, &scan, vm, options),
+            Some(step) => stays(format!(
+                "it would move to {}, but this plan ends after {}; a later one moves it",
+                state.problem.host(step.to).id,
+                options.budget()
+            )),
+            None => of_unmoved(state, &scan, &mut cores, vm, options),
         };
         verdicts.insert(id.clone(), verdict);
     }
@@ -149,12 +197,26 @@ fn of_cut(state: &State<'_, '_>, step: &Move, found: &[Move], options: &PlanOpti
         options.budget()
     );
     if !step.cause.is_forced() {
-        return Verdict::Stays { reason };
+        return stays(reason);
     }
-    Verdict::Stuck { reason, remedy: format!("allow plans of {}", more.budget()) }
+    stuck(reason, format!("allow plans of {}", more.budget()))
 }
 
-fn of_unmoved(state: &State<'_, '_>, scan: &Scan, vm: VmIx, options: &PlanOptions) -> Verdict {
+fn stays(reason: impl Into<String>) -> Verdict {
+    Verdict::Stays { reason: reason.into(), alternative: None }
+}
+
+fn stuck(reason: String, remedy: String) -> Verdict {
+    Verdict::Stuck { reason, remedy, core: Vec::new() }
+}
+
+fn of_unmoved(
+    state: &State<'_, '_>,
+    scan: &Scan,
+    cores: &mut Cores<'_, '_>,
+    vm: VmIx,
+    options: &PlanOptions,
+) -> Verdict {
     let problem = state.problem;
     let info = problem.vm(vm);
     if let Some(bound_for) = info.bound_for {
@@ -163,19 +225,14 @@ fn of_unmoved(state: &State<'_, '_>, scan: &Scan, vm: VmIx, options: &PlanOption
             problem.host(info.host).id,
             problem.host(bound_for).id
         );
-        return Verdict::Stays { reason };
+        return stays(reason);
     }
     let ought = ought_to_move(state, vm);
     if let Some((cause, why)) = ought {
-        return of_stuck(state, vm, cause, &why, options);
+        return of_stuck(state, cores, vm, cause, &why, options);
     }
     if let Some(refusal) = why_it_cannot_leave(problem, vm) {
-        return Verdict::Stays { reason: refusal.reason };
-    }
-    if info.vm.automation == Automation::Manual {
-        return Verdict::Stays {
-            reason: "its automation is manual: only an operator moves it".to_owned(),
-        };
+        return stays(refusal.reason);
     }
     of_levelled(state, scan, vm, options)
 }
@@ -235,21 +292,19 @@ fn wrong_about(state: &State<'_, '_>, vm: VmIx, rule: RuleIx) -> String {
 
 fn of_stuck(
     state: &State<'_, '_>,
+    cores: &mut Cores<'_, '_>,
     vm: VmIx,
     cause: Cause,
     why: &str,
     options: &PlanOptions,
 ) -> Verdict {
-    let stuck = |reason: String, remedy: String| Verdict::Stuck {
-        reason: format!("{why}, but {reason}"),
-        remedy,
-    };
+    let but = |reason: String, remedy: String| stuck(format!("{why}, but {reason}"), remedy);
     let info = state.problem.vm(vm);
     if let Some(Refusal { reason, remedy, .. }) = why_it_cannot_leave(state.problem, vm) {
-        return stuck(reason, remedy);
+        return but(reason, remedy);
     }
     if !allowed_by_options(cause, options) {
-        return stuck(
+        return but(
             "this plan was not asked to mend that".to_owned(),
             "plan for all causes".to_owned(),
         );
@@ -259,13 +314,20 @@ fn of_stuck(
             Automation::Partial => "partial, which covers maintenance only",
             _ => "manual",
         };
-        return stuck(
+        return but(
             format!("its automation is {level}"),
             format!("run 'ballast vm migrate {}', or raise its automation", info.id),
         );
     }
     let (reason, remedy) = why_no_target(state, vm, cause, options);
-    stuck(reason, remedy)
+    if let Some(core) = cores.of(vm) {
+        let reason = format!("{why}, but {reason}; {}", core.reason);
+        return Verdict::Stuck { reason, remedy: core.remedy, core: core.constraints };
+    }
+    match cores.memory_short() {
+        Some(short) => but(format!("{reason}; {}", short.reason), short.remedy),
+        None => but(reason, remedy),
+    }
 }
 
 fn allowed_by_options(cause: Cause, options: &PlanOptions) -> bool {
@@ -364,57 +426,99 @@ pub(crate) fn why_no_target(
     (reason, remedy)
 }
 
-/// A VM that is well where it is: why nothing better is done with it.
+/// A VM that is well where it is: the best that could be done with it, and what forbids or outweighs that.
 fn of_levelled(state: &State<'_, '_>, scan: &Scan, vm: VmIx, options: &PlanOptions) -> Verdict {
-    let (problem, at) = (state.problem, state.at(vm));
+    let automation = state.problem.vm(vm).vm.automation;
+    let by_hand = "its automation is manual: only an operator moves it";
     if !options.causes.balance {
-        return Verdict::Stays { reason: "nothing is wrong with it where it is".to_owned() };
+        return stays(match automation {
+            Automation::Manual => by_hand,
+            _ => "nothing is wrong with it where it is",
+        });
     }
-    let best = solve::best_unhindered(state, scan, vm, options.gain_floor());
+    let best = solve::best_unhindered(state, scan, vm, f64::NEG_INFINITY);
     let Some(best) = best else {
-        let sums = state.sums();
-        return Verdict::Stays {
-            reason: format!(
-                "no move of it would level the load enough to be worth it: host {} is at {}, the mean is {} and {}",
-                problem.host(at).id,
-                shares(state, at),
-                sums.mean(CPU),
-                sums.mean(MEMORY)
-            ),
-        };
+        return stays("there is no other host that takes VMs");
     };
-    let to = problem.host(best.to).id;
-    let would = format!("{to} would be better by {}", points(imbalance_fall(state, best.gain)));
-    let blocked = state.obstacle(vm, best.to).map(|o| explain(state, vm, best.to, o).reason);
-    let reason = if let Some(why) = blocked {
-        format!("{would}, but {why}, and no other host is worth the move")
-    } else if !state.cpu_allows(vm, best.to, Cause::Balance, options) {
-        let cpu = Ratio::new(state.cpu_share_after(vm, best.to));
-        format!(
-            "{would}, but would reach {cpu} CPU, above the ceiling of {}, and no other host is worth the move",
-            options.cpu_ceiling
-        )
-    } else if problem.vm(vm).vm.automation == Automation::Partial {
-        format!(
-            "{would}, but its automation is partial, which covers maintenance only; to move it, run \
-             'ballast vm migrate {} --to {to}'",
-            problem.vm(vm).id
-        )
-    } else if let Some(rule) = state.discrete_broken(vm, best.to) {
-        format!("{would}, but rule {} would not hold then", problem.rule(rule).id)
-    } else if state.preference_change(vm, best.to) > 0 {
-        format!("{would}, but a rule prefers it where it is, and no other host is worth the move")
+    let alternative = alternative(state, vm, &best, options);
+    let reason = if best.gain < options.gain_floor() {
+        outweighed(&alternative)
     } else {
-        format!("{would}, but the search ended before it; a later plan may move it")
+        let would = format!("{} would be better by {}", alternative.to, points(alternative.gain));
+        format!("{would}, but {}", forbidden(state, vm, best.to, options))
     };
-    Verdict::Stays { reason }
+    Verdict::Stays { reason, alternative: Some(alternative) }
+}
+
+fn alternative(state: &State<'_, '_>, vm: VmIx, best: &Best, options: &PlanOptions) -> Alternative {
+    let (problem, info) = (state.problem, state.problem.vm(vm));
+    let to = problem.host(best.to);
+    let cost = cost::of_move(info.vm, problem.host(state.at(vm)).host, to.host);
+    Alternative {
+        to: to.id.clone(),
+        gain: imbalance_fall(state, best.gain),
+        worth: best.gain.max(0.0).sqrt(),
+        worth_min: options.gain_floor().sqrt(),
+        cost_bytes: cost.bytes.get(),
+        cost_micros: u64::try_from(cost.duration.as_micros()).unwrap_or(u64::MAX),
+    }
+}
+
+/// Why the best move of a VM is not worth it.
+fn outweighed(best: &Alternative) -> String {
+    if best.gain.abs() < GAIN_SHOWN_MIN {
+        return format!("its best move, to {}, would leave the imbalance as it is", best.to);
+    }
+    if best.gain < 0.0 {
+        return format!(
+            "every move of it would raise the imbalance, the best, to {}, by {}",
+            best.to,
+            points(-best.gain)
+        );
+    }
+    format!(
+        "its best move, to {}, would lower the imbalance by {} and send {}: worth a host {} off the mean, {} is the least",
+        best.to,
+        points(best.gain),
+        Bytes(best.cost_bytes),
+        Ratio::new(best.worth),
+        Ratio::new(best.worth_min)
+    )
+}
+
+/// Why a move that would be worth it is not made.
+fn forbidden(state: &State<'_, '_>, vm: VmIx, to: HostIx, options: &PlanOptions) -> String {
+    const NO_OTHER: &str = "no other host is worth the move";
+    let problem = state.problem;
+    let (info, to_id) = (problem.vm(vm), problem.host(to).id);
+    let by_hand = |level: &str| {
+        format!(
+            "its automation is {level}; to move it, run 'ballast vm migrate {} --to {to_id}'",
+            info.id
+        )
+    };
+    let blocked = state.obstacle(vm, to).map(|o| explain(state, vm, to, o).reason);
+    if let Some(why) = blocked {
+        format!("{why}, and {NO_OTHER}")
+    } else if !state.cpu_allows(vm, to, Cause::Balance, options) {
+        let cpu = Ratio::new(state.cpu_share_after(vm, to));
+        let ceiling = options.cpu_ceiling;
+        format!("would reach {cpu} CPU, above the ceiling of {ceiling}, and {NO_OTHER}")
+    } else if info.vm.automation == Automation::Partial {
+        by_hand("partial, which covers maintenance only")
+    } else if info.vm.automation == Automation::Manual {
+        by_hand("manual")
+    } else if let Some(rule) = state.discrete_broken(vm, to) {
+        format!("rule {} would not hold then", problem.rule(rule).id)
+    } else if state.preference_change(vm, to) > 0 {
+        format!("a rule prefers it where it is, and {NO_OTHER}")
+    } else {
+        "the search ended before it; a later plan may move it".to_owned()
+    }
 }
 
 /// What a fall of the spread means for the imbalance.
 fn imbalance_fall(state: &State<'_, '_>, fall: f64) -> f64 {
     let (spread, now) = (state.sums().spread(), state.sums().imbalance().get());
-    if spread <= 0.0 {
-        return 0.0;
-    }
-    now - now * ((spread - fall).max(0.0) / spread).sqrt()
+    now - state.sums().imbalance_of((spread - fall).max(0.0)).get()
 }

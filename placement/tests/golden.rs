@@ -36,8 +36,8 @@ fn render(planning: &Planning) -> String {
             Verdict::Moves { step, reason } => {
                 writeln!(text, "{vm} moves in step {step}: {reason}")
             }
-            Verdict::Stays { reason } => writeln!(text, "{vm} stays: {reason}"),
-            Verdict::Stuck { reason, remedy } => {
+            Verdict::Stays { reason, .. } => writeln!(text, "{vm} stays: {reason}"),
+            Verdict::Stuck { reason, remedy, .. } => {
                 writeln!(text, "{vm} is stuck: {reason}\n    remedy: {remedy}")
             }
         }

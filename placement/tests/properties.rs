@@ -309,8 +309,8 @@ proptest! {
                     prop_assert_eq!(&planning.plan.steps[*step].vm, id);
                     prop_assert!(!reason.is_empty());
                 }
-                Verdict::Stays { reason } => prop_assert!(!reason.is_empty() && !moved.contains(id)),
-                Verdict::Stuck { reason, remedy } => {
+                Verdict::Stays { reason, .. } => prop_assert!(!reason.is_empty() && !moved.contains(id)),
+                Verdict::Stuck { reason, remedy, .. } => {
                     prop_assert!(!reason.is_empty() && !remedy.is_empty() && !moved.contains(id));
                 }
             }

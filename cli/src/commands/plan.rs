@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ballast_model::plan::{CurvePoint, StepCause, StepTiming};
+use ballast_model::plan::{CurvePoint, StepCause, StepTiming, TermChange};
 use ballast_model::{ClusterSnapshot, Planning, Ratio, Refusal, RefusalCode, Verdict, VmId};
 use ballast_placement::{PlanOptions, ask, scenario};
 use ballast_proto::convert::migration::micros;
@@ -46,6 +46,8 @@ struct StepView<'a> {
     stage: Option<u32>,
     start_micros: Option<u64>,
     duration_micros: Option<u64>,
+    reason: &'a str,
+    terms: &'a [TermChange],
 }
 
 /// A point of the trade-off as it is printed in JSON.
@@ -229,6 +231,9 @@ fn print(
     text += &steps(planning).render("no step: nothing to move");
     text += &summary(planning);
     text += &curve(planning);
+    if all {
+        text += &terms(planning);
+    }
     text += &verdicts(planning, all);
     output::print(&text)
 }
@@ -249,10 +254,6 @@ fn steps(planning: &Planning) -> Table {
     ]);
     for (index, step) in planning.plan.steps.iter().enumerate() {
         let after: Vec<String> = step.after.iter().map(usize::to_string).collect();
-        let reason = match planning.verdicts.get(&step.vm) {
-            Some(Verdict::Moves { reason, .. }) => reason.clone(),
-            _ => String::new(),
-        };
         table.row([
             index.to_string(),
             timing(planning, index).map_or_else(String::new, |timing| timing.stage.to_string()),
@@ -264,7 +265,7 @@ fn steps(planning: &Planning) -> Table {
             format!("{:+.3}", step.gain),
             units::bytes(step.cost.bytes.get()),
             units::time(step.cost.duration),
-            reason,
+            step.reason.clone(),
         ]);
     }
     table
@@ -317,6 +318,16 @@ fn curve(planning: &Planning) -> String {
     format!("\n{}", table.render(""))
 }
 
+/// What of the objective each step changes.
+fn terms(planning: &Planning) -> String {
+    let mut table = Table::new(&[("STEP", Align::Right), ("CHANGES", Align::Left)]);
+    for (index, step) in planning.plan.steps.iter().enumerate() {
+        let changes: Vec<String> = step.terms.iter().map(TermChange::to_string).collect();
+        table.row([index.to_string(), units::or_dash(&changes.join(", "))]);
+    }
+    if planning.plan.steps.is_empty() { String::new() } else { format!("\n{}", table.render("")) }
+}
+
 /// Those that ought to move and cannot; with `all`, every VM.
 fn verdicts(planning: &Planning, all: bool) -> String {
     let mut table =
@@ -324,9 +335,9 @@ fn verdicts(planning: &Planning, all: bool) -> String {
     let mut shown = false;
     for (vm, verdict) in &planning.verdicts {
         let (name, why) = match verdict {
-            Verdict::Stuck { reason, remedy } => ("stuck", format!("{reason}; {remedy}")),
+            Verdict::Stuck { reason, remedy, .. } => ("stuck", format!("{reason}; {remedy}")),
             Verdict::Moves { reason, .. } if all => ("moves", reason.clone()),
-            Verdict::Stays { reason } if all => ("stays", reason.clone()),
+            Verdict::Stays { reason, .. } if all => ("stays", reason.clone()),
             Verdict::Moves { .. } | Verdict::Stays { .. } => continue,
         };
         shown = true;
@@ -359,6 +370,8 @@ impl<'a> StepView<'a> {
             stage: timing.map(|timing| timing.stage),
             start_micros: timing.map(|timing| micros(timing.start)),
             duration_micros: timing.map(|timing| micros(timing.duration)),
+            reason: &step.reason,
+            terms: &step.terms,
         }
     }
 }

@@ -152,7 +152,7 @@ async fn tell_stuck(client: &Client, vms: &[String]) -> Result<(), Refusal> {
         return Ok(()); // a newer controller: waiting does not depend on it
     };
     for (vm, verdict) in &planning.verdicts {
-        if let Verdict::Stuck { reason, remedy } = verdict
+        if let Verdict::Stuck { reason, remedy, .. } = verdict
             && vms.iter().any(|name| name == vm.as_str())
         {
             eprintln!("  {vm} cannot leave: {reason}; {remedy}");

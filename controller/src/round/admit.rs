@@ -233,6 +233,8 @@ mod tests {
             after: Vec::new(),
             gain: 0.1,
             cost: StepCost { bytes: Bytes(1), duration: Duration::from_secs(1) },
+            reason: String::new(),
+            terms: Vec::new(),
         };
         Plan {
             snapshot: Revision(1),

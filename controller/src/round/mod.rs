@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ballast_model::plan::StepCause;
 use ballast_model::{
-    ClusterSnapshot, PlanId, Planning, ReasonTrail, Refusal, RefusalCode, Telemetry, Verdict,
+    ClusterSnapshot, PlanId, Planning, ReasonTrail, Refusal, RefusalCode, Telemetry,
 };
 use uuid::Uuid;
 
@@ -114,9 +114,9 @@ impl Controller {
 
     async fn start_step(self: &Arc<Self>, planning: &Planning, index: usize) {
         let step = &planning.plan.steps[index];
-        let why = match planning.verdicts.get(&step.vm) {
-            Some(Verdict::Moves { reason, .. }) => reason.clone(),
-            _ => "the plan asks for it".to_owned(),
+        let why = match step.reason.as_str() {
+            "" => "the plan asks for it".to_owned(),
+            reason => reason.to_owned(),
         };
         let drain = match step.cause {
             StepCause::Drain => self.repository.host(&step.from).await.ok().flatten(),
@@ -345,13 +345,14 @@ fn count(number: usize) -> i64 {
 mod tests {
     use super::*;
     use ballast_model::plan::PlanReport;
-    use ballast_model::{Plan, Ratio, Revision, Timestamp};
+    use ballast_model::{Plan, Ratio, Revision, Timestamp, Verdict};
 
     #[test]
     fn a_plan_of_any_size_can_be_kept() {
         for vms in [1_u32, 5_000, 100_000] {
             let stays = |n: u32| {
-                let verdict = Verdict::Stays { reason: "the load is level as it is".to_owned() };
+                let reason = "the load is level as it is".to_owned();
+                let verdict = Verdict::Stays { reason, alternative: None };
                 (format!("vm-{n}").parse().unwrap(), verdict)
             };
             let plan = Plan {

@@ -328,6 +328,8 @@ mod tests {
                 bytes: ballast_model::Bytes::ZERO,
                 duration: std::time::Duration::ZERO,
             },
+            reason: String::new(),
+            terms: Vec::new(),
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use ballast_model::{ClusterSnapshot, HostId, Refusal, RefusalCode, Rule, RuleId, VmId};
 
-use super::search::{Answer, search};
+use super::search::{Answer, Demand, Effort, search};
 
 /// The most rules that are looked at together; more are cut to those next to the rule in question.
 const RULES_MAX: usize = 200;
@@ -74,7 +74,7 @@ pub fn check_rule(snapshot: &ClusterSnapshot, rule: &Rule) -> Result<(), Refusal
 }
 
 /// The rules that share a VM or a named host with `first`, directly or over others.
-fn neighbourhood<'r>(rules: &[&'r Rule], first: &RuleId) -> Vec<&'r Rule> {
+pub(super) fn neighbourhood<'r>(rules: &[&'r Rule], first: &RuleId) -> Vec<&'r Rule> {
     let (mut vms, mut hosts) = (BTreeSet::<&VmId>::new(), BTreeSet::<&HostId>::new());
     let mut found: Vec<&Rule> = Vec::new();
     let mut rest: Vec<&Rule> = rules.to_vec();
@@ -98,22 +98,37 @@ fn neighbourhood<'r>(rules: &[&'r Rule], first: &RuleId) -> Vec<&'r Rule> {
     }
 }
 
-/// A core of the rules by deletion: what can be left out while the rest stays impossible is left out.
-fn core(snapshot: &ClusterSnapshot, mut rules: Vec<&Rule>) -> Option<Conflict> {
-    let Answer::Impossible(mut why) = search(snapshot, &rules) else { return None };
+/// A core of the rules.
+fn core<'a>(snapshot: &'a ClusterSnapshot, rules: Vec<&'a Rule>) -> Option<Conflict> {
+    let demands = rules.into_iter().map(Demand::Rule).collect();
+    let (core, why) = by_deletion(snapshot, demands, &mut Effort::unbounded())?;
+    let id = |demand: Demand<'_>| match demand {
+        Demand::Rule(rule) => Some(rule.id.clone()),
+        Demand::Closed(_) | Demand::Stays(_) => None,
+    };
+    let mut rules: Vec<RuleId> = core.into_iter().filter_map(id).collect();
+    rules.sort();
+    Some(Conflict { rules, why })
+}
+
+/// A core by deletion: what can be left out while the rest stays impossible is left out. With why the core is impossible.
+pub(super) fn by_deletion<'a>(
+    snapshot: &'a ClusterSnapshot,
+    mut demands: Vec<Demand<'a>>,
+    effort: &mut Effort,
+) -> Option<(Vec<Demand<'a>>, String)> {
+    let Answer::Impossible(mut why) = search(snapshot, &demands, effort) else { return None };
     let mut n = 0;
-    while n < rules.len() {
-        let mut fewer = rules.clone();
+    while n < demands.len() {
+        let mut fewer = demands.clone();
         fewer.remove(n);
-        if let Answer::Impossible(reason) = search(snapshot, &fewer) {
-            (rules, why) = (fewer, reason);
+        if let Answer::Impossible(reason) = search(snapshot, &fewer, effort) {
+            (demands, why) = (fewer, reason);
         } else {
             n += 1;
         }
     }
-    let mut ids: Vec<RuleId> = rules.iter().map(|rule| rule.id.clone()).collect();
-    ids.sort();
-    Some(Conflict { rules: ids, why })
+    Some((demands, why))
 }
 
 #[cfg(test)]

@@ -6,42 +6,103 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use ballast_model::plan::Constraint;
 use ballast_model::{ClusterSnapshot, Host, HostId, Rule, RuleKind, VmId};
 
-/// The most assignments tried.
+/// The most assignments tried for one question.
 const TRIES_MAX: usize = 20_000;
 /// The most VM-host pairs looked at; a larger question is not answered.
 const PAIRS_MAX: usize = 2_000_000;
 /// The most VMs that are placed one after the other; for more, counting has to do.
 const DEPTH_MAX: usize = 500;
 
-/// What is known about a set of rules.
+/// What a placement has to meet.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Demand<'a> {
+    /// A hard rule holds.
+    Rule(&'a Rule),
+    /// A host takes no VMs.
+    Closed(&'a HostId),
+    /// A VM stays where it is.
+    Stays(&'a VmId),
+}
+
+impl Demand<'_> {
+    pub(super) fn named(self) -> Constraint {
+        match self {
+            Self::Rule(rule) => Constraint::Rule { rule: rule.id.clone() },
+            Self::Closed(host) => Constraint::Closed { host: host.clone() },
+            Self::Stays(vm) => Constraint::Stays { vm: vm.clone() },
+        }
+    }
+}
+
+/// How much may be looked at in several searches together.
+#[derive(Debug)]
+pub(super) struct Effort {
+    tries: usize,
+    pairs: usize,
+}
+
+impl Effort {
+    /// As much as each search allows itself.
+    pub(super) fn unbounded() -> Self {
+        Self { tries: usize::MAX, pairs: usize::MAX }
+    }
+
+    /// For all questions about one plan: some tens of milliseconds.
+    pub(super) fn of_a_plan() -> Self {
+        Self { tries: TRIES_MAX, pairs: PAIRS_MAX / 10 }
+    }
+
+    fn take_try(&mut self) -> bool {
+        take(&mut self.tries, 1)
+    }
+
+    fn take_pairs(&mut self, pairs: usize) -> bool {
+        pairs <= PAIRS_MAX && take(&mut self.pairs, pairs)
+    }
+}
+
+/// Takes `some` of what is left; nothing is left when that is not enough.
+fn take(left: &mut usize, some: usize) -> bool {
+    let rest = left.checked_sub(some);
+    *left = rest.unwrap_or(0);
+    rest.is_some()
+}
+
+/// What is known about a set of demands.
 pub(super) enum Answer {
-    /// Some placement keeps them, or none was found to be impossible within the bound.
+    /// Some placement meets them, or none was found to be impossible within the bound.
     Perhaps,
     /// No placement does, and why.
     Impossible(String),
 }
 
-/// Whether the hosts can keep all these rules for the VMs they name.
-pub(super) fn search(snapshot: &ClusterSnapshot, rules: &[&Rule]) -> Answer {
-    let Some(mut board) = Board::new(snapshot, rules) else { return Answer::Perhaps };
-    if let Some(why) = board.by_counting() {
+/// Whether the hosts can meet all these demands for the VMs that the rules among them name.
+pub(super) fn search(
+    snapshot: &ClusterSnapshot,
+    demands: &[Demand<'_>],
+    effort: &mut Effort,
+) -> Answer {
+    let Some(mut board) = Board::new(snapshot, demands, effort) else { return Answer::Perhaps };
+    if let Some(why) = board.by_counting(effort) {
         return Answer::Impossible(why);
     }
     if board.vms.len() > DEPTH_MAX {
         return Answer::Perhaps;
     }
-    match board.place(0) {
-        Some(false) => {
-            Answer::Impossible("every way to place their VMs breaks one of them".to_owned())
-        }
+    match board.place(0, effort) {
+        Some(false) => Answer::Impossible(
+            "every way to place their VMs breaks one of them or takes more memory than a host has"
+                .to_owned(),
+        ),
         Some(true) | None => Answer::Perhaps,
     }
 }
 
 struct Board<'a> {
-    rules: &'a [&'a Rule],
+    rules: Vec<&'a Rule>,
     vms: Vec<&'a VmId>,
     memory: Vec<u64>,
     hosts: Vec<&'a HostId>,
@@ -64,14 +125,34 @@ struct Board<'a> {
 
 impl<'a> Board<'a> {
     /// `None` when the question is too large to be answered.
-    fn new(snapshot: &'a ClusterSnapshot, rules: &'a [&'a Rule]) -> Option<Self> {
+    fn new(
+        snapshot: &'a ClusterSnapshot,
+        demands: &[Demand<'a>],
+        effort: &mut Effort,
+    ) -> Option<Self> {
+        let (mut rules, mut closed, mut staying) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        for demand in demands {
+            match demand {
+                Demand::Rule(rule) => rules.push(*rule),
+                Demand::Closed(host) => drop(closed.insert(*host)),
+                Demand::Stays(vm) => drop(staying.insert(*vm)),
+            }
+        }
         let named: BTreeSet<&VmId> = rules.iter().flat_map(|rule| rule.kind.vms_named()).collect();
-        let hosts: Vec<&Host> = snapshot.hosts.values().collect();
-        if named.len().saturating_mul(hosts.len()) > PAIRS_MAX {
+        let hosts: Vec<&Host> =
+            snapshot.hosts.values().filter(|host| !closed.contains(&host.id)).collect();
+        if !effort.take_pairs(named.len().saturating_mul(hosts.len())) {
             return None;
         }
+        let open = |vm: &VmId| {
+            let mut open = open_hosts(snapshot, &rules, &hosts, vm);
+            if let Some(at) = snapshot.vms.get(vm).filter(|_| staying.contains(vm)) {
+                open.retain(|host| hosts[*host].id == at.host);
+            }
+            open
+        };
         let mut vms: Vec<(Vec<usize>, &VmId)> =
-            named.into_iter().map(|vm| (open_hosts(snapshot, rules, &hosts, vm), vm)).collect();
+            named.into_iter().map(|vm| (open(vm), vm)).collect();
         // The VMs with the fewest choices, then the largest, first: dead ends show early.
         let size = |vm: &VmId| snapshot.vms.get(vm).map_or(0, |vm| vm.size.memory.get());
         vms.sort_by_key(|(open, vm)| (open.len(), u64::MAX - size(vm), *vm));
@@ -97,9 +178,8 @@ impl<'a> Board<'a> {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates
         let room = |host: &&Host| (host.capacity.memory.get() as f64 * overcommit) as u64;
         Some(Self {
-            rules,
             memory: vms.iter().map(|vm| size(vm)).collect(),
-            alike: alike(&hosts, rules),
+            alike: alike(&hosts, &rules),
             room: hosts.iter().map(room).collect(),
             domain: rules.iter().map(|rule| domains(&hosts, rule)).collect(),
             at: vec![None; vms.len()],
@@ -110,12 +190,13 @@ impl<'a> Board<'a> {
             bound,
             needed,
             rules_of,
+            rules,
             tries: 0,
         })
     }
 
     /// What cannot be for lack of hosts or domains, seen by counting.
-    fn by_counting(&self) -> Option<String> {
+    fn by_counting(&self, effort: &mut Effort) -> Option<String> {
         if let Some(vm) = self.open.iter().position(Vec::is_empty) {
             return Some(format!("no host may and can run VM {}", self.vms[vm]));
         }
@@ -125,7 +206,7 @@ impl<'a> Board<'a> {
                 RuleKind::Spread { per_domain_max: Some(max), .. } => (*max, "domain"),
                 _ => continue,
             };
-            let seated = self.seated(n, each as usize);
+            let seated = self.seated(n, each as usize, effort)?;
             let wanted = self.bound[n].len();
             if seated < wanted {
                 return Some(format!(
@@ -138,7 +219,8 @@ impl<'a> Board<'a> {
     }
 
     /// How many of the rule's VMs find a seat when each domain has so many: a maximum matching by augmenting paths.
-    fn seated(&self, rule: usize, seats: usize) -> usize {
+    /// `None` when the effort ends before.
+    fn seated(&self, rule: usize, seats: usize, effort: &mut Effort) -> Option<usize> {
         let mut taken: HashMap<usize, Vec<usize>> = HashMap::new();
         let wanted: HashMap<usize, BTreeSet<usize>> = self.bound[rule]
             .iter()
@@ -146,13 +228,17 @@ impl<'a> Board<'a> {
             .collect();
         let mut seated = 0;
         for vm in &self.bound[rule] {
-            seated += usize::from(augment(*vm, seats, &wanted, &mut taken, &mut HashSet::new()));
+            let mut visited = HashSet::new();
+            seated += usize::from(augment(*vm, seats, &wanted, &mut taken, &mut visited));
+            if !effort.take_pairs(visited.len()) {
+                return None;
+            }
         }
-        seated
+        Some(seated)
     }
 
     /// Places VM `n` and all after it: whether that can be done, `None` when the bound is reached.
-    fn place(&mut self, n: usize) -> Option<bool> {
+    fn place(&mut self, n: usize, effort: &mut Effort) -> Option<bool> {
         if n == self.vms.len() {
             return Some(true);
         }
@@ -166,12 +252,12 @@ impl<'a> Board<'a> {
                 continue;
             }
             self.tries += 1;
-            if self.tries > TRIES_MAX {
+            if self.tries > TRIES_MAX || !effort.take_try() {
                 return None;
             }
             self.put(n, host);
             let well = self.rules_of[n].iter().all(|rule| self.can_still_hold(*rule));
-            let answer = if well { self.place(n + 1) } else { Some(false) };
+            let answer = if well { self.place(n + 1, effort) } else { Some(false) };
             self.take(n, host);
             if answer != Some(false) {
                 return answer;

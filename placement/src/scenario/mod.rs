@@ -17,17 +17,19 @@
 //! and writes the answer the way `expect` has it. Every bug report about a plan
 //! can be such a file.
 
+mod answers;
 mod parse;
+mod question;
 mod render;
 mod rules;
 mod words;
 
-use ballast_model::{ClusterSnapshot, HostId, Refusal, Resources, VmId};
+use ballast_model::{ClusterSnapshot, Refusal};
 
 use crate::PlanOptions;
 
 pub use parse::parse;
-pub use render::answer;
+pub use question::Question;
 
 /// The longest scenario that is read, in bytes.
 pub const SCENARIO_BYTES_MAX: usize = 1 << 20;
@@ -49,33 +51,10 @@ pub struct Scenario {
     pub source: String,
 }
 
-/// What a scenario asks of the planner.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Question {
-    /// A plan, and that planning again afterwards yields nothing.
-    Plan {
-        /// Every verdict, not only of VMs that move or ought to.
-        explain: bool,
-    },
-    /// Whether a VM may go to a host.
-    Check {
-        /// The VM.
-        vm: VmId,
-        /// The host.
-        host: HostId,
-    },
-    /// Where a VM would go.
-    Target {
-        /// The VM.
-        vm: VmId,
-    },
-    /// Where a new VM starts.
-    Place {
-        /// Its name.
-        vm: VmId,
-        /// Its size.
-        size: Resources,
-    },
+/// Asks the planner what the scenario asks, and writes the answers.
+pub fn answer(scenario: &Scenario) -> String {
+    let answers = scenario.questions.iter().map(|question| answers::answer(scenario, question));
+    answers.collect::<Vec<String>>().join("\n")
 }
 
 impl Scenario {

@@ -95,7 +95,10 @@ impl Reader {
             "policy" => self.policy(&mut Words::of(rest)),
             "moving" => self.moving(&mut Words::of(rest)),
             "option" => self.option(&mut Words::of(rest)),
-            "ask" => self.ask(&mut Words::of(rest)),
+            "ask" => {
+                self.scenario.questions.push(Question::parse(rest)?);
+                Ok(())
+            }
             "what-if" => self.what_if(rest),
             other => Err(format!("'{other}' begins no line of a scenario")),
         }
@@ -215,21 +218,6 @@ impl Reader {
         self.scenario.snapshot = changed.map_err(|refusal| refusal.reason)?.snapshot;
         Ok(())
     }
-
-    fn ask(&mut self, words: &mut Words<'_>) -> Result<(), String> {
-        let question = match words.word("a question")? {
-            "plan" => Question::Plan { explain: words.take("explain") },
-            "check" => Question::Check { vm: words.parse("a VM")?, host: words.parse("a host")? },
-            "target" => Question::Target { vm: words.parse("a VM")? },
-            "place" => Question::Place {
-                vm: words.parse("a VM")?,
-                size: Resources::new(cpu(words.word("CPU")?)?, memory(words.word("memory")?)?),
-            },
-            other => return Err(format!("'{other}' is no question")),
-        };
-        self.scenario.questions.push(question);
-        words.end()
-    }
 }
 
 /// `used` or `used/size`.
@@ -342,6 +330,14 @@ mod tests {
         refused("rule r: a b apart\n", "rule r names VM a, which does not exist");
         refused("option gain-min nonsense\n", "line 1: ");
         refused("+ v 1 1G\n", "no host stands above");
+        refused("ask\n", "line 1: a question is missing");
+        refused("ask why\n", "'why' is no question");
+        refused("ask restart\n", "a lost host is missing");
+        refused("ask spare 1\n", "memory is missing");
+        refused("ask spare 1 1G failures many\n", "line 1: ");
+        refused("ask what-if\n", "a change is missing");
+        refused("ask rule r: a b sideways\n", "what the rule demands");
+        refused("ask consolidate max 3\n", "'max' is not expected here");
     }
 
     #[test]

@@ -1,71 +1,23 @@
-//! The planner's answers as text that a reader checks at a glance.
+//! A plan as text that a reader checks at a glance.
 
-use std::fmt::Write;
+use ballast_model::plan::{StepCause, StepCost, TermChange};
+use ballast_model::{ClusterSnapshot, HostState, Planning, Ratio, Step, Telemetry, Verdict, VmId};
 
-use ballast_model::plan::StepCause;
-use ballast_model::{
-    ClusterSnapshot, HostState, Planning, Ratio, Refusal, Step, Telemetry, Verdict, VmId,
-};
-
-use super::{Question, Scenario};
-use crate::{Usage, check_step, choose_target, place, plan, usage};
+use super::Scenario;
+use super::answers::{line, refused};
+use crate::{Usage, plan, usage};
 
 /// Characters of a bar.
 const BAR: usize = 10;
 
-/// Asks the planner what the scenario asks, and writes the answers.
-///
-/// A refusal is an answer like any other.
-pub fn answer(scenario: &Scenario) -> String {
-    let (snapshot, options) = (&scenario.snapshot, &scenario.options);
-    let mut text = String::new();
-    for (n, question) in scenario.questions.iter().enumerate() {
-        if n > 0 {
-            text.push('\n');
-        }
-        match question {
-            Question::Plan { explain } => match plan(snapshot, options) {
-                Ok(planning) => {
-                    text += &planned(snapshot, &planning, *explain);
-                    text += &again(scenario, &planning);
-                }
-                Err(refusal) => text += &refused("plan", &refusal),
-            },
-            Question::Check { vm, host } => match check_step(snapshot, vm, host) {
-                Ok(()) => line(&mut text, format_args!("check {vm} -> {host}: yes")),
-                Err(refusal) => text += &refused(&format!("check {vm} -> {host}"), &refusal),
-            },
-            Question::Target { vm } => match choose_target(snapshot, vm, options) {
-                Ok(host) => line(&mut text, format_args!("target of {vm}: {host}")),
-                Err(refusal) => text += &refused(&format!("target of {vm}"), &refusal),
-            },
-            Question::Place { vm, size } => match place(snapshot, vm, *size, options) {
-                Ok(host) => line(&mut text, format_args!("place {vm}: {host}")),
-                Err(refusal) => text += &refused(&format!("place {vm}"), &refusal),
-            },
-        }
-    }
-    text
-}
-
-/// Writing to a string cannot fail.
-fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
-    let _infallible = writeln!(text, "{arguments}");
-}
-
-fn refused(what: &str, refusal: &Refusal) -> String {
-    let Refusal { code, reason, remedy } = refusal;
-    format!("{what}: {} {reason}\n    remedy: {remedy}\n", code.name())
-}
-
 /// The plan: before, steps, after, and who ought to move and cannot.
-fn planned(snapshot: &ClusterSnapshot, planning: &Planning, explain: bool) -> String {
+pub(super) fn planned(snapshot: &ClusterSnapshot, planning: &Planning, explain: bool) -> String {
     let plan = &planning.plan;
     let mut text = String::new();
     line(&mut text, format_args!("before: imbalance {}", plan.imbalance_before));
     text += &hosts(snapshot);
     for (n, step) in plan.steps.iter().enumerate() {
-        text += &step_lines(n, step, planning.verdicts.get(&step.vm), plan.steps.len());
+        text += &step_lines(n, step, plan.steps.len(), explain);
     }
     if plan.steps.is_empty() {
         text += "no steps\n";
@@ -79,7 +31,7 @@ fn planned(snapshot: &ClusterSnapshot, planning: &Planning, explain: bool) -> St
     text
 }
 
-fn step_lines(n: usize, step: &Step, verdict: Option<&Verdict>, steps: usize) -> String {
+fn step_lines(n: usize, step: &Step, steps: usize, explain: bool) -> String {
     let cause = match &step.cause {
         StepCause::Drain => "drain".to_owned(),
         StepCause::Rule { rule } => format!("rule {rule}"),
@@ -91,18 +43,20 @@ fn step_lines(n: usize, step: &Step, verdict: Option<&Verdict>, steps: usize) ->
         if after.is_empty() { String::new() } else { format!(", after {}", after.join(" ")) };
     let width = if steps > 10 { 2 } else { 1 };
     let mut text = format!("{n:width$} {} {} -> {}: {cause}{after}\n", step.vm, step.from, step.to);
-    if let Some(Verdict::Moves { step, reason }) = verdict
-        && *step == n
-    {
-        line(&mut text, format_args!("    {reason}"));
+    line(&mut text, format_args!("    {}", step.reason));
+    if explain {
+        let terms: Vec<String> = step.terms.iter().map(TermChange::to_string).collect();
+        let StepCost { bytes, duration } = step.cost;
+        line(&mut text, format_args!("    changes {}", terms.join(", ")));
+        line(&mut text, format_args!("    sends {bytes} in {:.1} s", duration.as_secs_f64()));
     }
     text
 }
 
 fn verdict_lines(vm: &VmId, verdict: &Verdict, explain: bool) -> String {
     match verdict {
-        Verdict::Stays { reason } if explain => format!("{vm} stays: {reason}\n"),
-        Verdict::Stuck { reason, remedy } => {
+        Verdict::Stays { reason, .. } if explain => format!("{vm} stays: {reason}\n"),
+        Verdict::Stuck { reason, remedy, .. } => {
             format!("{vm} is stuck: {reason}\n    remedy: {remedy}\n")
         }
         Verdict::Stays { .. } | Verdict::Moves { .. } => String::new(),
@@ -110,7 +64,7 @@ fn verdict_lines(vm: &VmId, verdict: &Verdict, explain: bool) -> String {
 }
 
 /// What a plan on the state this plan leads to would do: nothing, or the planner is not settled.
-fn again(scenario: &Scenario, planning: &Planning) -> String {
+pub(super) fn again(scenario: &Scenario, planning: &Planning) -> String {
     let mut snapshot = after(&scenario.snapshot, &planning.plan.steps);
     snapshot.revision = planning.plan.snapshot;
     match plan(&snapshot, &scenario.options) {
