@@ -14,7 +14,7 @@
 #   make bench-migrate   live migration next to QEMU's, PAIRS=9 of each case (needs root)
 #   make bench-downtime   what an idle guest misses in MOVES=100 moves, committed in each store (needs KVM)
 #   make bench-vmm   boot time, overhead, disks and networks next to QEMU's, ROUNDS=5 of each (needs root)
-#   make fuzz    hostile guests against the virtio devices, snapshots of any content; FUZZ_MINUTES minutes each
+#   make fuzz    hostile guests against the virtio devices, planner inputs of any content; FUZZ_MINUTES minutes each
 
 CARGO ?= cargo
 DEMO_ARGS ?=

@@ -14,6 +14,7 @@ use crate::door::obstacle::{Obstacle, lacking};
 use crate::door::problem::{HostIx, Problem, RuleIx, VmIx};
 use crate::door::rules::RuleBody;
 use crate::door::state::{Cause, State};
+use crate::explain::core::Cores;
 use crate::options::PlanOptions;
 use crate::solve;
 use crate::verdict::why_no_target;
@@ -355,6 +356,10 @@ pub fn place(
             refusal.reason =
                 format!("{}, and so or otherwise with every host that has room", refusal.reason);
             refusal.remedy = "change the rule, or make room on a host it allows".to_owned();
+            if let Some(core) = Cores::new(&problem).of(own) {
+                refusal.reason = format!("{}; {}", refusal.reason, core.reason);
+                refusal.remedy = core.remedy;
+            }
             Err(refusal)
         }
         (None, ..) if lacks_cpu => Err(Refusal::new(

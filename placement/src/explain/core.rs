@@ -4,9 +4,11 @@
 //! that the planner may not move stay. What each VM would need is asked of [`search`](super::search), first
 //! with the rules that name the VM, then with those next to them.
 
+use std::collections::BTreeSet;
+
 use ballast_model::plan::Constraint;
 use ballast_model::vm::Automation;
-use ballast_model::{Bytes, Rule};
+use ballast_model::{Bytes, Rule, VmId};
 
 use super::conflict::{by_deletion, neighbourhood};
 use super::search::{Demand, Effort};
@@ -76,9 +78,9 @@ impl<'p, 'a> Cores<'p, 'a> {
         let names = |rule: &&&Rule| rule.kind.vms_named().any(|named| named == id);
         let own: Vec<&Rule> = hard.iter().filter(names).copied().collect();
         let first = own.first()?.id.clone();
-        let (core, why) = self.among(&own).or_else(|| {
+        let (core, why) = self.among(vm, &own).or_else(|| {
             let near = neighbourhood(&hard, &first);
-            if near.len() > own.len() { self.among(&near) } else { None }
+            if near.len() > own.len() { self.among(vm, &near) } else { None }
         })?;
         if core.len() > DEMANDS_MAX {
             return None;
@@ -89,13 +91,15 @@ impl<'p, 'a> Cores<'p, 'a> {
         Some(Core { reason: reason(&constraints, &why), remedy: remedy(&constraints), constraints })
     }
 
-    fn among(&mut self, rules: &[&'a Rule]) -> Option<(Vec<Demand<'a>>, String)> {
+    /// A core of these rules, the closed hosts and the VMs that stay, of which `wanted` is none.
+    fn among(&mut self, wanted: VmIx, rules: &[&'a Rule]) -> Option<(Vec<Demand<'a>>, String)> {
         let problem = self.problem;
+        let named: BTreeSet<&VmId> = rules.iter().flat_map(|rule| rule.kind.vms_named()).collect();
         let stays = |vm: &VmIx| {
             let info = problem.vm(*vm);
+            let is_settled = info.bound_for.is_none() && problem.host(info.host).counts();
             let stays = !problem.can_leave(*vm) || info.vm.automation == Automation::Manual;
-            let named = || rules.iter().any(|rule| rule.kind.vms_named().any(|vm| vm == info.id));
-            stays && problem.host(info.host).counts() && named()
+            *vm != wanted && stays && is_settled && named.contains(info.id)
         };
         let closed = problem.host_ixs().filter(|host| !problem.host(*host).counts());
         let closed = closed.map(|host| Demand::Closed(problem.host(host).id));

@@ -7,6 +7,8 @@
 
 pub mod checker;
 mod parse;
+#[cfg(test)]
+mod tests;
 
 use ballast_model::Refusal;
 

@@ -1,39 +1,27 @@
-//! Snapshots of any content: refused with a reason, or planned.
-//!
-//! An input is the JSON of a small cluster with some values changed for extreme,
-//! foreign or missing ones, or with some bytes changed. Whatever it is, reading it
-//! and planning on it ends, without a panic and without the planner finding fault
-//! with its own plan. Every input follows from its number: a failure names it, and
-//! `FUZZ_FIRST=number` begins there.
-//!
-//! The ordinary test runs some hundred inputs; `make fuzz` runs [`campaign`] for
-//! `FUZZ_MINUTES` minutes.
+//! Snapshots of any content: read and planned on, and every question asked of them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // a test fails by panicking
+use std::collections::BTreeSet;
 
-use std::path::Path;
-use std::time::{Duration, Instant};
-
-use ballast_model::{Bytes, ClusterSnapshot, RefusalCode};
+use ballast_model::{Bytes, ClusterSnapshot, Refusal, RefusalCode, Resources};
+use ballast_placement::ask::{self, Shape};
 use ballast_placement::core::Rng;
-use ballast_placement::{PlanOptions, imbalance, plan, scenario, usage, yardstick};
+use ballast_placement::explain::conflict;
+use ballast_placement::{
+    PlanOptions, check_move, check_start, check_step, choose_target, imbalance, place, plan,
+    scenario, usage, yardstick,
+};
 use serde_json::Value;
+
+use super::{scenario_texts, scratch};
 
 /// The most changes of one input.
 const CHANGES_MAX: usize = 3;
-/// How often a campaign says how far it is.
-const PROGRESS: Duration = Duration::from_secs(60);
 const NUMBERS: [f64; 9] = [0.0, 1.0, -1.0, 0.5, 4e9, 9.3e18, 1.8e19, 1e300, -1e300];
 const WORDS: [&str; 8] = ["", "h0", "zz", "known", "unknown", "fixed", "12GiB", "\u{0}\u{1F600}"];
 
 /// The clusters of the scenarios and a made-up one.
-fn seeds() -> Vec<Value> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
-    let mut files: Vec<_> =
-        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let texts = files.iter().map(|file| std::fs::read_to_string(file).unwrap());
-    let parsed = texts.filter_map(|text| scenario::parse(&text).ok());
+pub(super) fn seeds() -> Vec<Value> {
+    let parsed = scenario_texts().into_iter().filter_map(|text| scenario::parse(&text).ok());
     let mut seeds: Vec<Value> =
         parsed.map(|scenario| serde_json::to_value(scenario.snapshot).unwrap()).collect();
     seeds.push(serde_json::to_value(yardstick::cluster(4, 24, 1)).unwrap());
@@ -41,7 +29,7 @@ fn seeds() -> Vec<Value> {
     seeds
 }
 
-fn input(seeds: &[Value], number: u64) -> Vec<u8> {
+pub(super) fn input(seeds: &[Value], number: u64) -> Vec<u8> {
     let mut random = Rng::new(number);
     let mut value = seeds[random.below(seeds.len())].clone();
     let foreign = &seeds[random.below(seeds.len())];
@@ -105,23 +93,8 @@ fn other(leaf: &Value, foreign: &Value, random: &mut Rng) -> Value {
     }
 }
 
-/// Changes some bytes.
-fn scratch(text: &mut Vec<u8>, random: &mut Rng) {
-    let at = random.below(text.len().max(1));
-    let some = random.below((text.len() - at).clamp(1, 32));
-    match random.below(3) {
-        0 if at < text.len() => text[at] ^= 1 << random.below(8),
-        1 => drop(text.drain(at..at + some)),
-        _ => {
-            let copy = text[at..at + some].to_vec();
-            let to = random.below(text.len().max(1));
-            text.splice(to..to, copy);
-        }
-    }
-}
-
-/// Reads and plans; whether the input was a snapshot at all.
-fn run(input: &[u8]) -> bool {
+/// Reads, plans and asks; whether the input was a snapshot at all.
+pub(super) fn run(input: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(input) else { return false };
     let snapshot = match ClusterSnapshot::from_json(text) {
         Ok(snapshot) => snapshot,
@@ -149,42 +122,56 @@ fn run(input: &[u8]) -> bool {
         let all = used.memory_capacity.get().saturating_add(used.memory_over.get());
         assert!(sum.get() == all || all == u64::MAX || sum.get() == u64::MAX, "{used:?}");
     }
+    question(&snapshot);
     true
 }
 
-fn run_number(seeds: &[Value], number: u64) -> bool {
-    let input = input(seeds, number);
-    let outcome = std::panic::catch_unwind(|| run(&input));
-    let Ok(is_snapshot) = outcome else {
-        let path = std::env::temp_dir().join(format!("ballast-fuzz-snapshot-{number}.json"));
-        std::fs::write(&path, &input).unwrap();
-        panic!("input {number} fails: {}", path.display());
-    };
-    is_snapshot
-}
-
-#[test]
-fn snapshots_of_any_content_are_refused_or_planned() {
-    let seeds = seeds();
-    let snapshots = (0..300).filter(|number| run_number(&seeds, *number)).count();
-    assert!((30..290).contains(&snapshots), "{snapshots} of 300 inputs were snapshots");
-}
-
-#[test]
-#[ignore = "runs for FUZZ_MINUTES minutes"]
-fn campaign() {
-    let seeds = seeds();
-    let of = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let time = Duration::from_secs(60 * of("FUZZ_MINUTES").unwrap_or(10));
-    let (first, begin) = (of("FUZZ_FIRST").unwrap_or(0_u64), Instant::now());
-    let (mut number, mut snapshots, mut told) = (first, 0_u64, Instant::now());
-    while begin.elapsed() < time {
-        snapshots += u64::from(run_number(&seeds, number));
-        number += 1;
-        if told.elapsed() > PROGRESS {
-            told = Instant::now();
-            eprintln!("snapshot: {} inputs, {snapshots} of them snapshots", number - first);
+/// Asks about the first VM and the first hosts; a no names a reason and a remedy.
+fn question(snapshot: &ClusterSnapshot) {
+    let options = PlanOptions::default();
+    said(ask::reboot_groups(snapshot, 2, &options));
+    said(ask::consolidate(snapshot, 1, &options));
+    said(conflict(snapshot));
+    let lost: BTreeSet<_> = snapshot.hosts.keys().take(2).cloned().collect();
+    if let Some(found) = said(ask::restart(snapshot, &lost, &options)) {
+        let starts = found.starts.iter().map(|start| &start.vm);
+        let all: BTreeSet<_> = starts.chain(found.stranded.iter().map(|(vm, _)| vm)).collect();
+        assert_eq!(all.len(), found.starts.len() + found.stranded.len());
+        assert!(found.starts.iter().all(|start| !lost.contains(&start.to)));
+    }
+    for host in &lost {
+        for change in ["drain", "quarantine", "fail", "add host like"] {
+            said(ask::what_if(snapshot, &format!("{change} {host}"), &options));
         }
     }
-    eprintln!("snapshot: nothing found with {} inputs, {snapshots} snapshots", number - first);
+    for rule in snapshot.rules.keys().take(2) {
+        said(ask::what_if(snapshot, &format!("without rule {rule}"), &options));
+    }
+    let Some(vm) = snapshot.vms.values().next() else { return };
+    for change in ["add 2 vms like", "without vm"] {
+        said(ask::what_if(snapshot, &format!("{change} {}", vm.id), &options));
+    }
+    said(choose_target(snapshot, &vm.id, &options));
+    said(place(snapshot, &vm.id, vm.size, &options));
+    for host in &lost {
+        said(check_step(snapshot, &vm.id, host));
+        said(check_move(snapshot, &vm.id, host));
+        said(check_start(snapshot, &vm.id, host));
+    }
+    // Shapes of which a host holds few: counting millions is no test of anything but patience.
+    let largest = snapshot.hosts.values().map(|host| host.capacity.memory.get()).max().unwrap_or(0);
+    let memory = Bytes(vm.size.memory.get().max(largest / 64).max(1));
+    let size = Resources::new(vm.size.cpu, memory);
+    let shape = Shape { size, demand: vm.demand.cpu, needs: vm.needs.clone() };
+    for failures in 0..3 {
+        said(ask::spare(snapshot, &shape, failures, &options));
+    }
+    said(ask::room(snapshot, &shape, &options));
+}
+
+fn said<T>(answer: Result<T, Refusal>) -> Option<T> {
+    if let Err(refusal) = &answer {
+        assert!(!refusal.reason.is_empty() && !refusal.remedy.is_empty(), "{refusal:?}");
+    }
+    answer.ok()
 }
