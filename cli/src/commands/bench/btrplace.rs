@@ -16,7 +16,7 @@ use ballast_model::{Refusal, RefusalCode};
 use ballast_placement::simulate::{Act, Guest, Law, World};
 use serde::Serialize;
 
-use super::input::{invalid, parse, read};
+use super::input::{invalid_at, parse, read};
 use crate::output;
 use file::{Constraint, Instance};
 
@@ -85,8 +85,9 @@ pub(super) fn run(path: &Path) -> Result<(), Refusal> {
 }
 
 fn load(path: &Path) -> Result<Instance, Refusal> {
-    let view: file::FileView = parse(path, &read(path)?)?;
-    Instance::new(view).map_err(|what| invalid(path, &what))
+    let text = read(path)?;
+    let view: file::FileView = parse(path, &text)?;
+    Instance::new(view).map_err(|what| invalid_at(path, &text, &what))
 }
 
 fn in_file(path: &Path, refusal: Refusal) -> Refusal {

@@ -14,7 +14,7 @@ use ballast_placement::order::{HostLimits, Timing};
 use ballast_placement::simulate::{Act, Guest, World};
 use serde::{Deserialize, Serialize};
 
-use super::input::{invalid, parse, read};
+use super::input::{invalid_at, parse, read};
 use crate::output;
 
 /// Kept for ordering, replaying and printing.
@@ -230,8 +230,9 @@ struct Cluster {
 }
 
 fn load(path: &Path, unit: u64) -> Result<Cluster, Refusal> {
-    let view: FileView = parse(path, &read(path)?)?;
-    cluster(view, unit).map_err(|what| invalid(path, &what))
+    let text = read(path)?;
+    let view: FileView = parse(path, &text)?;
+    cluster(view, unit).map_err(|what| invalid_at(path, &text, &what))
 }
 
 /// The file as a yard, or what is wrong with it and where.
@@ -255,10 +256,10 @@ fn cluster(view: FileView, unit: u64) -> Result<Cluster, String> {
     let yard = Yard::new(build.cells, build.pieces, unit);
     for (cell, free) in (0_u32..).zip(&build.free) {
         if yard.free(cell) != *free {
-            let host = &build.hosts[yard.cells()[cell as usize].host as usize];
-            let node = build.nodes[cell as usize];
+            let n = yard.cells()[cell as usize].host;
+            let (host, node) = (&build.hosts[n as usize], build.nodes[cell as usize]);
             return Err(format!(
-                "{host} node {node}: {free:?} free (cores, bytes) by host_info, {:?} by vm_instance",
+                "cluster_list[0].host_info[{n}].numa ({host} node {node}): {free:?} free (cores, bytes) by host_info, {:?} by vm_instance",
                 yard.free(cell)
             ));
         }
@@ -381,9 +382,17 @@ mod tests {
             &VM.replace("\"node\":0", "\"node\":7"),
             "vm_instance[0].numa (vm0): no node 7",
         );
-        check(HOST, &VM.replace("\"cpu\":4", "\"cpu\":5"), "pm0 node 0: [40, 94371840] free");
+        check(
+            HOST,
+            &VM.replace("\"cpu\":4", "\"cpu\":5"),
+            "line 1: cluster_list[0].host_info[0].numa (pm0 node 0): [40, 94371840] free",
+        );
         check(HOST, &VM.replace("\"cpu\":4", "\"cpu\":-4"), "line 4 column");
-        check(HOST, &format!("{VM},{VM}"), "vm_instance[1].instance_id: vm0 twice");
+        check(
+            HOST,
+            &format!("{VM},{VM}"),
+            "line 4: cluster_list[0].vm_instance[1].instance_id: vm0 twice",
+        );
         check(&format!("{HOST},{HOST}"), VM, "host_info[1].node_id: pm0 twice");
         check(
             &HOST.replace("44,\"free_cpu\":40", "44,\"free_cpu\":45"),

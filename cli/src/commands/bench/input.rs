@@ -8,6 +8,8 @@ use ballast_model::{Refusal, RefusalCode};
 use flate2::read::MultiGzDecoder;
 use serde::de::DeserializeOwned;
 
+use super::line;
+
 /// The most bytes of an input, unpacked.
 const BYTES_MAX: u64 = 512 << 20;
 /// The most bytes of a text, decompressed.
@@ -56,6 +58,14 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Refusal> {
 /// What is wrong with the text.
 pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(text).map_err(|error| invalid(path, &error.to_string()))
+}
+
+/// A mistake in the content of a JSON file. `what` begins with the path of the place, which is named with its line.
+pub(super) fn invalid_at(path: &Path, text: &[u8], what: &str) -> Refusal {
+    match line::of(text, what) {
+        Some(line) => invalid(path, &format!("line {line}: {what}")),
+        None => invalid(path, what),
+    }
 }
 
 /// A mistake in the file's content. `what` names the place.

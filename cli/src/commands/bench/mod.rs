@@ -1,13 +1,15 @@
 //! `ballast bench`: the planner's parts on public problems, one problem a call.
 //!
-//! Each prints one line of JSON, so that a table can be made of many runs. A
-//! plan is replayed by the simulator before anything is printed: a benchmark
-//! does not report what could not be executed.
+//! Each prints one line of JSON, so that a table can be made of many runs. What
+//! was found is checked by one that shares nothing with the solver before
+//! anything is printed: plans are replayed by the simulator, reassignments are
+//! weighed by the challenge's rules. `shadow` reports a replay itself.
 
 mod balance;
 mod btrplace;
 mod fragments;
 mod input;
+mod line;
 mod roadef;
 mod shadow;
 

@@ -27,6 +27,10 @@ struct Line {
 }
 
 pub(super) fn run(args: &RoadefArgs) -> Result<(), Refusal> {
+    output::print_bytes((to_json(&solved(args)?)? + "\n").as_bytes())
+}
+
+fn solved(args: &RoadefArgs) -> Result<Line, Refusal> {
     let start = Instant::now();
     let clock = move || start.elapsed().as_secs_f64();
     let model_text = input::read_text(&args.model)?;
@@ -50,14 +54,13 @@ pub(super) fn run(args: &RoadefArgs) -> Result<(), Refusal> {
     if let Some(out) = &args.out {
         std::fs::write(out, &assignment).map_err(|error| io(out, &error))?;
     }
-    let line = Line {
+    Ok(Line {
         initial: narrow(initial_cost)?,
         cost: narrow(cost)?,
         seconds: (clock() * 1000.0).round() / 1000.0,
         seed: args.seed,
         evaluations_per_second: per_second(found.evaluations, searched),
-    };
-    output::print_bytes((to_json(&line)? + "\n").as_bytes())
+    })
 }
 
 fn options(args: &RoadefArgs) -> SearchOptions {
@@ -110,4 +113,65 @@ fn io(path: &Path, error: &std::io::Error) -> Refusal {
         format!("{}: {error}", path.display()),
         "name a file that can be read and written",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two machines with 100 of one resource, 50 of it safe; two processes of 40 on the first.
+    const MODEL: &str =
+        "1\n0 10\n2\n0 0 100 50 0 1\n0 1 100 50 1 0\n2\n0 0\n0 0\n2\n0 40 3\n1 40 2\n0\n1 1 1\n";
+
+    fn run_on(model: (&str, &[u8]), assignment: &str) -> Result<(Line, String), Refusal> {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out.txt");
+        let args = RoadefArgs {
+            model: dir.path().join(model.0),
+            assignment: dir.path().join("initial.txt"),
+            seconds: 0.2,
+            seed: 1,
+            threads: Some(1),
+            out: Some(out.clone()),
+        };
+        std::fs::write(&args.model, model.1).unwrap();
+        std::fs::write(&args.assignment, assignment).unwrap();
+        let line = solved(&args)?;
+        Ok((line, std::fs::read_to_string(out).unwrap()))
+    }
+
+    fn check(line: &Line, written: &str) {
+        // 30 beyond what is safe at 10 each; the cheaper process moves for 2 + 1 (service) + 1 (machine).
+        assert_eq!((line.initial, line.cost), (300, 4));
+        assert_eq!(written, "0 1\n");
+    }
+
+    #[test]
+    fn a_small_instance_is_solved_and_written() {
+        let (line, written) = run_on(("model.txt", MODEL.as_bytes()), "0 0\n").unwrap();
+        check(&line, &written);
+    }
+
+    #[test]
+    fn files_may_be_compressed() {
+        let mut packed = Vec::new();
+        lzma_rs::xz_compress(&mut MODEL.as_bytes(), &mut packed).unwrap();
+        let (line, written) = run_on(("model.xz", &packed), "0 0\n").unwrap();
+        check(&line, &written);
+        let reason = run_on(("model.xz", &packed[..20]), "0 0").unwrap_err().reason;
+        assert!(reason.contains("model.xz: it does not decompress"), "{reason}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_file_and_line() {
+        let refused = |model: &str, assignment: &str, expected: &str| {
+            let reason = run_on(("model.txt", model.as_bytes()), assignment).unwrap_err().reason;
+            assert!(reason.contains(expected), "{reason}");
+        };
+        refused("1\n2 10", "0", "model.txt: line 2: the transient flag is 2");
+        refused(MODEL, "0 7", "initial.txt: line 1: the machine of a process is 7");
+        refused(MODEL, "0", "initial.txt: line 1: the text ends");
+        let full = MODEL.replace("1 40 2", "1 70 2");
+        refused(&full, "0 0", "machine 0 holds 110 of resource 0 and has 100");
+    }
 }

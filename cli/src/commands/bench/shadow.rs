@@ -71,3 +71,48 @@ fn recordings(path: &Path) -> Result<Vec<PathBuf>, Refusal> {
     found.sort();
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(path: &Path) -> ShadowArgs {
+        ShadowArgs {
+            path: path.to_owned(),
+            vms_per_host: 2,
+            every: 3,
+            moves: 20,
+            aggressiveness: 3,
+            seed: 1,
+        }
+    }
+
+    #[test]
+    fn recordings_of_a_directory_are_replayed_in_order_of_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let day = |first: u32| -> String {
+            let line = |vm: u32| {
+                let percent = (0..24).map(|n| ((first + vm * 13 + n * 7) % 100).to_string());
+                format!("vm{vm},{}\n", percent.collect::<Vec<_>>().join(","))
+            };
+            (0..6).map(line).collect()
+        };
+        for (name, text) in [("b.csv", day(5)), ("a.csv", day(40)), ("notes.txt", "x".to_owned())] {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        let found = recordings(dir.path()).unwrap();
+        let names: Vec<_> = found.iter().filter_map(|path| path.file_name()).collect();
+        assert_eq!(names, ["a.csv", "b.csv"]);
+        run(&args(dir.path())).unwrap();
+    }
+
+    #[test]
+    fn a_recording_that_cannot_be_read_is_named_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(recordings(dir.path()).unwrap_err().reason.contains("holds 0 recordings"));
+        let path = dir.path().join("a.csv");
+        std::fs::write(&path, "vm0,1,2,3\nvm1,1,two,3\n").unwrap();
+        let reason = run(&args(&path)).unwrap_err().reason;
+        assert!(reason.contains("a.csv: line 2"), "{reason}");
+    }
+}
