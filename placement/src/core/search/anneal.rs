@@ -1,6 +1,7 @@
 //! Simulated annealing with shifts and swaps, by one thread or a team.
 //!
-//! The temperature falls geometrically with the share of the budget used. In
+//! The temperature falls geometrically with the share of the budget used, and in the last part of a walk
+//! that ends warm faster still: what moves cost is small next to load, and settles only in the cold. In
 //! an objective of several levels, the first level in which a move makes a
 //! difference decides, with a temperature of its own; a hard violation is never added.
 //!
@@ -23,6 +24,8 @@ use super::walk::{CHUNK, Climate, Walk};
 #[derive(Debug, Clone, Copy)]
 struct Schedule {
     temperature: (f64, f64),
+    /// Share of the budget after which what is left is cooled down to [`COLD`].
+    settles_from: f64,
     penalty: (f64, f64),
     /// Share of the budget after which capacities are kept to the letter.
     relaxed_until: f64,
@@ -33,14 +36,23 @@ impl Schedule {
     /// cool down to where it started. A long one mixes far better on tight instances when
     /// it may pass through overloaded states, which needs an objective of one sum to put a price on them.
     fn for_length(per_item: f64, items: usize, one_sum: bool) -> Self {
-        let between =
-            |low: f64, high: f64, share: f64| low * (high / low).powf(share.clamp(0.0, 1.0));
         let length = (per_item.max(1.0) / SHORT).ln() / (LONG / SHORT).ln();
         let hottest = if one_sum { HOT } else { WARM };
-        let first = if items <= FEW { hottest } else { between(COOL, hottest, length) };
+        let first =
+            if items <= FEW { hottest } else { geometric((COOL, hottest), length.clamp(0.0, 1.0)) };
         let relaxed = one_sum && per_item >= RELAXED_FROM;
         let relaxed_until = if relaxed { HURRY_WITHIN.start } else { 0.0 };
-        Self { temperature: (first, first * COOLING), penalty: (3.0, 60.0), relaxed_until }
+        let last = first * COOLING;
+        let settles_from = if last > COLD { SETTLES_FROM } else { 1.0 };
+        Self { temperature: (first, last), settles_from, penalty: (3.0, 60.0), relaxed_until }
+    }
+
+    fn temperature_at(&self, progress: f64) -> f64 {
+        let (first, last) = self.temperature;
+        if progress < self.settles_from {
+            return geometric((first, last), progress / self.settles_from);
+        }
+        geometric((last, COLD), (progress - self.settles_from) / (1.0 - self.settles_from))
     }
 }
 
@@ -61,6 +73,10 @@ const WARM: f64 = 0.3;
 
 /// The last temperature as a share of the first.
 const COOLING: f64 = 0.004;
+
+/// When a walk that ends warmer than cold begins to settle, and where it ends then.
+const SETTLES_FROM: f64 = 0.9;
+const COLD: f64 = HOT * COOLING / 100.0;
 
 /// Weighed moves an item and thread from which on each thread of a team walks alone: longer walks
 /// differ more by luck than they would gain by being longer still.
@@ -150,15 +166,18 @@ fn cool<const L: usize>(
         if progress >= 1.0 {
             break;
         }
-        let between = |(first, last): (f64, f64)| first * (last / first).powf(progress);
-        let share = between(schedule.temperature);
+        let share = schedule.temperature_at(progress);
         let unlawful = walk.state.score().hard > walk.keeper.score().hard;
         let hurries = was_relaxed && unlawful && HURRY_WITHIN.contains(&progress);
         let relaxed = progress < schedule.relaxed_until || hurries;
         let urgency = if hurries { hurry(progress) } else { 1.0 };
         walk.climate = Climate {
             temperature: scale.map(|scale| scale * share),
-            penalty: if relaxed { unit * between(schedule.penalty) * urgency } else { 0.0 },
+            penalty: if relaxed {
+                unit * geometric(schedule.penalty, progress) * urgency
+            } else {
+                0.0
+            },
         };
         was_relaxed |= relaxed;
         if was_relaxed && progress >= HURRY_WITHIN.end {
@@ -169,6 +188,11 @@ fn cool<const L: usize>(
         }
         crew.round(walk, lines, chunks);
     }
+}
+
+/// What has changed from one to the other geometrically by a share.
+fn geometric((first, last): (f64, f64), share: f64) -> f64 {
+    first * (last / first).powf(share)
 }
 
 /// How much higher the price of use above capacity is at a time within [`HURRY_WITHIN`].
