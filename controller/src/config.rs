@@ -245,7 +245,18 @@ impl Config {
             let reason = format!("configuration table policy: {}", refusal.reason);
             Refusal::new(refusal.code, reason, "see deploy/config/controller.toml for the ranges")
         })?;
-        balance.plan_options().validate()
+        self.plan_options().validate()
+    }
+
+    /// What the planner is asked for.
+    pub fn plan_options(&self) -> PlanOptions {
+        let per_host = self.migration.migrations_per_host_max;
+        PlanOptions {
+            gain_min: self.balance.gain_min,
+            cpu_ceiling: self.balance.cpu_ceiling,
+            host_moves_max: u32::try_from(per_host).unwrap_or(u32::MAX),
+            ..PlanOptions::default()
+        }
     }
 
     /// The name it leads under.
@@ -255,15 +266,6 @@ impl Config {
 }
 
 impl BalanceConfig {
-    /// What the planner is asked for.
-    pub fn plan_options(&self) -> PlanOptions {
-        PlanOptions {
-            gain_min: self.gain_min,
-            cpu_ceiling: self.cpu_ceiling,
-            ..PlanOptions::default()
-        }
-    }
-
     /// [`cooldown_ms`](Self::cooldown_ms) as a duration.
     pub const fn cooldown(&self) -> Duration {
         Duration::from_millis(self.cooldown_ms)

@@ -110,7 +110,7 @@ impl Controller {
         spec: &VmSpec,
         host: Option<HostId>,
     ) -> Result<HostId, Refusal> {
-        let options = self.config.balance.plan_options();
+        let options = self.config.plan_options();
         let Some(host) = host else {
             return ballast_placement::place(snapshot, &spec.id, spec.size(), &options);
         };

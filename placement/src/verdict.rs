@@ -7,7 +7,7 @@ use ballast_model::vm::Automation;
 use ballast_model::{Bytes, Ratio, Refusal, Verdict, VmId};
 
 use crate::cost;
-use crate::door::losses::Survey;
+use crate::door::losses::{Survey, strands};
 use crate::door::obstacle::Obstacle;
 use crate::door::problem::{HostIx, RuleIx, VmIx};
 use crate::door::rules::RuleBody;
@@ -397,9 +397,9 @@ pub(crate) fn why_no_target(
         parts.push(format!("{diskless} lack room for its {disks} of local disks"));
     }
     if intolerant > 0 {
-        let failures = problem.snapshot.policy.failures_tolerated;
         parts.push(format!(
-            "with it on {intolerant} the loss of {failures} hosts would leave VMs without a place"
+            "with it on {intolerant} {}",
+            strands(problem.snapshot.policy.failures_tolerated as usize)
         ));
     }
     if unfit > 0 {

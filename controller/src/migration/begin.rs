@@ -60,7 +60,7 @@ impl Controller {
         let to = match &order.to {
             Some(to) => to.clone(),
             None => {
-                let options = self.config.balance.plan_options();
+                let options = self.config.plan_options();
                 ballast_placement::choose_target(&snapshot, &order.vm, &options)?
             }
         };

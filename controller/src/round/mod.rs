@@ -72,7 +72,7 @@ impl Controller {
         self.live.retain_vms(|vm| inventory.vms.contains_key(vm));
         self.serve_approved().await;
         let started = Instant::now();
-        let options = self.config.balance.plan_options();
+        let options = self.config.plan_options();
         // A long computation must not hold up the drivers.
         let input = snapshot.clone();
         let planning =
@@ -202,7 +202,7 @@ impl Controller {
     /// As [`round`](Self::round).
     pub async fn show_plan(&self) -> Result<PlanRecord, Refusal> {
         let (_, snapshot) = self.look(Purpose::Balance).await?;
-        let options = self.config.balance.plan_options();
+        let options = self.config.plan_options();
         let planning = ballast_placement::plan(&snapshot, &options)?;
         self.keep_plan(snapshot, planning).await
     }

@@ -15,7 +15,7 @@ use ballast_model::snapshot::PlacedVm;
 use ballast_model::{Bytes, ClusterSnapshot, HostId, Millicores, Refusal, RefusalCode, Resources};
 use serde::Serialize;
 
-use crate::door::losses::{Inquiry, Losses, Newcomers, Occupancy};
+use crate::door::losses::{Inquiry, Losses, Newcomers, Occupancy, strands};
 use crate::door::obstacle::lacking;
 use crate::door::problem::{HostIx, Problem};
 use crate::door::state::State;
@@ -88,9 +88,7 @@ pub fn spare(
             vms: 0,
             vms_without_failures: most,
             by_host: BTreeMap::new(),
-            limit: format!(
-                "already now the loss of {failures} hosts would leave VMs without a place"
-            ),
+            limit: format!("already now {}", strands(failures)),
         });
     }
     while bad - good > 1 {
@@ -99,7 +97,7 @@ pub fn spare(
     }
     let by_host = spread(&state, &room, shape, good);
     let limit = if good < most {
-        format!("with one more, the loss of {failures} hosts would leave VMs without a place")
+        format!("with one more, {}", strands(failures))
     } else if most == COUNT_MAX {
         format!("counted up to {COUNT_MAX}")
     } else {

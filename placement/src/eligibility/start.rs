@@ -3,7 +3,7 @@
 use ballast_model::{ClusterSnapshot, HostId, Refusal, RefusalCode, Resources, VmId};
 
 use super::{REMEDY_OF_LOSSES, explain, missing};
-use crate::door::losses::first_to_start;
+use crate::door::losses::{first_to_start, strands};
 use crate::door::obstacle::{Obstacle, lacking};
 use crate::door::problem::{HostIx, Problem, VmIx};
 use crate::door::state::State;
@@ -65,10 +65,7 @@ pub fn place(
         (Some(host), ..) => Ok(problem.host(host).id.clone()),
         _ if first.is_some() => Err(Refusal::new(
             RefusalCode::CapacityExceeded,
-            format!(
-                "with VM {vm} of {} the loss of {failures} hosts would leave VMs without a place",
-                size.memory
-            ),
+            format!("with VM {vm} of {} {}", size.memory, strands(failures)),
             REMEDY_OF_LOSSES,
         )),
         (None, Some((obstacle, host)), Some(own)) => {

@@ -2,6 +2,7 @@
 
 use ballast_model::{Bytes, Millicores, Refusal, RefusalCode, Telemetry};
 
+use crate::door::losses::strands;
 use crate::door::obstacle::Obstacle;
 use crate::door::problem::{HostIx, Problem, RuleIx, VmIx};
 use crate::door::rules::RuleBody;
@@ -91,8 +92,8 @@ pub(crate) fn explain(state: &State<'_, '_>, vm: VmIx, to: HostIx, obstacle: Obs
         Obstacle::Intolerant => Refusal::new(
             RefusalCode::CapacityExceeded,
             format!(
-                "with VM {vm_id} on host {to_id} the loss of {} hosts would leave VMs without a place",
-                problem.snapshot.policy.failures_tolerated
+                "with VM {vm_id} on host {to_id} {}",
+                strands(problem.snapshot.policy.failures_tolerated as usize)
             ),
             REMEDY_OF_LOSSES,
         ),

@@ -36,6 +36,12 @@ pub(crate) struct Losses {
     largest: u64,
 }
 
+/// What stands against a place when so many hosts may be lost, after the words for the place.
+pub(crate) fn strands(failures: usize) -> String {
+    let hosts = if failures == 1 { "host" } else { "hosts" };
+    format!("the loss of {failures} {hosts} would leave VMs without a place")
+}
+
 impl Losses {
     pub(crate) fn new(hosts: &[HostInfo<'_>], vms: &[VmInfo<'_>], failures: usize) -> Self {
         let failures = failures.min(hosts.len());
