@@ -172,9 +172,11 @@ impl Bytes {
         Self(count.saturating_mul(GIB))
     }
 
-    /// How long this takes at `rate`; `None` when the rate is zero.
+    /// How long this takes at `rate`, 136 years at most, so that sums and multiples of it cannot overflow; `None` when
+    /// the rate is zero.
     pub fn time_at(self, rate: BytesPerSec) -> Option<Duration> {
-        (rate.0 > 0).then(|| Duration::from_secs_f64(self.0 as f64 / rate.0 as f64))
+        let seconds = self.0 as f64 / rate.0 as f64;
+        (rate.0 > 0).then(|| Duration::from_secs_f64(seconds.min(f64::from(u32::MAX))))
     }
 }
 
@@ -392,6 +394,14 @@ mod tests {
 
     fn check_bytes(text: &str, expected: Option<u64>) {
         assert_eq!(text.parse::<Bytes>().ok(), expected.map(Bytes), "{text:?}");
+    }
+
+    #[test]
+    fn times_are_long_enough_and_never_overflow() {
+        let at = |bytes, rate| Bytes(bytes).time_at(BytesPerSec(rate));
+        assert_eq!(at(3_000, 1_000), Some(Duration::from_secs(3)));
+        assert_eq!(at(1, 0), None);
+        assert_eq!(at(u64::MAX, 1), Some(Duration::from_secs(u64::from(u32::MAX))));
     }
 
     #[test]

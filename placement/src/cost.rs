@@ -19,6 +19,11 @@ use crate::door::state::Move;
 const ROUNDS_MAX: u32 = 30;
 /// A rest that takes no longer than this goes in the last, paused round.
 const LAST_ROUND: Duration = Duration::from_millis(300);
+/// A migration that takes no longer is ordinary.
+const ORDINARY: Duration = Duration::from_secs(300);
+/// The most its duration makes of a VM's price, and the most recent moves that are counted.
+const PRICE_MAX: f64 = 1000.0;
+const MOVES_RECENT_MAX: u32 = 100;
 
 /// Bytes that pre-copy sends for so much memory, dirtied at and sent at so many bytes a second.
 pub(crate) fn bytes_sent(memory: f64, dirty: f64, link: f64) -> f64 {
@@ -50,6 +55,14 @@ pub(crate) fn of_move(vm: &PlacedVm, from: &Host, to: &Host) -> StepCost {
     StepCost { bytes, duration: Duration::from_millis(millis) }
 }
 
+/// What has to be gained for the VM to move, in times what has to be for an ordinary one: more the longer it keeps the link of
+/// its host, and once more for every time it was moved not long ago. At least 1, and exactly that for nearly all VMs.
+pub(crate) fn price(vm: &PlacedVm, host: &Host) -> f64 {
+    let duration = of_move(vm, host, host).duration.as_secs_f64();
+    (duration / ORDINARY.as_secs_f64()).clamp(1.0, PRICE_MAX)
+        + f64::from(vm.moves_recent.min(MOVES_RECENT_MAX))
+}
+
 /// What one move of a plan costs.
 pub(crate) fn of_step(problem: &Problem<'_>, step: &Move) -> StepCost {
     of_move(problem.vm(step.vm).vm, problem.host(step.from).host, problem.host(step.to).host)
@@ -78,6 +91,22 @@ mod tests {
             hosts.next().unwrap(),
             hosts.next().unwrap(),
         )
+    }
+
+    #[test]
+    fn only_long_transfers_and_recent_moves_have_a_price_of_their_own() {
+        let priced = |memory_gib, link, moves_recent| {
+            let mut cluster = Cluster::new(1, 4, 64).vm("v", "h0", 100, memory_gib).0;
+            let mut host = cluster.hosts.pop_first().unwrap().1;
+            host.link = BytesPerSec(link);
+            let mut vm = cluster.vms.pop_first().unwrap().1;
+            vm.moves_recent = moves_recent;
+            price(&vm, &host)
+        };
+        assert_eq!(priced(16, 1 << 30, 0), 1.0);
+        assert_eq!(priced(16, 1 << 30, 2), 3.0);
+        assert_eq!(priced(600, 1 << 30, 0), 2.0);
+        assert_eq!(priced(600, 1, u32::MAX), 1100.0);
     }
 
     #[test]

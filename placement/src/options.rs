@@ -46,7 +46,9 @@ pub struct PlanOptions {
     pub time_max: Option<Duration>,
     /// The least a balance move must be worth, as a share of a host: a move is worth `gain_min` when it levels as much
     /// as bringing one host that is off the mean load by that share back to the mean. It does not depend on the
-    /// number of hosts. Default: 3 %.
+    /// number of hosts. A VM whose migration takes longer than five minutes at the link of its host, or that was moved not
+    /// long ago, has to be worth as many times that as it takes five minutes, and once more for each recent move
+    /// (`moves_recent`). Default: 3 %.
     pub gain_min: Ratio,
     /// The share of its CPU capacity a target may reach by a move for balance or for a preference. Moves that must be
     /// (a drain, a hard rule, memory) prefer targets below it, then targets below their full capacity, and only then

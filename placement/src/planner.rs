@@ -207,7 +207,7 @@ fn without_waste(
     let start = State::new(problem);
     let mut reached = start.clone();
     moves.iter().for_each(|step| reached.shift(step.vm, step.to));
-    let quality = Quality::after_steps(&start, &reached, moves.len(), options);
+    let quality = Quality::after_steps(&start, &reached, &moves, options);
     after.truncate(moves.len());
     quality.is_better_than(descended).then_some(Candidate { moves, after })
 }

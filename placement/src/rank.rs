@@ -83,7 +83,7 @@ pub(crate) fn cut(problem: &Problem<'_>, moves: &[Move], options: &PlanOptions) 
         state.shift(step.vm, step.to);
         spent = cost;
         taken.push(*step);
-        let reached = Quality::after_steps(&start, &state, taken.len(), options);
+        let reached = Quality::after_steps(&start, &state, &taken, options);
         if reached.is_better_than(&best) {
             (best, length) = (reached, taken.len());
         }

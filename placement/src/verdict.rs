@@ -441,7 +441,7 @@ fn of_levelled(state: &State<'_, '_>, scan: &Scan, vm: VmIx, options: &PlanOptio
         return stays("there is no other host that takes VMs");
     };
     let alternative = alternative(state, vm, &best, options);
-    let reason = if best.gain < options.gain_floor() {
+    let reason = if best.gain < options.gain_floor() * state.problem.vm(vm).price {
         outweighed(&alternative)
     } else {
         let would = format!("{} would be better by {}", alternative.to, points(alternative.gain));
@@ -458,7 +458,7 @@ fn alternative(state: &State<'_, '_>, vm: VmIx, best: &Best, options: &PlanOptio
         to: to.id.clone(),
         gain: imbalance_fall(state, best.gain),
         worth: best.gain.max(0.0).sqrt(),
-        worth_min: options.gain_floor().sqrt(),
+        worth_min: (options.gain_floor() * info.price).sqrt(),
         cost_bytes: cost.bytes.get(),
         cost_micros: u64::try_from(cost.duration.as_micros()).unwrap_or(u64::MAX),
     }

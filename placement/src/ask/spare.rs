@@ -205,7 +205,7 @@ mod tests {
         // Any two hosts must hold all: 8 VMs of 4 GiB.
         let found = check(&cluster, 4, 1, 8);
         assert_eq!(found.vms_without_failures, 12);
-        assert!(found.limit.contains("loss of 1 hosts"), "{}", found.limit);
+        assert!(found.limit.contains("loss of 1 host"), "{}", found.limit);
         check(&cluster, 4, 2, 4);
         check(&cluster, 4, 3, 0);
     }
@@ -238,7 +238,7 @@ mod tests {
             cluster.hosts.get_mut(&host.parse().unwrap()).unwrap().capacity.memory = gib(16);
         }
         check(&cluster, 1, 2, 0);
-        assert!(check(&cluster, 1, 1, 46).limit.contains("loss of 1 hosts"));
+        assert!(check(&cluster, 1, 1, 46).limit.contains("loss of 1 host"));
     }
 
     #[test]

@@ -175,8 +175,7 @@ impl Builder<'_, '_> {
     }
 
     fn items(&mut self) {
-        #[allow(clippy::cast_possible_truncation)] // a share of a small number
-        let floor = move_cost(self.problem, self.options) as i64;
+        let floor = move_cost(self.problem, self.options);
         for vm in self.problem.vm_ixs() {
             let info = self.problem.vm(vm);
             let at = info.bound_for.unwrap_or(info.host);
@@ -195,7 +194,8 @@ impl Builder<'_, '_> {
                 shapes: vec![shape],
                 home: Some(Place::on(Host(at.number()))),
                 pinned: !self.problem.may_move(vm, cause),
-                move_cost: floor.saturating_mul(1 + i64::from(info.vm.moves_recent.min(100))),
+                #[allow(clippy::cast_possible_truncation)] // a share of a small number
+                move_cost: (floor * info.price) as i64,
                 move_bytes: info.memory,
                 allowed: Some(allowed),
             });

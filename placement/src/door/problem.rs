@@ -13,6 +13,7 @@ use super::entitle;
 use super::losses::Losses;
 use super::rules::{self, Role, RuleBody, RuleInfo};
 use super::state::Cause;
+use crate::cost;
 use crate::score::{self, Weights};
 
 /// A host's number, in order of names.
@@ -84,6 +85,8 @@ pub(crate) struct VmInfo<'a> {
     pub(crate) cpu_size: u64,
     /// Size in bytes.
     pub(crate) memory: u64,
+    /// What has to be gained for it to move, see [`cost::price`].
+    pub(crate) price: f64,
     /// The rules that bind or need it, and which of the two.
     pub(crate) rules: Vec<(RuleIx, Role)>,
 }
@@ -134,6 +137,7 @@ impl<'a> Problem<'a> {
                 cpu: due[id].get(),
                 cpu_size: vm.size.cpu.get(),
                 memory: vm.size.memory.get(),
+                price: cost::price(vm, &snapshot.hosts[&vm.host]),
                 rules: Vec::new(),
             })
             .collect();

@@ -48,7 +48,7 @@ pub(super) fn level(solver: &mut Solver<'_, '_, '_>) {
         if !moved {
             let order = from_most_loaded(solver.state);
             for host in &order {
-                moved |= swap(solver, *host, &order, 2.0 * floor);
+                moved |= swap(solver, *host, &order, floor);
             }
         }
         if !moved && polishes < POLISHES_MAX {
@@ -75,8 +75,8 @@ fn from_most_loaded(state: &State<'_, '_>) -> Vec<HostIx> {
     order.into_iter().map(|(_, host)| host).collect()
 }
 
-/// A move in the queue: the larger gain first, then less memory, then the smaller number. A gain is positive, so its
-/// bits are in its order.
+/// A move in the queue: the larger gain less what it costs more than an ordinary one first, then less memory, then the
+/// smaller number. What is left of the gain is positive, so its bits are in its order.
 type Queued = (u64, Reverse<u64>, Reverse<VmIx>, HostIx, u64);
 
 /// Makes the best of all moves as long as one is worth it. Each VM's best is weighed once; only what comes to the
@@ -90,10 +90,12 @@ fn give_away(solver: &mut Solver<'_, '_, '_>, floor: f64) -> bool {
         if !counts || !problem.may_move(vm, Cause::Balance) {
             return None;
         }
-        let best = scan.best(solver.state, vm, floor, |to| allowed(solver, vm, to))?;
+        let info = problem.vm(vm);
+        let price = floor * info.price;
+        let best = scan.best(solver.state, vm, price, |to| allowed(solver, vm, to))?;
         let stamp = changes[solver.state.at(vm).0] + changes[best.to.0];
-        let memory = Reverse(problem.vm(vm).memory);
-        Some((best.gain.to_bits(), memory, Reverse(vm), best.to, stamp))
+        let net = best.gain - (price - floor);
+        Some((net.to_bits(), Reverse(info.memory), Reverse(vm), best.to, stamp))
     };
     let mut queue: BinaryHeap<Queued> =
         problem.vm_ixs().filter_map(|vm| weigh(solver, &scan, &changes, vm)).collect();
@@ -122,7 +124,7 @@ fn take_back(solver: &mut Solver<'_, '_, '_>, home: &[HostIx], floor: f64) -> bo
         let counts = problem.host(back).counts() && problem.may_move(vm, Cause::Balance);
         if at != back
             && counts
-            && solver.state.gain(vm, back) > NOISE - floor
+            && solver.state.gain(vm, back) > NOISE - floor * problem.vm(vm).price
             && allowed(solver, vm, back)
         {
             solver.make(vm, back, Cause::Balance);
@@ -146,7 +148,8 @@ pub(super) fn allowed(solver: &Solver<'_, '_, '_>, vm: VmIx, to: HostIx) -> bool
 fn swap(solver: &mut Solver<'_, '_, '_>, host: HostIx, order: &[HostIx], floor: f64) -> bool {
     let (state, problem) = (&*solver.state, solver.state.problem);
     let mut swaps = Vec::new();
-    let hopeful = |other: &&HostIx| **other != host && swap_bound(state, host, **other) >= floor;
+    let hopeful =
+        |other: &&HostIx| **other != host && swap_bound(state, host, **other) >= 2.0 * floor;
     for partner in order.iter().rev().take(SWAP_PARTNERS_MAX).filter(hopeful) {
         for &one in state.vms_on(host) {
             if !problem.may_move(one, Cause::Balance) {
@@ -154,7 +157,8 @@ fn swap(solver: &mut Solver<'_, '_, '_>, host: HostIx, order: &[HostIx], floor: 
             }
             for &other in state.vms_on(*partner) {
                 let gain = state.swap_gain(one, other);
-                if gain >= floor && problem.may_move(other, Cause::Balance) {
+                let price = floor * (problem.vm(one).price + problem.vm(other).price);
+                if gain >= price && problem.may_move(other, Cause::Balance) {
                     swaps.push((gain, one, other));
                 }
             }

@@ -2,7 +2,7 @@
 //!
 //! A VM that moves anyway may as well go elsewhere, and which VM leaves a host is
 //! open as well. So every change is weighed with what it does to the *number* of
-//! VMs that move: each is worth the least gain of a move.
+//! VMs that move: each is worth the least gain of its move.
 //!
 //! ```text
 //!  retarget   v: a ─▶ c instead of a ─▶ b              as many moves
@@ -102,8 +102,9 @@ impl Polish {
     fn objective(&self, solver: &Solver<'_, '_, '_>) -> f64 {
         let state = &*solver.state;
         let is_away = |vm: &VmIx| state.at(*vm) != self.home[vm.0];
-        let away = state.problem.vm_ixs().filter(is_away).count();
-        state.sums().spread() + self.floor * away as f64
+        let away = state.problem.vm_ixs().filter(is_away);
+        let price: f64 = away.map(|vm| state.problem.vm(vm).price).sum();
+        state.sums().spread() + self.floor * price
     }
 
     /// The VMs that move and may move elsewhere.
@@ -121,7 +122,8 @@ impl Polish {
     /// What it costs in moves that the VM goes to that host.
     fn price(&self, solver: &Solver<'_, '_, '_>, vm: VmIx, to: HostIx) -> f64 {
         let is_away = |at: HostIx| f64::from(u8::from(at != self.home[vm.0]));
-        self.floor * (is_away(to) - is_away(solver.state.at(vm)))
+        let price = self.floor * solver.state.problem.vm(vm).price;
+        price * (is_away(to) - is_away(solver.state.at(vm)))
     }
 
     fn swap_worth(&self, solver: &Solver<'_, '_, '_>, one: VmIx, other: VmIx) -> f64 {
@@ -135,7 +137,7 @@ impl Polish {
         for vm in self.moved(solver) {
             let (from, home) = (solver.state.at(vm), self.home[vm.0]);
             let counts = solver.state.problem.host(home).counts();
-            let back = solver.state.gain(vm, home) + self.floor;
+            let back = solver.state.gain(vm, home) - self.price(solver, vm, home);
             let best =
                 scan.best(solver.state, vm, self.least, |to| to != home && allowed(solver, vm, to));
             let elsewhere = best.map_or(0.0, |best| best.gain);
@@ -219,10 +221,10 @@ impl Polish {
         for (_, vm) in missed.into_iter().take(DROPS_MAX) {
             let (away, home) = (solver.state.at(vm), self.home[vm.0]);
             if away != home && allowed(solver, vm, home) {
-                let loss = -solver.state.gain(vm, home);
+                let loss = self.price(solver, vm, home) - solver.state.gain(vm, home);
                 let before = solver.moves.len();
                 solver.make(vm, home, Cause::Balance);
-                if !self.make_up(solver, &moved, [home, away], loss - self.floor + self.least) {
+                if !self.make_up(solver, &moved, [home, away], loss + self.least) {
                     while solver.moves.len() > before {
                         solver.unmake();
                     }
@@ -291,7 +293,9 @@ impl Polish {
         for vm in state.problem.vm_ixs().filter(stays) {
             // Its own host's link stands for that of the target, which is not chosen yet.
             let share = solver.options.budget_share(self.cost(solver, vm, self.home[vm.0]));
-            let floor = best.map_or(0.0, |(most, ..)| most * share + self.least).max(self.floor);
+            let floor = best
+                .map_or(0.0, |(most, ..)| most * share + self.least)
+                .max(self.floor * state.problem.vm(vm).price);
             let fits =
                 |to: HostIx| solver.options.affords(steps + 1, spent + self.cost(solver, vm, to));
             let found = scan.best(state, vm, floor, |to| allowed(solver, vm, to) && fits(to));

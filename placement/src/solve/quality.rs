@@ -1,7 +1,7 @@
 //! How good a state is: one struct, field order is priority.
 
 use crate::door::problem::{RuleIx, VmIx};
-use crate::door::state::State;
+use crate::door::state::{Move, State};
 use crate::options::PlanOptions;
 
 /// Less is better in every field.
@@ -19,7 +19,7 @@ pub(crate) struct Quality {
     cpu_over: u64,
     /// VMs on hosts under suspicion.
     suspected: usize,
-    /// The spread, and the least gain for each VM moved or step made.
+    /// The spread, and the least gain for each VM moved or step made, times its price.
     cost: f64,
 }
 
@@ -29,23 +29,24 @@ const NOISE: f64 = 1e-9;
 impl Quality {
     /// Of a state reached from `start`.
     pub(crate) fn of(start: &State<'_, '_>, state: &State<'_, '_>, options: &PlanOptions) -> Self {
-        Self::priced(start, state, None, options)
+        let is_moved = |vm: &VmIx| start.at(*vm) != state.at(*vm);
+        Self::priced(start, state, state.problem.vm_ixs().filter(is_moved), options)
     }
 
-    /// Of a state reached from `start` in so many steps: a VM that goes by way of a third host pays for both.
+    /// Of a state reached from `start` in these steps: a VM that goes by way of a third host pays for both.
     pub(crate) fn after_steps(
         start: &State<'_, '_>,
         state: &State<'_, '_>,
-        steps: usize,
+        steps: &[Move],
         options: &PlanOptions,
     ) -> Self {
-        Self::priced(start, state, Some(steps), options)
+        Self::priced(start, state, steps.iter().map(|step| step.vm), options)
     }
 
     fn priced(
         start: &State<'_, '_>,
         state: &State<'_, '_>,
-        steps: Option<usize>,
+        moved: impl Iterator<Item = VmIx>,
         options: &PlanOptions,
     ) -> Self {
         let problem = state.problem;
@@ -85,9 +86,8 @@ impl Quality {
                 quality.cpu_over = quality.cpu_over.saturating_add(over);
             }
         }
-        let is_moved = |vm: &VmIx| start.at(*vm) != state.at(*vm);
-        let moved = problem.vm_ixs().filter(is_moved).count();
-        quality.cost += options.gain_floor() * steps.unwrap_or(moved) as f64;
+        let price: f64 = moved.map(|vm| problem.vm(vm).price).sum();
+        quality.cost += options.gain_floor() * price;
         quality
     }
 

@@ -10,9 +10,9 @@ use crate::score::{METRICS, Weights};
 pub(super) struct Trades<'h> {
     /// Where each VM was at the beginning.
     home: &'h [HostIx],
-    /// What a move must be worth.
-    floor: f64,
     vms: Vec<VmIx>,
+    /// What the move of each must be worth.
+    price: Vec<f64>,
     at: Vec<HostIx>,
     /// In millicores and bytes.
     size: Vec<[f64; METRICS.len()]>,
@@ -41,8 +41,8 @@ impl<'h> Trades<'h> {
         let per_host = 1.0 / problem.counted.len().max(1) as f64;
         Self {
             home,
-            floor,
             vms: moved.to_vec(),
+            price: moved.iter().map(|vm| floor * problem.vm(*vm).price).collect(),
             at: moved.iter().map(|vm| state.at(*vm)).collect(),
             size: moved.iter().map(size).collect(),
             load: problem.host_ixs().map(|host| state.loads(host)).collect(),
@@ -68,9 +68,12 @@ impl<'h> Trades<'h> {
                 here * (2.0 * self.load[a.0][m] + here) + there * (2.0 * self.load[b.0][m] + there);
             worth -= weight * (rise - sum * (self.means[m] + sum * self.per_host));
         }
-        let saved = usize::from(self.home[self.vms[one].0] == b)
-            + usize::from(self.home[self.vms[other].0] == a);
-        worth + self.floor * saved as f64
+        for (vm, to) in [(one, b), (other, a)] {
+            if self.home[self.vms[vm].0] == to {
+                worth += self.price[vm];
+            }
+        }
+        worth
     }
 
     /// After VMs on these hosts have changed places.
