@@ -101,10 +101,14 @@ impl Polish {
     /// The spread, and what the moves cost.
     fn objective(&self, solver: &Solver<'_, '_, '_>) -> f64 {
         let state = &*solver.state;
-        let is_away = |vm: &VmIx| state.at(*vm) != self.home[vm.0];
-        let away = state.problem.vm_ixs().filter(is_away);
-        let price: f64 = away.map(|vm| state.problem.vm(vm).price).sum();
+        let price: f64 = self.away(solver).map(|vm| state.problem.vm(vm).price).sum();
         state.sums().spread() + self.floor * price
+    }
+
+    /// The VMs that are elsewhere than at the beginning.
+    fn away<'s>(&'s self, solver: &'s Solver<'_, '_, '_>) -> impl Iterator<Item = VmIx> + 's {
+        let state = &*solver.state;
+        state.problem.vm_ixs().filter(|vm| state.at(*vm) != self.home[vm.0])
     }
 
     /// The VMs that move and may move elsewhere.
@@ -248,10 +252,8 @@ impl Polish {
 
     /// The number of VMs that are elsewhere, and what that costs.
     fn spent(&self, solver: &Solver<'_, '_, '_>) -> (usize, StepCost) {
-        let state = &*solver.state;
-        let away = state.problem.vm_ixs().filter(|vm| state.at(*vm) != self.home[vm.0]);
-        away.fold((0, StepCost::ZERO), |(steps, cost), vm| {
-            (steps + 1, cost + self.cost(solver, vm, state.at(vm)))
+        self.away(solver).fold((0, StepCost::ZERO), |(steps, cost), vm| {
+            (steps + 1, cost + self.cost(solver, vm, solver.state.at(vm)))
         })
     }
 

@@ -5,7 +5,7 @@ use crate::door::state::{Move, State};
 use crate::options::PlanOptions;
 
 /// Less is better in every field.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, PartialOrd)]
 pub(crate) struct Quality {
     /// Faults of hard rules beyond those there were at the beginning: nothing is worth breaking what is whole.
     broken: u64,
@@ -50,15 +50,7 @@ impl Quality {
         options: &PlanOptions,
     ) -> Self {
         let problem = state.problem;
-        let mut quality = Self {
-            broken: 0,
-            hard: 0,
-            memory_over: 0,
-            soft: 0,
-            cpu_over: 0,
-            suspected: 0,
-            cost: state.sums().spread(),
-        };
+        let mut quality = Self { cost: state.sums().spread(), ..Self::default() };
         for (n, rule) in problem.rules.iter().enumerate() {
             let fault = u64::from(state.fault(RuleIx(n)));
             if rule.is_must() {
@@ -93,16 +85,7 @@ impl Quality {
 
     /// Whether anything but balance could be better.
     pub(crate) fn is_wrong(&self) -> bool {
-        (Self { cost: 0.0, ..*self })
-            != Self {
-                broken: 0,
-                hard: 0,
-                memory_over: 0,
-                soft: 0,
-                cpu_over: 0,
-                suspected: 0,
-                cost: 0.0,
-            }
+        Self { cost: 0.0, ..*self } != Self::default()
     }
 
     /// Whether it is better in anything but balance.
