@@ -4,20 +4,20 @@
 //! ([`Hold`]). What a kind demands is said once, beside its variant; planner,
 //! wire, command and documentation all refer to that.
 
+mod domain;
 mod file;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use domain::{DOMAIN_LEVELS_MAX, Domain};
 
 use crate::{HostId, Refusal, RefusalCode, Revision, RuleId, VmId};
 
 /// The greatest weight of a preference.
 pub const WEIGHT_MAX: u32 = 1000;
-/// The most levels a [`Domain`] may have.
-pub const DOMAIN_LEVELS_MAX: usize = 4;
 /// The most groups an [`RuleKind::Among`] rule may name.
 pub const GROUPS_MAX: usize = 1000;
 
@@ -133,12 +133,6 @@ pub enum Hold {
     /// At every moment; a VM that moves counts on both hosts.
     Continuous,
 }
-
-/// What fails, or is near, together: hosts with the same values of these labels, outermost label first. Without labels
-/// every host is a domain of its own. Hosts that lack a label share the value "none" of it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Domain(Vec<String>);
 
 impl Strength {
     /// A preference that counts once.
@@ -348,75 +342,6 @@ impl RuleKind {
     }
 }
 
-impl Domain {
-    /// Hosts with the same values of these labels, outermost label first.
-    ///
-    /// # Errors
-    /// `InvalidArgument` when there are more than [`DOMAIN_LEVELS_MAX`] or one is empty.
-    pub fn new(labels: Vec<String>) -> Result<Self, Refusal> {
-        let bad = labels.iter().any(|label| label.trim() != label || label.is_empty());
-        if bad || labels.len() > DOMAIN_LEVELS_MAX || labels.iter().any(|label| label == "host") {
-            return Err(Refusal::new(
-                RefusalCode::InvalidArgument,
-                format!("{:?} is not a domain", labels.join("/")),
-                "use 'host', or 1 to 4 labels of hosts separated by '/', e.g. room/rack",
-            ));
-        }
-        Ok(Self(labels))
-    }
-
-    /// Its labels, outermost first; none when every host is a domain of its own.
-    pub fn labels(&self) -> &[String] {
-        &self.0
-    }
-
-    /// Whether every host is a domain of its own.
-    pub fn is_host(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The name of the domain a host is in.
-    pub fn of(&self, host: &HostId, labels: &BTreeMap<String, String>) -> String {
-        if self.is_host() {
-            return host.to_string();
-        }
-        let value = |label: &String| labels.get(label).map_or("none", String::as_str);
-        self.0.iter().map(value).collect::<Vec<_>>().join("/")
-    }
-}
-
-impl FromStr for Domain {
-    type Err = Refusal;
-
-    fn from_str(text: &str) -> Result<Self, Refusal> {
-        if text == "host" {
-            return Ok(Self::default());
-        }
-        Self::new(text.split('/').map(str::to_owned).collect())
-    }
-}
-
-impl TryFrom<String> for Domain {
-    type Error = Refusal;
-
-    fn try_from(text: String) -> Result<Self, Refusal> {
-        text.parse()
-    }
-}
-
-impl From<Domain> for String {
-    fn from(domain: Domain) -> Self {
-        domain.to_string()
-    }
-}
-
-impl fmt::Display for Domain {
-    /// `room/rack`, or `host`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_host() { f.write_str("host") } else { f.write_str(&self.0.join("/")) }
-    }
-}
-
 /// `a, b, c and 9 more`.
 fn list<T: fmt::Display>(names: &BTreeSet<T>) -> String {
     const SHOWN_MAX: usize = 8;
@@ -440,6 +365,8 @@ const fn is_one(n: &u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::str::FromStr;
+
     use super::*;
 
     fn names<T: FromStr<Err: fmt::Debug> + Ord>(names: &[&str]) -> BTreeSet<T> {
@@ -506,19 +433,6 @@ mod tests {
             domain: Domain::default(),
         };
         assert_eq!(kind.of_the_present(|vm| vm.as_str() == "app", |_| true), None);
-    }
-
-    #[test]
-    fn domains_nest_and_read_as_they_are_written() {
-        let domain: Domain = "room/rack".parse().unwrap();
-        assert_eq!(domain.to_string(), "room/rack");
-        let labels = BTreeMap::from([("rack".to_owned(), "7".to_owned())]);
-        let host: HostId = "h".parse().unwrap();
-        assert_eq!(domain.of(&host, &labels), "none/7");
-        assert_eq!("host".parse::<Domain>().unwrap().of(&host, &labels), "h");
-        for bad in ["", "room/", "host/rack", "a/b/c/d/e"] {
-            assert!(bad.parse::<Domain>().is_err(), "{bad}");
-        }
     }
 
     #[test]
