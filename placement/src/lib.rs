@@ -49,6 +49,7 @@ mod eligibility;
 pub mod explain;
 mod level;
 pub mod mend;
+mod objective;
 mod options;
 pub mod order;
 mod planner;

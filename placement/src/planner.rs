@@ -9,10 +9,10 @@ use crate::cost;
 use crate::door::problem::{Problem, VmIx};
 use crate::door::state::{Cause, Move, State};
 use crate::explain::terms::Terms;
+use crate::objective::Quality;
 use crate::options::PlanOptions;
 use crate::solve::exact;
 use crate::solve::joint::{self, Candidate};
-use crate::solve::quality::Quality;
 use crate::{check, report, schedule, solve, verdict};
 
 /// Runs of descent and search that one plan is made of at most: what a run leaves to the next is

@@ -12,8 +12,8 @@ use ballast_model::plan::StepCost;
 use crate::cost;
 use crate::door::problem::{HostIx, Problem};
 use crate::door::state::{Cause, Move, State};
+use crate::objective::Quality;
 use crate::options::PlanOptions;
-use crate::solve::quality::Quality;
 
 /// A step in the queue: urgency, gain or size, memory, number of its VM, place in the list, and when it was weighed.
 type Queued = (Reverse<u8>, Gain, Reverse<u64>, Reverse<usize>, usize, u64);

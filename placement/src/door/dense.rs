@@ -15,10 +15,10 @@ use super::problem::{HostIx, Problem, VmIx};
 use super::rules::{RuleBody, RuleInfo};
 use super::state::{Cause, State};
 use crate::core::{
-    Assignment, Host, HostSet, HostSpec, Item, ItemSpec, ObjectiveTable, Partition, Place,
-    Problem as Dense, ProblemBuilder, ResourceSpec, RuleKind, RuleSpec, Strength, Term,
-    UTILISATION_ONE,
+    Assignment, Host, HostSet, HostSpec, Item, ItemSpec, Partition, Place, Problem as Dense,
+    ProblemBuilder, ResourceSpec, RuleKind, RuleSpec, Strength, UTILISATION_ONE,
 };
+use crate::objective::search_table;
 use crate::options::PlanOptions;
 use crate::score::{CPU, MEMORY, METRICS};
 
@@ -36,7 +36,7 @@ pub(crate) fn problem(problem: &Problem<'_>, options: &PlanOptions) -> Result<De
         problem,
         options,
         disks: tells_of_disks(problem),
-        builder: ProblemBuilder::new(table()),
+        builder: ProblemBuilder::new(search_table()),
         sets: HashMap::new(),
         partitions: HashMap::new(),
     };
@@ -45,15 +45,6 @@ pub(crate) fn problem(problem: &Problem<'_>, options: &PlanOptions) -> Result<De
     dense.items();
     dense.rules();
     dense.builder.build()
-}
-
-/// Rules and preferences, then load over the ceiling, then level load against moves.
-fn table() -> ObjectiveTable {
-    ObjectiveTable::off()
-        .with(Term::SoftRules, 0, 1)
-        .with(Term::Safety, 1, 1)
-        .with(Term::Imbalance, 2, 1)
-        .with(Term::ItemMoves, 2, 1)
 }
 
 /// The largest weight of balance times the number of hosts: squares of utilisation times this are still far from 64 bits.
@@ -117,7 +108,6 @@ impl Builder<'_, '_> {
         let weights = balance_weights(self.problem);
         self.builder.resource(ResourceSpec {
             safety_weight: 1,
-            unmet_weight: 0,
             imbalance_weight: weights[CPU],
             ..ResourceSpec::demand()
         });

@@ -4,24 +4,12 @@ use ballast_model::plan::{Term, TermChange};
 
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::State;
+use crate::objective::TERMS;
 use crate::options::PlanOptions;
 use crate::score::{CPU, MEMORY};
 
 /// Differences below this are rounding.
 const NOISE: f64 = 1e-9;
-/// In order of importance.
-const TERMS: [Term; 9] = [
-    Term::RuleFaults,
-    Term::VmsToDrain,
-    Term::MemoryOverBytes,
-    Term::PreferencesMissed,
-    Term::CpuUnmetMillicores,
-    Term::CpuOverCeilingMillicores,
-    Term::VmsInQuarantine,
-    Term::CpuDeviation,
-    Term::MemoryDeviation,
-];
-
 /// The terms, as far as one VM and two hosts have to do with them.
 pub(crate) struct Terms([f64; TERMS.len()]);
 

@@ -22,9 +22,10 @@ use crate::door::ground::Floor;
 use crate::door::losses::is_kept;
 use crate::door::problem::{HostIx, Problem, VmIx};
 use crate::door::state::{Cause, Move, State};
+use crate::objective::Quality;
 use crate::options::{Causes, PlanOptions};
 use crate::order::{Transition, order};
-use crate::solve::{self, anneal, exact, quality::Quality};
+use crate::solve::{self, anneal, exact};
 use crate::{rank, schedule};
 
 /// Moves weighed for each VM and host, and the least and most in all: the search's only measure of time.

@@ -19,7 +19,6 @@ pub(crate) mod exact;
 mod forced;
 pub(crate) mod joint;
 mod polish;
-pub(crate) mod quality;
 pub(crate) mod scan;
 mod target;
 mod together;

@@ -1,8 +1,50 @@
-//! How good a state is: one struct, field order is priority.
+//! The objective of a plan: one struct, field order is priority.
+//!
+//! Every level is a sum of terms, less is better, and a level is looked at only where all above are
+//! equal. What a step changes is told in [`TERMS`]; the joint search works on integers and gets the
+//! same levels by [`search_table`].
+//!
+//! | level | terms, with weights where several are added |
+//! | --- | --- |
+//! | `broken` | faults of hard rules beyond those there were |
+//! | `hard` | 1 · faults of hard rules + 1 · VMs on hosts that are being emptied |
+//! | `memory_over` | memory over capacity |
+//! | `soft` | faults of preferences, each times the weight of its rule |
+//! | `cpu_unmet` | CPU that VMs are due and hosts do not have |
+//! | `cpu_over` | CPU over the ceiling |
+//! | `suspected` | VMs on hosts under suspicion |
+//! | `cost` | weights of the policy · squared deviations of load ([`crate::score`]) + `gain_min`² · price ([`crate::cost`]) of each VM moved |
 
+use ballast_model::plan::Term;
+
+use crate::core::{ObjectiveTable, Term as SearchTerm};
 use crate::door::problem::{RuleIx, VmIx};
 use crate::door::state::{Move, State};
 use crate::options::PlanOptions;
+
+/// What a step is told to change, in the order of the levels.
+pub(crate) const TERMS: [Term; 9] = [
+    Term::RuleFaults,
+    Term::VmsToDrain,
+    Term::MemoryOverBytes,
+    Term::PreferencesMissed,
+    Term::CpuUnmetMillicores,
+    Term::CpuOverCeilingMillicores,
+    Term::VmsInQuarantine,
+    Term::CpuDeviation,
+    Term::MemoryDeviation,
+];
+
+/// The levels for the joint search. Faults of hard rules, drains and memory come before all of them there; VMs on hosts
+/// under suspicion are a preference that weighs less than any rule.
+pub(crate) fn search_table() -> ObjectiveTable {
+    ObjectiveTable::off()
+        .with(SearchTerm::SoftRules, 0, 1)
+        .with(SearchTerm::Unmet, 1, 1)
+        .with(SearchTerm::Safety, 2, 1)
+        .with(SearchTerm::Imbalance, 3, 1)
+        .with(SearchTerm::ItemMoves, 3, 1)
+}
 
 /// Less is better in every field.
 #[derive(Debug, Clone, Copy, Default, PartialEq, PartialOrd)]
@@ -15,6 +57,8 @@ pub(crate) struct Quality {
     memory_over: u64,
     /// Weight of preferences that are not met.
     soft: u64,
+    /// Millicores that VMs are due and hosts do not have: nobody gets these.
+    cpu_unmet: u64,
     /// Millicores above the CPU ceiling, over all hosts.
     cpu_over: u64,
     /// VMs on hosts under suspicion.
@@ -74,8 +118,9 @@ impl Quality {
             if info.counts() {
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates
                 let ceiling = (options.cpu_ceiling.get() * info.cpu as f64) as u64;
-                let over = state.cpu(host).saturating_sub(ceiling);
-                quality.cpu_over = quality.cpu_over.saturating_add(over);
+                let above = |most: u64| state.cpu(host).saturating_sub(most);
+                quality.cpu_unmet = quality.cpu_unmet.saturating_add(above(info.cpu));
+                quality.cpu_over = quality.cpu_over.saturating_add(above(ceiling));
             }
         }
         let price: f64 = moved.map(|vm| problem.vm(vm).price).sum();
