@@ -22,6 +22,7 @@
 //! | [`place`] | where a new VM starts |
 //! | [`check_start`] | whether a new VM may start on one host |
 //! | [`imbalance`] | how unequal the load is; formula in [`score`] |
+//! | [`dot`] | which step of a plan waits for which, to be drawn |
 //! | [`usage`] | what each host has, holds and has left |
 //! | [`mend::mend`] | what must move, and nothing else |
 //! | [`order::order_moves`] | in which order, so that every interleaving is legal |
@@ -47,6 +48,7 @@ pub mod defrag;
 mod door;
 mod eligibility;
 pub mod explain;
+mod graph;
 mod level;
 pub mod mend;
 mod objective;
@@ -69,6 +71,7 @@ mod verdict;
 pub mod yardstick;
 
 pub use eligibility::{check_move, check_start, check_step, choose_target, place};
+pub use graph::dot;
 pub use options::{Causes, PlanOptions, STEPS_MAX};
 pub use planner::{imbalance, plan};
 pub use usage::{Usage, usage};

@@ -325,6 +325,9 @@ pub struct PlanShowArgs {
     /// done in it
     #[arg(long, value_name = "DURATION")]
     pub time: Option<Duration>,
+    /// Write which step waits for which to a file, to be drawn by Graphviz ('dot -Tsvg FILE')
+    #[arg(long, value_name = "FILE")]
+    pub graph: Option<PathBuf>,
 }
 
 /// The verbs of `ballast plan`.

@@ -81,7 +81,7 @@ pub(super) async fn run(context: &Context, command: PlanCommand) -> Result<(), R
                 && args.time.is_none();
             if is_as_planned {
                 let planning = parse(&record.planning_json)?;
-                return print(&planning, Some(&record), args.all, context.json);
+                return answer(&planning, Some(&record), &args, context.json);
             }
             let snapshot = ClusterSnapshot::from_json(&record.snapshot_json)?;
             show_changed(snapshot, PlanOptions::default(), &args, context.json)
@@ -152,7 +152,26 @@ fn show_changed(
             eprintln!("{note}");
         }
     }
-    print(&ballast_placement::plan(&snapshot, &options)?, None, args.all, json)
+    answer(&ballast_placement::plan(&snapshot, &options)?, None, args, json)
+}
+
+/// Prints a plan, and writes its graph where that is asked for.
+fn answer(
+    planning: &Planning,
+    record: Option<&v1::PlanRecord>,
+    args: &PlanShowArgs,
+    json: bool,
+) -> Result<(), Refusal> {
+    if let Some(file) = &args.graph {
+        std::fs::write(file, ballast_placement::dot(planning)).map_err(|error| {
+            Refusal::new(
+                RefusalCode::InvalidArgument,
+                format!("cannot write the graph to {}: {error}", file.display()),
+                "name a file that can be written",
+            )
+        })?;
+    }
+    print(planning, record, args.all, json)
 }
 
 async fn apply(context: &Context, plan: Option<String>) -> Result<(), Refusal> {

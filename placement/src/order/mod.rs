@@ -29,16 +29,14 @@ mod depend;
 mod exact;
 mod greedy;
 mod parts;
+#[cfg(test)]
 mod plain;
 #[cfg(test)]
 mod properties;
 mod timing;
 
-use petgraph::graph::DiGraph;
-
 use books::Books;
 pub use cluster::{Cluster, Ordered, order_moves};
-pub use plain::{Plain, PlainHost, PlainVm, Rule};
 pub use timing::{HostLimits, Timing};
 
 /// A VM's number.
@@ -179,18 +177,6 @@ pub struct Order {
 }
 
 impl Order {
-    /// The precedence graph: an edge from each step to those that wait for it.
-    pub fn graph(&self) -> DiGraph<u32, ()> {
-        let mut graph = DiGraph::with_capacity(self.steps.len(), self.steps.len());
-        let nodes: Vec<_> = (0u32..).take(self.steps.len()).map(|n| graph.add_node(n)).collect();
-        for (step, node) in self.steps.iter().zip(&nodes) {
-            for before in &step.after {
-                graph.add_edge(nodes[*before as usize], *node, ());
-            }
-        }
-        graph
-    }
-
     /// How many steps are there only to break circles.
     pub fn parkings(&self) -> usize {
         self.steps.iter().filter(|step| step.role == Role::Parking).count()

@@ -1,4 +1,4 @@
-//! The usual [`Ground`]: places with capacities, VMs with needs, and rules that
+//! A [`Ground`] for tests: places with capacities, VMs with needs, and rules that
 //! hold all the time.
 //!
 //! Keys are two numbers of 32 bits: what is counted, and where.
@@ -9,27 +9,27 @@ use super::{Claim, Counter, Ground, Group, Key, Place, Vm};
 
 /// Something VMs can be at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlainHost {
+pub(super) struct PlainHost {
     /// Per resource, the most that may be in use, by all VMs together.
-    pub capacity: Vec<u64>,
+    pub(super) capacity: Vec<u64>,
 }
 
 /// A VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlainVm {
+pub(super) struct PlainVm {
     /// Where it is; nothing if it does not run.
-    pub at: Option<Place>,
+    pub(super) at: Option<Place>,
     /// Per resource, what it takes.
-    pub need: Vec<u64>,
+    pub(super) need: Vec<u64>,
     /// Its memory in bytes, for the time a move takes.
-    pub bytes: u64,
+    pub(super) bytes: u64,
     /// Bytes a second that it dirties.
-    pub dirty_rate: u64,
+    pub(super) dirty_rate: u64,
 }
 
 /// A rule that holds before, during and after every step. Domains are given per place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rule {
+pub(super) enum Rule {
     /// At most `most` of the VMs in one domain.
     Apart {
         /// Whom it binds.
@@ -80,7 +80,7 @@ pub enum Rule {
 
 /// Places, VMs and rules.
 #[derive(Debug, Clone, Default)]
-pub struct Plain {
+pub(super) struct Plain {
     hosts: Vec<PlainHost>,
     vms: Vec<PlainVm>,
     rules: Vec<Rule>,
@@ -92,7 +92,7 @@ pub struct Plain {
 
 impl Plain {
     /// Numbers are indices: places into `hosts`, VMs into `vms`. Every capacity and need names the same resources.
-    pub fn new(hosts: Vec<PlainHost>, vms: Vec<PlainVm>, rules: Vec<Rule>) -> Self {
+    pub(super) fn new(hosts: Vec<PlainHost>, vms: Vec<PlainVm>, rules: Vec<Rule>) -> Self {
         let resources = hosts.iter().map(|host| host.capacity.len()).max().unwrap_or(0);
         let mut used = vec![vec![0_u64; resources]; hosts.len()];
         for vm in &vms {
@@ -125,16 +125,6 @@ impl Plain {
             rules.dedup();
         });
         Self { hosts, vms, rules, rules_of, used, resources, spare }
-    }
-
-    /// The VMs.
-    pub fn vms(&self) -> &[PlainVm] {
-        &self.vms
-    }
-
-    /// The places.
-    pub fn hosts(&self) -> &[PlainHost] {
-        &self.hosts
     }
 
     fn key(what: usize, scope: u32) -> Key {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::plain::{Plain, PlainHost, PlainVm, Rule};
 use super::*;
 use crate::simulate::{Act, Guest, Law, World, replay};
 
