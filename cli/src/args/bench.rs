@@ -101,6 +101,9 @@ pub struct RoadefArgs {
     /// Threads to search with; all the machine has when not given
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub threads: Option<u16>,
+    /// The most processes that may be elsewhere than in the initial assignment; any number when not given
+    #[arg(long, value_name = "N")]
+    pub moves: Option<u32>,
     /// Where to write the new assignment
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,

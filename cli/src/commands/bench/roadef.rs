@@ -24,6 +24,9 @@ struct Line {
     seconds: f64,
     seed: u64,
     evaluations_per_second: u64,
+    /// Processes that moved, where their number is limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    moves: Option<usize>,
 }
 
 pub(super) fn run(args: &RoadefArgs) -> Result<(), Refusal> {
@@ -60,13 +63,14 @@ fn solved(args: &RoadefArgs) -> Result<Line, Refusal> {
         seconds: (clock() * 1000.0).round() / 1000.0,
         seed: args.seed,
         evaluations_per_second: per_second(found.evaluations, searched),
+        moves: args.moves.map(|_| found.moves.len()),
     })
 }
 
 fn options(args: &RoadefArgs) -> SearchOptions {
     let threads =
         args.threads.map_or_else(|| available_parallelism().map_or(1, Into::into), usize::from);
-    SearchOptions { seed: args.seed, threads, ..SearchOptions::default() }
+    SearchOptions { seed: args.seed, threads, moves_max: args.moves, ..SearchOptions::default() }
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a rate of evaluations is far below 2^64
@@ -124,6 +128,14 @@ mod tests {
         "1\n0 10\n2\n0 0 100 50 0 1\n0 1 100 50 1 0\n2\n0 0\n0 0\n2\n0 40 3\n1 40 2\n0\n1 1 1\n";
 
     fn run_on(model: (&str, &[u8]), assignment: &str) -> Result<(Line, String), Refusal> {
+        run_with(model, assignment, None)
+    }
+
+    fn run_with(
+        model: (&str, &[u8]),
+        assignment: &str,
+        moves: Option<u32>,
+    ) -> Result<(Line, String), Refusal> {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out.txt");
         let args = RoadefArgs {
@@ -132,6 +144,7 @@ mod tests {
             seconds: 0.2,
             seed: 1,
             threads: Some(1),
+            moves,
             out: Some(out.clone()),
         };
         std::fs::write(&args.model, model.1).unwrap();
@@ -150,6 +163,24 @@ mod tests {
     fn a_small_instance_is_solved_and_written() {
         let (line, written) = run_on(("model.txt", MODEL.as_bytes()), "0 0\n").unwrap();
         check(&line, &written);
+    }
+
+    #[test]
+    fn no_more_processes_move_than_may() {
+        // Three of 40 pile up; one more away is worth 10 · 40.
+        let crowded = MODEL
+            .replace("0 0 100 50 0 1\n0 1 100 50 1 0", "0 0 200 50 0 1\n0 1 200 50 1 0")
+            .replace(
+                "2\n0 0\n0 0\n2\n0 40 3\n1 40 2",
+                "3\n0 0\n0 0\n0 0\n3\n0 40 3\n1 40 2\n2 40 2",
+            );
+        let model = ("model.txt", crowded.as_bytes());
+        let (free, _) = run_with(model, "0 0 0\n", None).unwrap();
+        let (none, written) = run_with(model, "0 0 0\n", Some(0)).unwrap();
+        let (one, _) = run_with(model, "0 0 0\n", Some(1)).unwrap();
+        assert_eq!((none.cost, none.moves, written.as_str()), (none.initial, Some(0), "0 0 0\n"));
+        assert_eq!((one.cost, one.moves), (304, Some(1)));
+        assert_eq!((free.cost, free.moves), (one.cost, None));
     }
 
     #[test]
