@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """The planner next to Debian's hbal (package ganeti-htools) on the same clusters.
 
-    placement/benches/hbal.py BALLAST [--sizes 20,50,100,200] [--seeds 1] [--hbal-seconds 600]
+    placement/benches/hbal.py BALLAST [--sizes 20,50,100,200] [--seeds 1] [--hbal-seconds 600] [--hbal-moves N]
 
 Each cluster is written in the text format of Ganeti's htools, with shared
 storage, so that a move is a live migration and disks stay. hbal balances it;
 so does `ballast plan show --snapshot`. Both results are judged by hbal's own
 score (less is better): our assignment is written back in the text format and
 scored there with no move allowed. Ours plans twice: as it would by itself, and
-with no more moves than hbal needed. One line of JSON a cluster; seconds are
+with no more moves than hbal needed; on large clusters hbal, too, may be given a
+number of moves, since it takes minutes for each. One line of JSON a cluster; seconds are
 CPU seconds of the whole command, since walls say little on a busy machine.
 """
 
@@ -155,7 +156,9 @@ def main():
     parser.add_argument("--per-node", type=int, default=10)
     parser.add_argument("--gain-min", type=float, default=0.001)
     parser.add_argument("--hbal-seconds", type=float, default=600)
+    parser.add_argument("--hbal-moves", type=int, help="the most moves hbal may make")
     args = parser.parse_args()
+    limit = ["-l", str(args.hbal_moves)] if args.hbal_moves else []
     if not shutil.which("hbal"):
         sys.exit("hbal.py: hbal is missing; install the package ganeti-htools")
     for nodes in map(int, args.sizes.split(",")):
@@ -166,7 +169,7 @@ def main():
                 data.write_text(text(nodes, instances))
                 shot.write_text(json.dumps(snapshot(nodes, instances)))
                 before = hbal(data, 60, "-l", "0")[0]
-                _, theirs, moves, cpu = hbal(data, args.hbal_seconds)
+                _, theirs, moves, cpu = hbal(data, args.hbal_seconds, *limit)
                 results = []
                 for most in [None, moves]:
                     steps, our_cpu = ballast(args.ballast, shot, args.gain_min, 600, most)
