@@ -12,6 +12,7 @@
 //! other pieces leave, and the order decides whether it comes in time.
 
 use super::{Effort, Yard};
+use crate::core::Rng;
 use crate::order::{Ground, Place, Vm};
 
 /// Temperatures, in units gained.
@@ -38,7 +39,7 @@ pub(super) struct Walk {
 
 /// One walk; `thread` sets it apart from the others.
 pub(super) fn walk(yard: &Yard, effort: &Effort<'_>, thread: u64) -> Walk {
-    let mut dice = Dice::new(effort.seed.wrapping_mul(0x1_0001).wrapping_add(thread));
+    let mut rng = Rng::new(effort.seed.wrapping_mul(0x1_0001).wrapping_add(thread));
     let mut walk = Walk { found: Vec::new(), trials: 0 };
     let movers: Vec<Vm> = (0..)
         .zip(yard.pieces())
@@ -64,7 +65,7 @@ pub(super) fn walk(yard: &Yard, effort: &Effort<'_>, thread: u64) -> Walk {
                 temperature = HOT * (COLD / HOT).powf(spent);
             }
             walk.trials += 1;
-            board.trial(temperature, &mut dice);
+            board.trial(temperature, &mut rng);
             if board.units > best || (board.units == best && board.away.len() < least) {
                 (best, least) = (board.units, board.away.len());
                 targets.clear();
@@ -75,34 +76,6 @@ pub(super) fn walk(yard: &Yard, effort: &Effort<'_>, thread: u64) -> Walk {
         walk.found.push(Found { targets, units: u64::from(best) });
     }
     walk
-}
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `n`, by multiplication: no division.
-    #[allow(clippy::cast_possible_truncation)] // the product's upper half is below n
-    fn below(&mut self, n: usize) -> usize {
-        ((u128::from(self.next()) * n as u128) >> 64) as usize
-    }
-
-    /// A number in [0, 1).
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
 }
 
 /// Cells of a spot: one, or two.
@@ -180,38 +153,38 @@ impl<'a> Board<'a> {
         }
     }
 
-    fn trial(&mut self, temperature: f64, dice: &mut Dice) {
-        let kind = dice.below(4);
+    fn trial(&mut self, temperature: f64, rng: &mut Rng) {
+        let kind = rng.below(4);
         if kind < 2 && !self.away.is_empty() {
-            let piece = self.away[dice.below(self.away.len())];
+            let piece = self.away[rng.below(self.away.len())];
             let home = self.home[piece as usize];
-            let to = if kind == 0 { home } else { self.anywhere(piece, dice) };
+            let to = if kind == 0 { home } else { self.anywhere(piece, rng) };
             let cheaper = if kind == 0 { MOVE_COST } else { 0.0 };
-            if self.may_go(piece, to) && accept(self.gain(piece, to) + cheaper, temperature, dice) {
+            if self.may_go(piece, to) && accept(self.gain(piece, to) + cheaper, temperature, rng) {
                 self.shift(piece, to);
             }
             return;
         }
-        let piece = self.movers[dice.below(self.movers.len())];
+        let piece = self.movers[rng.below(self.movers.len())];
         if self.at[piece as usize] != self.home[piece as usize] {
             return;
         }
-        let to = self.anywhere(piece, dice);
+        let to = self.anywhere(piece, rng);
         if self.away.len() < self.moves_max {
-            if self.may_go(piece, to) && accept(self.gain(piece, to) - MOVE_COST, temperature, dice)
+            if self.may_go(piece, to) && accept(self.gain(piece, to) - MOVE_COST, temperature, rng)
             {
                 self.shift(piece, to);
             }
             return;
         }
-        let back = self.away[dice.below(self.away.len())];
+        let back = self.away[rng.below(self.away.len())];
         let (home, there) = (self.home[back as usize], self.at[back as usize]);
         if !self.may_go(back, home) {
             return;
         }
         let gain = self.gain(back, home);
         self.shift(back, home);
-        if self.may_go(piece, to) && accept(gain + self.gain(piece, to), temperature, dice) {
+        if self.may_go(piece, to) && accept(gain + self.gain(piece, to), temperature, rng) {
             self.shift(piece, to);
         } else {
             self.shift(back, there);
@@ -220,11 +193,11 @@ impl<'a> Board<'a> {
 
     /// A spot of the kind the piece needs.
     #[allow(clippy::cast_possible_truncation)] // a number of a spot
-    fn anywhere(&self, piece: Vm, dice: &mut Dice) -> Place {
+    fn anywhere(&self, piece: Vm, rng: &mut Rng) -> Place {
         if self.home[piece as usize] as usize >= self.yard.cells().len() {
-            self.yard.pair_spot(dice.below(self.yard.hosts()) as u32)
+            self.yard.pair_spot(rng.below(self.yard.hosts()) as u32)
         } else {
-            dice.below(self.yard.cells().len()) as Place
+            rng.below(self.yard.cells().len()) as Place
         }
     }
 
@@ -297,6 +270,6 @@ impl<'a> Board<'a> {
     }
 }
 
-fn accept(gain: f64, temperature: f64, dice: &mut Dice) -> bool {
-    gain >= 0.0 || dice.unit() < (gain / temperature).exp()
+fn accept(gain: f64, temperature: f64, rng: &mut Rng) -> bool {
+    gain >= 0.0 || rng.unit() < (gain / temperature).exp()
 }
