@@ -143,8 +143,10 @@ fn descend<const L: usize>(
     meter: &Meter<'_>,
 ) {
     walk.climate.temperature = scale.map(|scale| scale * COOL * COOLING);
+    // Dealing out takes time for every item: shorter rounds would look slower than the walk will be.
+    let chunks = (walk.movable() as u64 / CHUNK).clamp(1, ROUND_MAX / CHUNK);
     while meter.progress(walk.evaluations) < DESCENT {
-        crew.round(walk, lines, 1);
+        crew.round(walk, lines, chunks);
     }
 }
 
