@@ -134,6 +134,10 @@ pub struct PlacedVm {
     /// [`offers`](crate::Host::offers), e.g. `storage:san-1`, `network:dmz`, `cpu:x86-64-v3`.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub needs: BTreeSet<String>,
+    /// What it must find besides on a host that it moves to while it runs, e.g. the CPU that its guest knows. Where it
+    /// starts anew, after the loss of its host or by hand, it does without.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub needs_to_move: BTreeSet<String>,
     /// It must fit one NUMA node of a host whose nodes are known.
     #[serde(default, skip_serializing_if = "is_false")]
     pub one_numa_node: bool,
@@ -143,13 +147,13 @@ pub struct PlacedVm {
     /// What it may claim in its pool.
     #[serde(default, skip_serializing_if = "Claims::is_default")]
     pub claims: Claims,
-    /// How often it moved lately. Each makes the next move for balance dearer.
+    /// How often it moved lately, as in the last hour. Each makes the next move for balance dearer.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub moves_recent: u32,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // the signature serde asks for
-const fn is_false(flag: &bool) -> bool {
+pub(crate) const fn is_false(flag: &bool) -> bool {
     !*flag
 }
 
@@ -175,6 +179,7 @@ impl PlacedVm {
             automation: Automation::default(),
             mobility: Mobility::default(),
             needs: BTreeSet::new(),
+            needs_to_move: BTreeSet::new(),
             one_numa_node: false,
             pool: None,
             claims: Claims::default(),

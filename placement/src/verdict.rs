@@ -368,7 +368,7 @@ pub(crate) fn why_no_target(
                 rules.insert(problem.rule(rule).id.to_string());
             }
             Some(Obstacle::Disk { .. }) => diskless += 1,
-            Some(Obstacle::Cpu | Obstacle::Lacks | Obstacle::Numa) => unfit += 1,
+            Some(Obstacle::Cpu | Obstacle::Lacks { .. } | Obstacle::Numa) => unfit += 1,
             Some(Obstacle::Intolerant) => intolerant += 1,
             None if !state.cpu_allows(vm, host, cause, options) => busy += 1,
             None if !survey.keeps(host) => intolerant += 1,

@@ -11,12 +11,10 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use ballast_model::snapshot::PlacedVm;
 use ballast_model::{Bytes, ClusterSnapshot, HostId, Millicores, Refusal, RefusalCode, Resources};
 use serde::Serialize;
 
 use crate::door::losses::{Inquiry, Losses, Newcomers, Occupancy, strands};
-use crate::door::obstacle::lacking;
 use crate::door::problem::{HostIx, Problem};
 use crate::door::state::State;
 use crate::options::PlanOptions;
@@ -126,11 +124,7 @@ fn room_on(state: &State<'_, '_>, host: HostIx, shape: &Shape, options: &PlanOpt
 }
 
 fn lacks(state: &State<'_, '_>, host: HostIx, shape: &Shape) -> bool {
-    let Ok(id) = "shape".parse() else { return false };
-    let info = state.problem.host(host);
-    let mut vm = PlacedVm::new(id, info.id.clone(), shape.size);
-    vm.needs.clone_from(&shape.needs);
-    lacking(&vm, info.host).is_some()
+    !shape.needs.is_subset(&state.problem.host(host).host.offers)
 }
 
 /// `count` VMs over the hosts: always to the one that has most memory free.

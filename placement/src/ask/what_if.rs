@@ -9,6 +9,8 @@
 //! | `add COUNT vms like VM` | so many more VMs of its kind, each placed as a new VM would be |
 //! | `without rule RULE`, `without vm VM` | it is not there |
 
+use std::collections::BTreeSet;
+
 use ballast_model::snapshot::{Mobility, PlacedVm};
 use ballast_model::vm::Automation;
 use ballast_model::{
@@ -101,6 +103,7 @@ impl WhatIf {
         let (mut lost, mut diskless) = (0, 0);
         for vm in self.snapshot.vms.values_mut().filter(|vm| vm.host == id) {
             vm.automation = Automation::Full;
+            vm.needs_to_move.clear();
             vm.mobility = match disks_lost(vm) {
                 None => Mobility::Movable,
                 Some(Refusal { reason, remedy, .. }) => Mobility::Fixed { reason, remedy },
@@ -138,7 +141,12 @@ impl WhatIf {
         let like = like.ok_or_else(|| missing("VM", name))?;
         for n in 0..count {
             let id = fresh(name, |id: &VmId| self.snapshot.vms.contains_key(id))?;
-            let vm = PlacedVm { id: id.clone(), mobility: Mobility::Movable, ..like.clone() };
+            let vm = PlacedVm {
+                id: id.clone(),
+                mobility: Mobility::Movable,
+                needs_to_move: BTreeSet::new(),
+                ..like.clone()
+            };
             self.snapshot.vms.insert(id.clone(), vm);
             match place(&self.snapshot, &id, like.size, options) {
                 Ok(host) => {

@@ -180,6 +180,10 @@ impl<'c, 'a> Checker<'c, 'a> {
         if let Some(rule) = bound.into_iter().find(|rule| !self.problem.rule_allows(*rule, to)) {
             return Err(format!("rule {} forbids it", self.problem.rule(rule).id));
         }
+        let mut needs = info.vm.needs.iter().chain(&info.vm.needs_to_move);
+        if let Some(word) = needs.find(|word| !host.host.offers.contains(*word)) {
+            return Err(format!("the target does not offer {word}"));
+        }
         let at = |map: &HashMap<HostIx, Vec<usize>>| map.get(&to).cloned().unwrap_or_default();
         let came = at(&self.arrivals);
         let left: Vec<usize> =

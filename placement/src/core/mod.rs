@@ -67,6 +67,7 @@ pub use ids::{Group, Host, HostSet, Item, Partition, Place, Resource, Rule};
 pub use objective::{
     HARD_UNIT, HARD_UNPLACED, LEVELS_MAX, Objective, ObjectiveTable, Score, Term, UTILISATION_ONE,
 };
+pub(crate) use problem::HostBits;
 pub use problem::{Problem, ResourceSpec, RuleKind, RuleSpec, Strength};
 pub use rng::Rng;
 pub use search::{Budget, CurvePoint, Found, SearchOptions, THREADS_MAX, search};

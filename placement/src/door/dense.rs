@@ -12,6 +12,7 @@ use ballast_model::Refusal;
 
 use super::obstacle::lacking;
 use super::problem::{HostIx, Problem, VmIx};
+use super::reach::Coming;
 use super::rules::{RuleBody, RuleInfo};
 use super::state::{Cause, State};
 use crate::core::{
@@ -206,8 +207,8 @@ impl Builder<'_, '_> {
     /// The hosts a VM may use by hard rules about hosts and by what it needs.
     fn allowed(&self, vm: VmIx) -> Vec<bool> {
         let info = self.problem.vm(vm);
-        let mut allowed: Vec<bool> =
-            self.problem.hosts.iter().map(|host| lacking(info.vm, host.host).is_none()).collect();
+        let suffices = |host| lacking(self.problem, vm, host, Coming::Moving).is_none();
+        let mut allowed: Vec<bool> = self.problem.host_ixs().map(suffices).collect();
         for (ix, role) in &info.rules {
             if role.bound && self.problem.rule(*ix).is_must() {
                 let host_allows = |host: usize| self.problem.rule_allows(*ix, HostIx(host));

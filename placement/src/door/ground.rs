@@ -8,6 +8,7 @@
 
 use super::obstacle::lacking;
 use super::problem::{HostIx, Problem, RuleIx, VmIx};
+use super::reach::Coming;
 use super::rules::{NO_DOMAIN, RuleBody, RuleInfo, Tally};
 use super::state::State;
 use crate::order::{Claim, Counter, Ground, Group, Key, Place, Vm};
@@ -168,7 +169,7 @@ impl Ground for Floor<'_, '_, '_> {
         let rules =
             info.rules.iter().filter(|(ix, role)| role.bound && self.problem().rule(*ix).is_must());
         target.counts()
-            && lacking(info.vm, target.host).is_none()
+            && lacking(self.problem(), vm, host, Coming::Moving).is_none()
             && rules.into_iter().all(|(ix, _)| self.problem().rule_allows(*ix, host))
     }
 

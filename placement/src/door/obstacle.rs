@@ -4,6 +4,7 @@ use ballast_model::Bytes;
 
 use super::losses::Survey;
 use super::problem::{HostIx, Problem, RuleIx, VmInfo, VmIx, times};
+use super::reach::Coming;
 use super::rules::{Role, RuleBody, RuleInfo, Tally};
 use super::state::State;
 
@@ -20,8 +21,8 @@ pub(crate) enum Obstacle {
     Memory { free: Bytes },
     /// The CPU sizes of its VMs would be more than the policy admits.
     Cpu,
-    /// The host does not offer what the VM needs.
-    Lacks,
+    /// The host does not offer what the VM needs to come there so.
+    Lacks { coming: Coming },
     /// No NUMA node of the host is large enough, or has enough left.
     Numa,
     /// The host has too little room for its local disks.
@@ -46,13 +47,13 @@ impl State<'_, '_> {
         if self.at(vm) == to {
             return Some(Obstacle::Here);
         }
-        self.closed_to(vm, to).or_else(|| self.rules_against(vm, to))
+        self.closed_to(vm, to, Coming::Moving).or_else(|| self.rules_against(vm, to))
     }
 
     /// What keeps a VM that [`State::lift`] has taken out from starting on `to`. Every hard rule counts, also those that
     /// hold only in the end: nothing will move the VM afterwards.
     pub(crate) fn obstacle_to_start(&self, vm: VmIx, to: HostIx) -> Option<Obstacle> {
-        if let Some(obstacle) = self.closed_to(vm, to) {
+        if let Some(obstacle) = self.closed_to(vm, to, Coming::Starting) {
             return Some(obstacle);
         }
         let rules = self.problem.vm(vm).rules.iter();
@@ -66,7 +67,7 @@ impl State<'_, '_> {
         })
     }
 
-    fn closed_to(&self, vm: VmIx, to: HostIx) -> Option<Obstacle> {
+    fn closed_to(&self, vm: VmIx, to: HostIx, coming: Coming) -> Option<Obstacle> {
         let (info, host) = (self.problem.vm(vm), self.problem.host(to));
         if host.draining() || host.quarantined() {
             return Some(Obstacle::Closed);
@@ -74,7 +75,7 @@ impl State<'_, '_> {
         if !host.counts() {
             return Some(Obstacle::Unknown);
         }
-        if let Some(obstacle) = lacking(info.vm, host.host) {
+        if let Some(obstacle) = lacking(self.problem, vm, to, coming) {
             return Some(obstacle);
         }
         if let Some(obstacle) = self.disks_against(vm, to) {
@@ -224,12 +225,15 @@ pub(crate) fn nodes_fit(
 
 /// What the host lacks that the VM needs, whatever else is on it.
 pub(crate) fn lacking(
-    vm: &ballast_model::snapshot::PlacedVm,
-    host: &ballast_model::Host,
+    problem: &Problem<'_>,
+    vm: VmIx,
+    host: HostIx,
+    coming: Coming,
 ) -> Option<Obstacle> {
-    if !vm.needs.is_subset(&host.offers) {
-        return Some(Obstacle::Lacks);
+    if !problem.reach.meets(vm, host, coming) {
+        return Some(Obstacle::Lacks { coming });
     }
+    let (vm, host) = (problem.vm(vm).vm, problem.host(host).host);
     // Where it is, they are.
     if let Some(room) = host.local_disk_room.filter(|room| vm.local_disks > *room)
         && vm.host != host.id

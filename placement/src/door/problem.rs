@@ -11,6 +11,7 @@ use ballast_model::{ClusterSnapshot, Host, HostId, HostState, Refusal, Telemetry
 
 use super::entitle;
 use super::losses::Losses;
+use super::reach::Reach;
 use super::rules::{self, Role, RuleBody, RuleInfo};
 use super::state::Cause;
 use crate::cost;
@@ -113,6 +114,8 @@ pub(crate) struct Problem<'a> {
     pub(crate) weights: Weights,
     /// The failures to tolerate.
     pub(crate) losses: Losses,
+    /// Which hosts offer what the VMs need.
+    pub(crate) reach: Reach,
 }
 
 impl<'a> Problem<'a> {
@@ -166,7 +169,8 @@ impl<'a> Problem<'a> {
         let weights = score::weights(&snapshot.policy);
         let failures = snapshot.policy.failures_tolerated as usize;
         let losses = Losses::new(&hosts, &vms, failures);
-        Ok(Self { snapshot, hosts, vms, rules, counted, weights, losses })
+        let reach = Reach::new(snapshot);
+        Ok(Self { snapshot, hosts, vms, rules, counted, weights, losses, reach })
     }
 
     pub(crate) fn host(&self, host: HostIx) -> &HostInfo<'a> {

@@ -6,6 +6,7 @@ use super::{REMEDY_OF_LOSSES, explain, missing};
 use crate::door::losses::{first_to_start, strands};
 use crate::door::obstacle::{Obstacle, lacking};
 use crate::door::problem::{HostIx, Problem, VmIx};
+use crate::door::reach::Coming;
 use crate::door::state::State;
 use crate::explain::core::Cores;
 use crate::options::PlanOptions;
@@ -72,7 +73,11 @@ pub fn place(
             let mut refusal = explain(&state, own, host, obstacle);
             refusal.reason =
                 format!("{}, and so or otherwise with every host that has room", refusal.reason);
-            refusal.remedy = "change the rule, or make room on a host it allows".to_owned();
+            refusal.remedy = match obstacle {
+                Obstacle::Lacks { .. } => "let a host with room offer it, or do without it",
+                _ => "change the rule, or make room on a host it allows",
+            }
+            .to_owned();
             if let Some(core) = Cores::new(&problem).of(own) {
                 refusal.reason = format!("{}; {}", refusal.reason, core.reason);
                 refusal.remedy = core.remedy;
@@ -93,9 +98,8 @@ pub fn place(
 
 /// By host, whether it offers what the VM needs; nothing is known of the needs of a VM that the snapshot does not have.
 fn offering(problem: &Problem<'_>, vm: Option<VmIx>) -> Vec<bool> {
-    let offers = |host: HostIx| {
-        vm.is_none_or(|vm| lacking(problem.vm(vm).vm, problem.host(host).host).is_none())
-    };
+    let offers =
+        |host: HostIx| vm.is_none_or(|vm| lacking(problem, vm, host, Coming::Starting).is_none());
     problem.host_ixs().map(offers).collect()
 }
 

@@ -1,10 +1,13 @@
 //! What stands between a VM and a host, and what would help.
 
+use std::collections::BTreeSet;
+
 use ballast_model::{Bytes, Millicores, Refusal, RefusalCode, Telemetry};
 
 use crate::door::losses::strands;
 use crate::door::obstacle::Obstacle;
 use crate::door::problem::{HostIx, Problem, RuleIx, VmIx};
+use crate::door::reach::Coming;
 use crate::door::rules::RuleBody;
 use crate::door::state::State;
 
@@ -62,16 +65,23 @@ pub(crate) fn explain(state: &State<'_, '_>, vm: VmIx, to: HostIx, obstacle: Obs
             ),
             "choose another host, or let the policy overcommit more CPU",
         ),
-        Obstacle::Lacks => {
-            let missing: Vec<&str> =
-                info.vm.needs.difference(&host.host.offers).map(String::as_str).collect();
+        Obstacle::Lacks { coming } => {
+            let missing = |words: &BTreeSet<String>| {
+                let words = words.difference(&host.host.offers).map(String::as_str);
+                words.collect::<Vec<_>>().join(", ")
+            };
+            let (words, purpose, remedy) = match missing(&info.vm.needs) {
+                words if words.is_empty() && coming == Coming::Moving => (
+                    missing(&info.vm.needs_to_move),
+                    " to move while it runs",
+                    "choose a host that offers it, or end the VM and start it there",
+                ),
+                words => (words, "", "choose a host that offers it"),
+            };
             Refusal::new(
                 RefusalCode::Incompatible,
-                format!(
-                    "VM {vm_id} needs {}, which host {to_id} does not offer",
-                    missing.join(", ")
-                ),
-                "choose a host that offers it",
+                format!("VM {vm_id} needs {words}{purpose}, which host {to_id} does not offer"),
+                remedy,
             )
         }
         Obstacle::Disk { room } => Refusal::new(

@@ -280,6 +280,9 @@ fn vm_attribute(vm: &mut PlacedVm, word: &str) -> Result<(), String> {
             vm.dirty_rate = rate.parse().map_err(|error| format!("{error}"))?
         }
         Some(("needs", list)) => vm.needs = list.split('+').map(str::to_owned).collect(),
+        Some(("needs-to-move", list)) => {
+            vm.needs_to_move = list.split('+').map(str::to_owned).collect();
+        }
         Some(("disks", size)) => vm.local_disks = memory(size)?,
         Some(("pool", pool)) => vm.pool = Some(pool.parse().map_err(|error| format!("{error}"))?),
         Some(("moved", times)) => {

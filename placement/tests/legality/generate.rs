@@ -33,10 +33,19 @@ fn policy() -> impl Strategy<Value = Policy> {
     )
 }
 
-/// The clusters of the other properties, with racks, rules of every kind, a policy and a pool instead of their rules.
+/// Words as bits: what hosts offer, in turn, and VMs with what they need and need to move.
+type Words = (Vec<u8>, Vec<(Index, u8, u8)>);
+
+fn words() -> impl Strategy<Value = Words> {
+    let needs = (any::<Index>(), 0_u8..4, 0_u8..8);
+    (proptest::collection::vec(0_u8..8, 2..5), proptest::collection::vec(needs, 0..5))
+}
+
+/// The clusters of the other properties, with racks, rules of every kind, a policy, a pool and needs instead of their
+/// rules.
 pub(crate) fn clusters_of_all_kinds() -> impl Strategy<Value = ClusterSnapshot> {
     let rules = proptest::collection::vec(draft(), 0..4);
-    (clusters(), rules, policy()).prop_map(|(mut snapshot, drafts, policy)| {
+    (clusters(), rules, policy(), words()).prop_map(|(mut snapshot, drafts, policy, words)| {
         for (n, host) in snapshot.hosts.values_mut().enumerate() {
             host.labels.insert("rack".into(), format!("r{}", n / RACK));
         }
@@ -44,6 +53,7 @@ pub(crate) fn clusters_of_all_kinds() -> impl Strategy<Value = ClusterSnapshot> 
             drafts.into_iter().enumerate().map(|(n, draft)| rule(&snapshot, n, draft)).collect();
         snapshot.rules = rules.into_iter().map(|rule| (rule.id.clone(), rule)).collect();
         set_policy(&mut snapshot, policy);
+        set_words(&mut snapshot, words);
         snapshot.validate().unwrap();
         snapshot
     })
@@ -60,6 +70,20 @@ fn set_policy(snapshot: &mut ClusterSnapshot, (memory, cpu, pooled): Policy) {
     let vms: Vec<VmId> = snapshot.vms.keys().cloned().collect();
     for index in pooled {
         snapshot.vms.get_mut(index.get(&vms)).unwrap().pool = Some(pool.clone());
+    }
+}
+
+fn set_words(snapshot: &mut ClusterSnapshot, (offers, needs): Words) {
+    let spelled = |bits: u8| -> BTreeSet<String> {
+        (0..8).filter(|bit| bits >> bit & 1 == 1).map(|bit| format!("w{bit}")).collect()
+    };
+    for (host, bits) in snapshot.hosts.values_mut().zip(offers.iter().cycle()) {
+        host.offers = spelled(*bits);
+    }
+    let vms: Vec<VmId> = snapshot.vms.keys().cloned().collect();
+    for (vm, needs, to_move) in needs {
+        let vm = snapshot.vms.get_mut(vm.get(&vms)).unwrap();
+        (vm.needs, vm.needs_to_move) = (spelled(needs), spelled(to_move));
     }
 }
 

@@ -47,12 +47,22 @@ impl<'s> Judge<'s> {
             faults.insert(format!("memory of {host}"), u64::try_from(-memory).unwrap_or(0));
             faults.insert(format!("CPU sizes on {host}"), u64::try_from(-cpu).unwrap_or(0));
         }
+        for (vm, hosts) in &self.occupies {
+            let lacking = hosts.iter().filter(|host| self.lacks(vm, host)).count();
+            faults.insert(format!("what {vm} needs"), lacking as u64);
+        }
         let rules = self.snapshot.rules.values().filter(|rule| rule.strength.is_must());
         for rule in rules.filter(|rule| rule.hold == Hold::Continuous) {
             faults.extend(self.faults_of(rule));
         }
         faults.retain(|_, fault| *fault > 0);
         faults
+    }
+
+    /// Whether a word that the VM needs, or needs to move, is not offered there.
+    fn lacks(&self, vm: &VmId, host: &HostId) -> bool {
+        let (vm, host) = (&self.snapshot.vms[vm], &self.snapshot.hosts[host]);
+        !vm.needs.is_subset(&host.offers) || !vm.needs_to_move.is_subset(&host.offers)
     }
 
     /// Memory in bytes and CPU sizes in millicores that are left; negative when there is too much.

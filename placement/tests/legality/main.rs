@@ -1,5 +1,5 @@
-//! Every kind of rule, hard and soft, overcommit and pools: no order and concurrency that a plan allows breaks anything
-//! that held before. The executor and the judge know the words of the model only, not the planner.
+//! Every kind of rule, hard and soft, overcommit, pools and needs: no order and concurrency that a plan allows breaks
+//! anything that held before. The executor and the judge know the words of the model only, not the planner.
 //! `PROPTEST_CASES` sets how many clusters are seen.
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking

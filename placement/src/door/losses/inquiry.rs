@@ -2,6 +2,7 @@
 
 use super::super::obstacle::lacking;
 use super::super::problem::{HostIx, Problem, VmIx};
+use super::super::reach::Coming;
 use super::{Losses, Occupancy};
 
 /// Sets of lost hosts that are packed one by one for one answer: all pairs of 180 hosts.
@@ -102,8 +103,9 @@ impl Inquiry<'_, '_, '_> {
             }
             let from = room.partition_point(|(free, _)| *free < info.memory);
             let takes = |n: &usize| {
-                let host = self.problem.host(room[*n].1).host;
-                self.losses.plain[vm.0] || lacking(info.vm, host).is_none()
+                let host = room[*n].1;
+                self.losses.plain[vm.0]
+                    || lacking(self.problem, *vm, host, Coming::Starting).is_none()
             };
             let found = match fit {
                 Fit::Least => (from..room.len()).find(takes),
