@@ -101,6 +101,21 @@ async fn a_moved_vm_rests_from_the_balancer_and_not_from_operators() {
 }
 
 #[tokio::test]
+async fn the_planner_is_told_how_often_a_vm_was_moved_lately() {
+    let cluster = Cluster::start().await;
+    cluster.create("a", "h1").await;
+    cluster.create("b", "h2").await;
+    for host in ["h2", "h3"] {
+        let id = cluster.migrate("a", host).await.unwrap();
+        cluster.ended(id).await;
+    }
+    cluster.settled().await;
+    let plan = cluster.controller.show_plan().await.unwrap();
+    let moves = |vm: &str| plan.snapshot.vms[&vm.parse().unwrap()].moves_recent;
+    assert_eq!((moves("a"), moves("b")), (2, 0));
+}
+
+#[tokio::test]
 async fn too_many_unknown_hosts_pause_the_balancer() {
     let cluster = piled(|_| {}).await;
     // A new stream whose first report is broken: unknown until good ones follow.

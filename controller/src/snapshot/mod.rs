@@ -2,25 +2,19 @@
 //!
 //! Whether a VM can move at all is decided by [`mobility`], one function for
 //! every workflow; what it answers the planner, the operator's orders and
-//! `vm show` all take from here.
+//! `vm show` all take from here. [`history`] is what past migrations mean for
+//! the next one.
 
-use std::collections::BTreeMap;
+mod history;
+
 use std::time::Duration;
 
 use ballast_model::snapshot::{Mobility, MoveInFlight, PlacedVm, Policy};
-use ballast_model::{
-    Bytes, ClusterSnapshot, Host, HostId, HostState, MigrationOutcome, MigrationPhase, Rule,
-    Timestamp, VmId, VmSpec,
-};
+use ballast_model::{Bytes, ClusterSnapshot, Host, HostId, Rule, Timestamp, VmId, VmSpec};
 use ballast_proto::v1;
 
 use crate::registry::{Live, VmView};
 use crate::state::{HostRecord, Inventory, VmChange, VmEntry};
-
-/// The rest after a first failed migration; grows with every further failure.
-const FAILURE_REST: Duration = Duration::from_secs(10);
-/// Failures in a row after which the rest grows no more.
-const FAILURES_COUNTED: u32 = 6;
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,14 +23,6 @@ pub enum Purpose {
     Balance,
     /// An operator's order: it is up to them.
     Order,
-}
-
-/// How a VM's last migrations went.
-#[derive(Debug, Clone, Copy)]
-struct Past {
-    ended_at: Timestamp,
-    completed: bool,
-    failures: u32,
 }
 
 /// Builds the snapshot. A newcomer, a VM that is about to be created, stands in it on some host, so that the rules that
@@ -54,14 +40,15 @@ pub fn build(
     for host in inventory.hosts.values() {
         snapshot.hosts.insert(host.id.clone(), host_of(host, live));
     }
-    let past = past(inventory);
+    let past = history::past(&inventory.migrations, now);
     for (id, vm) in &inventory.vms {
         let owner = &vm.owner.value.host;
         let Some(host) = inventory.hosts.get(owner) else { continue };
         let view = live.vm(id, owner);
         let spec = &vm.record.value.spec;
+        let past = past.get(id);
         let rests = match purpose {
-            Purpose::Balance => rest(past.get(id), host.state, cooldown, now),
+            Purpose::Balance => history::rest(past, host.state, cooldown, now),
             Purpose::Order => None,
         };
         let placed = PlacedVm {
@@ -70,6 +57,7 @@ pub fn build(
             local_disks: view.local_disks,
             automation: spec.automation,
             mobility: mobility(vm, &view, purpose, rests),
+            moves_recent: past.map_or(0, |past| past.moves_recent),
             ..PlacedVm::new(id.clone(), owner.clone(), spec.size())
         };
         snapshot.vms.insert(id.clone(), placed);
@@ -183,47 +171,4 @@ pub fn mobility(
         Some((reason, remedy)) => Mobility::Fixed { reason, remedy },
         None => Mobility::Movable,
     }
-}
-
-/// Whether the VM rests after a move, whoever moved it, or after failed attempts. A drain does
-/// not wait for the rest after a move.
-fn rest(
-    past: Option<&Past>,
-    host: HostState,
-    cooldown: Duration,
-    now: Timestamp,
-) -> Option<(String, String)> {
-    let past = past?;
-    let (length, after) = if past.completed {
-        let cooldown = if host == HostState::Draining { Duration::ZERO } else { cooldown };
-        (cooldown, "it was moved")
-    } else {
-        let times = past.failures.min(FAILURES_COUNTED);
-        (FAILURE_REST * times, "its last migration failed")
-    };
-    let until = past.ended_at.plus(length);
-    (until > now).then(|| {
-        let since = now.since(past.ended_at).as_secs();
-        (
-            format!("{after} {since} s ago and rests"),
-            format!("wait {} s, or migrate it by hand", until.since(now).as_secs() + 1),
-        )
-    })
-}
-
-fn past(inventory: &Inventory) -> BTreeMap<&VmId, Past> {
-    let mut past: BTreeMap<&VmId, Past> = BTreeMap::new();
-    for record in &inventory.migrations {
-        let MigrationPhase::Ended { outcome } = &record.migration.phase else { continue };
-        let before = past.get(&record.migration.vm).map_or(0, |past| past.failures);
-        let (completed, failures) = match outcome {
-            MigrationOutcome::Completed => (true, 0),
-            MigrationOutcome::Failed { .. } => (false, before.saturating_add(1)),
-            // Somebody did not want it to move now.
-            MigrationOutcome::Cancelled { .. } => (true, before),
-        };
-        let ended_at = record.migration.updated_at;
-        past.insert(&record.migration.vm, Past { ended_at, completed, failures });
-    }
-    past
 }
