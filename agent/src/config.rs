@@ -2,12 +2,13 @@
 //!
 //! `deploy/config/agent.toml` has every key with its meaning. Unknown keys are errors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use ballast_model::offer::{self, OFFERS_MAX};
 use ballast_model::{Bytes, BytesPerSec, HostId, Millicores, Refusal, RefusalCode};
 use ballast_proto::convert::vm::{LABEL_BYTES_MAX, LABELS_MAX};
 use serde::Deserialize;
@@ -46,6 +47,9 @@ pub struct Config {
     /// Free-form labels, e.g. `rack`.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Words of what VMs can find on this host, e.g. `storage:san-1`.
+    #[serde(default)]
+    pub offers: BTreeSet<String>,
     /// Whether `/metrics` has series for each VM.
     #[serde(default)]
     pub vm_metrics: bool,
@@ -280,7 +284,7 @@ impl Config {
                 format!("use at most {LABELS_MAX} labels of at most {LABEL_BYTES_MAX} bytes"),
             );
         }
-        Ok(())
+        offer::validate("key offers: the host offers", &self.offers, OFFERS_MAX)
     }
 }
 
@@ -310,7 +314,7 @@ mod tests {
         assert!(config.load_scope.is_some() && config.vm_metrics);
         assert_eq!(config.capacity.cpu, Some(Millicores(4000)));
         assert_eq!(config.capacity.memory, Some(Bytes::gib(8)));
-        assert!(!config.labels.is_empty());
+        assert!(!config.labels.is_empty() && config.offers.contains("storage:san-1"));
         assert_eq!(config.vmm.user, Some(User { uid: 998, gid: 998 }));
         assert!(config.vmm.cgroup.is_some() && !config.vmm.cpus.is_empty());
         assert_eq!(config.vmm.snapshot_dirs, VmmConfig::default().snapshot_dirs);
@@ -332,6 +336,8 @@ mod tests {
         let long = format!("\"/{}\"", "x".repeat(100));
         check_refused("\"/var/lib/ballast\"", &long, "too long for Unix sockets");
         check_refused("driver = \"kvm\"", "driver = \"vmx\"", "unknown variant `vmx`");
+        let words = "driver = \"kvm\"\noffers = [\"san 1\"]";
+        check_refused("driver = \"kvm\"", words, "key offers: the host offers \"san 1\"");
     }
 
     #[test]

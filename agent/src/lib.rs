@@ -15,7 +15,7 @@
 //! | [`driver`] | what runs VMs: `kvm` processes, or the `sim` model |
 //! | [`migrations`] | the status of migrations, for those who watch |
 //! | [`registry`], [`report`] | the controller: who may run a VM; registration and load reports |
-//! | [`load`] | readings of `/proc` and of the machines |
+//! | [`load`] | readings of `/proc`, `/sys` and of the machines |
 //! | [`metrics`] | `/metrics` |
 //!
 //! The agent decides nothing about who runs a VM: it does what the owner record
@@ -24,6 +24,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +42,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use config::{Config, DriverChoice};
+use config::{Config, DriverChoice, LoadScope};
 use driver::Driver;
 use host::Host;
 use load::Observation;
@@ -236,6 +237,7 @@ fn describe(
     driver: &dyn Driver,
     listen: SocketAddr,
 ) -> v1::HostDescription {
+    let baselines = driver.cpu_baselines().into_iter().map(v1::CpuBaseline::from);
     v1::HostDescription {
         host: config.host.to_string(),
         endpoint: config.advertise.unwrap_or(listen).to_string(),
@@ -245,7 +247,18 @@ fn describe(
         labels: config.labels.clone().into_iter().collect(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cpu_model: driver.cpu_model(),
+        offers: config.offers.iter().cloned().collect(),
+        cpu_baselines: baselines.map(i32::from).collect(),
+        numa: numa_nodes(config, capacity).into_iter().map(Into::into).collect(),
     }
+}
+
+/// What each NUMA node has for VMs. A share of a machine is on none in particular, nor are VMs that are only modelled.
+fn numa_nodes(config: &Config, capacity: Resources) -> Vec<Resources> {
+    if config.driver != DriverChoice::Kvm || config.scope() == LoadScope::Share {
+        return Vec::new();
+    }
+    load::numa::parts(&load::numa::nodes(Path::new(load::numa::NODES)), capacity)
 }
 
 fn address(listener: &TcpListener) -> Result<SocketAddr, Refusal> {

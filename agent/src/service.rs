@@ -229,7 +229,7 @@ fn spec(message: Option<v1::VmSpec>) -> Result<VmSpec, Refusal> {
         return Err(invalid(
             "spec",
             format!("is {} bytes long", message.encoded_len()),
-            format!("use fewer or shorter labels: at most {SPEC_BYTES_MAX} bytes in all"),
+            format!("use fewer or shorter labels and needs: at most {SPEC_BYTES_MAX} bytes in all"),
         ));
     }
     message.try_into()

@@ -77,6 +77,7 @@ async fn registered(stub: &Stub, nth: usize) -> Client {
     stub.until(|heard| heard.registrations.len() >= nth).await;
     let host = stub.heard.borrow().registrations[nth - 1].host.clone().unwrap();
     assert!(!host.cpu_model.is_empty());
+    assert!(host.cpu_baselines.contains(&v1::CpuBaseline::Host.into()));
     connect(host.endpoint.parse().unwrap()).await
 }
 

@@ -18,7 +18,9 @@ fn vm(id: &str) -> v1::VmSpec {
 async fn an_agent_registers_and_reports() {
     let dir = tempfile::tempdir().unwrap();
     let stub = Stub::start(Mood::Grant).await;
-    let mut agent = Running::start(config("a", dir.path(), stub.address, "sim")).await;
+    let mut config = config("a", dir.path(), stub.address, "sim");
+    config.offers = ["storage:san-1".to_owned()].into();
+    let mut agent = Running::start(config).await;
     stub.until(|heard| heard.registrations.len() == 1).await;
     create(&mut agent.client, vm("web-1"), 5).await;
     let has_load = |report: &v1::LoadReport| {
@@ -30,6 +32,8 @@ async fn an_agent_registers_and_reports() {
         let host = heard.registrations[0].host.clone().unwrap();
         assert_eq!(host.endpoint, agent.agent.as_ref().unwrap().listen.to_string());
         assert_eq!(host.capacity.unwrap().cpu_millicores, 1000);
+        assert_eq!(host.offers, ["storage:san-1"]);
+        assert!(host.cpu_baselines.is_empty() && host.numa.is_empty(), "a model is on no CPU");
         let sequences: Vec<u64> = heard.reports["a"].iter().map(|r| r.sequence).collect();
         assert_eq!(sequences, (1..=sequences.len() as u64).collect::<Vec<_>>());
         let load = heard.reports["a"].last().unwrap().load.unwrap();

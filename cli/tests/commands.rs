@@ -87,6 +87,8 @@ async fn json_is_for_programs() {
     let hosts = well(&url, &["host", "ls", "-o", "json"]).await.json();
     assert_eq!(hosts[0]["demand"]["cpu_millicores"], 910);
     assert_eq!(hosts[1]["unknown_because"], "no report for 9s");
+    assert_eq!(hosts[0]["cpu_baselines"], serde_json::json!(["host", "x86-64-v2"]));
+    assert_eq!(hosts[0]["numa"][1]["memory_bytes"], 512 << 20);
     let vm = well(&url, &["-o", "json", "vm", "show", "web-1"]).await.json();
     assert_eq!((&vm["epoch"], &vm["immobile"]), (&7.into(), &Value::Null));
     let shown = well(&url, &["migration", "show", MIGRATION, "-o", "json"]).await.json();
@@ -124,6 +126,34 @@ async fn hardware_is_asked_for_and_shown() {
     assert_eq!(vm["networks"][0]["bridge"], "br0");
     assert_eq!(vm["networks"][0]["mac"].as_str().map(str::len), Some(17), "one is found for it");
     assert_eq!(vm["networks"][1]["limit_packets_per_sec"], 9);
+}
+
+#[tokio::test]
+async fn what_a_vm_needs_and_a_host_offers_is_said_and_shown() {
+    let url = Stub::default().serve().await;
+    #[rustfmt::skip]
+    let create = [
+        "vm", "create", "web-3", "--kernel", "/vmlinuz", "--memory", "64MiB",
+        "--needs", "storage:san-1", "--need", "network:dmz", "--one-numa-node",
+    ];
+    let vm = well(&url, &create).await.lines();
+    for line in ["needs network:dmz, storage:san-1", "NUMA fits one node"] {
+        assert!(vm.contains(&line.to_owned()), "{line}: {vm:#?}");
+    }
+    let vm = well(&url, &[&create[..], &["-o", "json"]].concat()).await.json();
+    assert_eq!(vm["needs"], serde_json::json!(["network:dmz", "storage:san-1"]));
+    assert_eq!(vm["one_numa_node"], true);
+    let host = well(&url, &["host", "show", "host-a"]).await.lines();
+    for line in [
+        "CPU model AuthenticAMD-25-1-91f3c0",
+        "CPU baselines host, x86-64-v2",
+        "NUMA nodes 500m CPU, 512.0 MiB memory",
+        "offers network:dmz, storage:san-1",
+    ] {
+        assert!(host.contains(&line.to_owned()), "{line}: {host:#?}");
+    }
+    let two_words = [&create[..7], &["--need", "san 1"]].concat();
+    check_refused(&url, &two_words, 2, "which is no word").await;
 }
 
 #[tokio::test]

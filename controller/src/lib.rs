@@ -12,7 +12,7 @@
 //! | [`agents`] | hosts' agents as the controller calls them |
 //! | [`telemetry`] | the gate, windows of samples, what they say of demand |
 //! | [`registry`] | what hosts say: registrations and load reports |
-//! | [`snapshot`] | inventory and windows as the planner's input; whether a VM can move |
+//! | [`snapshot`] | inventory and windows as the planner's input; whether a VM can move, and what it needs |
 //! | [`round`] | the balancer: plan, admit, start, recommend |
 //! | [`migration`] | one persisted state machine per migration |
 //! | [`vms`], [`vm_snapshots`], [`orders`] | operators' orders |

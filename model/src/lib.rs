@@ -14,6 +14,7 @@
 //! | [`reason`] | the trail of who, why and when behind an operation |
 //! | [`vm`], [`host`], [`rule`], [`pool`] | what a cluster is made of |
 //! | [`hardware`] | what a VM is built of: CPU baseline, disks, networks |
+//! | [`offer`] | what hosts offer and VMs need, as words |
 //! | [`snapshot`] | the whole cluster as one value |
 //! | [`plan`] | what the planner answers |
 //! | [`migration`] | one VM's move: phases, progress, outcome |
@@ -24,6 +25,7 @@ pub mod hardware;
 pub mod host;
 pub mod id;
 pub mod migration;
+pub mod offer;
 pub mod plan;
 pub mod pool;
 pub mod reason;

@@ -1,12 +1,14 @@
 //! A VM: what its owner asked for, and who may run it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::hardware::{self, CpuBaseline, DiskSpec, MemoryBacking, NetworkSpec, PageSize};
+use crate::offer::{self, NEEDS_MAX};
+use crate::snapshot::is_false;
 use crate::{Bytes, Epoch, HostId, Millicores, Refusal, RefusalCode, Resources, VmId};
 
 /// The most vCPUs a VM may have.
@@ -58,6 +60,12 @@ pub struct VmSpec {
     /// How it wants to be migrated.
     #[serde(default)]
     pub migration: MigrationPolicy,
+    /// What it must find on a host: every word of these among what the host offers, e.g. `storage:san-1`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub needs: BTreeSet<String>,
+    /// It must fit one NUMA node of a host whose nodes are known.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub one_numa_node: bool,
 }
 
 /// What the balancer may do with a VM on its own.
@@ -118,6 +126,8 @@ impl VmSpec {
             labels: BTreeMap::new(),
             automation: Automation::default(),
             migration: MigrationPolicy::default(),
+            needs: BTreeSet::new(),
+            one_numa_node: false,
         }
     }
 
@@ -158,6 +168,7 @@ impl VmSpec {
         }
         hardware::validate_disks(id, &self.disks)?;
         hardware::validate_networks(id, &self.networks)?;
+        offer::validate(&format!("VM {id} needs"), &self.needs, NEEDS_MAX)?;
         if self.cmdline.len() > CMDLINE_BYTES_MAX || self.cmdline.contains('\0') {
             return invalid(
                 format!("the kernel command line of VM {id} is too long or holds a NUL byte"),
@@ -218,7 +229,7 @@ mod tests {
 
     #[test]
     fn out_of_range_fields_are_refused_with_a_remedy() {
-        let cases: [fn(&mut VmSpec); 7] = [
+        let cases: [fn(&mut VmSpec); 8] = [
             |s| s.vcpus = 0,
             |s| s.memory = Bytes(4097),
             |s| s.kernel = "guest".into(),
@@ -226,6 +237,7 @@ mod tests {
             |s| s.cmdline = "x".repeat(CMDLINE_BYTES_MAX + 1),
             |s| s.migration.downtime_limit_ms = 0,
             |s| (s.migration.post_copy, s.memory_backing.pages) = (true, PageSize::Huge),
+            |s| s.needs = ["two words".to_owned()].into(),
         ];
         for spoil in cases {
             let mut spec = spec();
@@ -237,6 +249,13 @@ mod tests {
                 "{refusal}"
             );
         }
+    }
+
+    #[test]
+    fn a_spec_of_an_older_version_is_read_and_a_plain_one_is_written_for_it() {
+        let json = serde_json::to_value(spec()).unwrap();
+        assert!(json.get("needs").is_none() && json.get("one_numa_node").is_none(), "{json}");
+        assert_eq!(serde_json::from_value::<VmSpec>(json).unwrap(), spec());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ballast_model::vm::MigrationPolicy;
-use ballast_model::{Bytes, BytesPerSec, Epoch, MigrationId, Refusal, VmId, VmSpec};
+use ballast_model::{Bytes, BytesPerSec, CpuBaseline, Epoch, MigrationId, Refusal, VmId, VmSpec};
 use ballast_proto::v1;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -144,6 +144,9 @@ pub trait Driver: Send + Sync + 'static {
 
     /// What must match for a VM to move here; empty when anything goes.
     fn cpu_model(&self) -> String;
+
+    /// The CPU baselines its VMs can have; empty when anything goes.
+    fn cpu_baselines(&self) -> Vec<CpuBaseline>;
 
     /// What stands in front of a snapshot file.
     ///

@@ -1,6 +1,7 @@
 //! Reads the load at an interval and keeps the last observation.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,7 +22,7 @@ use crate::vm::disks::LocalDisks;
 const ASKED_AT_ONCE: usize = 16;
 /// How long one machine may take to answer.
 const SAMPLE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The longest text read from one file of `/proc`.
+/// The longest text read from one file of the kernel's.
 const PROC_BYTES_MAX: u64 = 4 << 20;
 
 /// The load at one time.
@@ -248,8 +249,13 @@ fn rate(before: Traffic, after: Traffic, time: Duration) -> Traffic {
 
 /// A file of `/proc`, of bounded length.
 pub fn read_proc(name: &str) -> Option<String> {
+    read_text(&Path::new("/proc").join(name))
+}
+
+/// A file that the kernel writes, of bounded length.
+pub(super) fn read_text(path: &Path) -> Option<String> {
     use std::io::Read;
-    let file = std::fs::File::open(format!("/proc/{name}")).ok()?;
+    let file = std::fs::File::open(path).ok()?;
     let mut text = String::new();
     file.take(PROC_BYTES_MAX).read_to_string(&mut text).ok()?;
     Some(text)

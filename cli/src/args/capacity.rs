@@ -29,7 +29,7 @@ pub struct ShapeArgs {
     #[arg(long)]
     pub demand: Option<Millicores>,
     /// What it must find on a host, e.g. storage:san-1; may be repeated
-    #[arg(long = "need", value_name = "OFFER")]
+    #[arg(long = "need", visible_alias = "needs", value_name = "OFFER")]
     pub needs: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! What a VM is built of, as written on the command line.
+//! What a VM is built of and what it needs of its host, as written on the command line.
 //!
 //! A disk or network is one word: what it is, then its properties after commas.
 
@@ -11,7 +11,7 @@ use ballast_model::{
 };
 use clap::Args;
 
-/// The hardware of `ballast vm create`.
+/// The hardware of `ballast vm create`, and what it must find on a host.
 #[derive(Debug, Args)]
 pub struct HardwareArgs {
     /// Guest memory, e.g. 512MiB; a multiple of 4 KiB
@@ -40,6 +40,12 @@ pub struct HardwareArgs {
     /// or tap=NAME (which is there already), then any of mac=ADDRESS, bps=RATE, pps=COUNT
     #[arg(long = "net", value_name = "bridge=NAME|tap=NAME[,mac=ADDRESS][,bps=RATE][,pps=COUNT]")]
     pub networks: Vec<Network>,
+    /// What it must find on a host, e.g. storage:san-1; may be repeated
+    #[arg(long = "need", visible_alias = "needs", value_name = "OFFER")]
+    pub needs: Vec<String>,
+    /// Run it only where it fits one NUMA node, as far as hosts tell theirs
+    #[arg(long)]
+    pub one_numa_node: bool,
 }
 
 impl HardwareArgs {
@@ -52,6 +58,8 @@ impl HardwareArgs {
             memory_backing: MemoryBacking { pages: self.hugepages, prefault: self.prefault },
             disks: self.disks.into_iter().map(|disk| disk.0).collect(),
             networks,
+            needs: self.needs.into_iter().collect(),
+            one_numa_node: self.one_numa_node,
             ..VmSpec::new(vm, self.vcpus, self.memory, kernel)
         }
     }

@@ -6,7 +6,7 @@ use ballast_proto::v1;
 use super::{Context, vm, wait};
 use crate::args::HostCommand;
 use crate::output::units::{ago, bytes, cpu, percent, rate};
-use crate::output::{self, Align, Table, fields, view};
+use crate::output::{self, Align, Table, fields, hardware, view};
 
 pub(super) async fn run(context: &Context, command: HostCommand) -> Result<(), Refusal> {
     match command {
@@ -112,6 +112,10 @@ async fn show(context: &Context, id: &HostId) -> Result<(), Refusal> {
     let mut labels: Vec<_> =
         description.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     labels.sort();
+    let node = |node: &v1::Resources| {
+        format!("{} CPU, {} memory", cpu(node.cpu_millicores), bytes(node.memory_bytes))
+    };
+    let nodes: Vec<_> = description.numa.iter().map(node).collect();
     let head = fields(&[
         ("host", description.host.clone()),
         ("state", shown_state(&host)),
@@ -144,6 +148,10 @@ async fn show(context: &Context, id: &HostId) -> Result<(), Refusal> {
             ),
         ),
         ("link", rate(description.link_bytes_per_sec)),
+        ("CPU model", description.cpu_model.clone()),
+        ("CPU baselines", hardware::cpu_baselines(&description.cpu_baselines).join(", ")),
+        ("NUMA nodes", nodes.join("\n")),
+        ("offers", description.offers.join(", ")),
         ("labels", labels.join(", ")),
         ("agent", format!("{}, version {}", description.endpoint, description.version)),
         ("last report", ago(host.last_report_unix_millis)),

@@ -165,6 +165,7 @@ fn show(context: &Context, vm: v1::VmRecord) -> Result<(), Refusal> {
     let memory = hardware::memory_words(spec.memory_backing.unwrap_or_default());
     let disks: Vec<_> = spec.disks.iter().map(hardware::disk_words).collect();
     let networks: Vec<_> = spec.networks.iter().map(hardware::network_words).collect();
+    let numa = if spec.one_numa_node { "fits one node" } else { "" };
     let verify = if policy.verify { ", page hashes compared" } else { "" };
     let post_copy = if policy.post_copy { "allowed" } else { "" };
     output::print(&fields(&[
@@ -185,6 +186,8 @@ fn show(context: &Context, vm: v1::VmRecord) -> Result<(), Refusal> {
         ("command line", spec.cmdline),
         ("disks", disks.join("\n")),
         ("networks", networks.join("\n")),
+        ("needs", spec.needs.join(", ")),
+        ("NUMA", numa.to_owned()),
         ("labels", labels.join(", ")),
         ("automation", view::automation(spec.automation).to_owned()),
         ("downtime limit", format!("{} ms{verify}", policy.downtime_limit_ms)),

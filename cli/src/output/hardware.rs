@@ -67,6 +67,12 @@ pub(crate) fn cpu_baseline(baseline: i32) -> &'static str {
     }
 }
 
+/// The same for several; those of a later version are left out.
+pub(crate) fn cpu_baselines(baselines: &[i32]) -> Vec<&'static str> {
+    let known = ballast_proto::convert::hardware::cpu_baselines(baselines);
+    known.into_iter().map(ballast_model::CpuBaseline::name).collect()
+}
+
 /// `auto`, `small`, `huge`.
 pub(crate) fn pages(backing: v1::MemoryBacking) -> &'static str {
     match v1::PageSize::try_from(backing.pages) {

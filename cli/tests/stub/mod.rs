@@ -60,6 +60,10 @@ fn hosts() -> Vec<HostStatus> {
             capacity: Some(Resources { cpu_millicores: 1000, memory_bytes: 1 << 30 }),
             link_bytes_per_sec: 125_000_000,
             version: "0.1.0".into(),
+            cpu_model: "AuthenticAMD-25-1-91f3c0".into(),
+            offers: vec!["network:dmz".into(), "storage:san-1".into()],
+            cpu_baselines: vec![CpuBaseline::Host.into(), CpuBaseline::X8664V2.into()],
+            numa: vec![Resources { cpu_millicores: 500, memory_bytes: 512 << 20 }; 2],
             ..HostDescription::default()
         }),
         state: HostState::Active.into(),

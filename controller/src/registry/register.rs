@@ -11,10 +11,12 @@
 use std::sync::Arc;
 
 use ballast_model::audit::action;
+use ballast_model::offer::{self, OFFERS_MAX};
 use ballast_model::{
     BytesPerSec, Epoch, HostId, HostState, ReasonTrail, Refusal, RefusalCode, Resources, VmId,
 };
 use ballast_proto::convert::field::{host_id, required};
+use ballast_proto::convert::hardware::cpu_baselines;
 use ballast_proto::convert::vm::labels;
 use ballast_proto::v1;
 
@@ -28,6 +30,8 @@ use crate::store::{Compare, Transaction, keys};
 const VMS_MAX: usize = 10_000;
 /// The longest endpoint, version or CPU model, in bytes.
 const TEXT_BYTES_MAX: usize = 256;
+/// The most NUMA nodes of a host (Linux's MAX_NUMNODES on x86).
+const NUMA_NODES_MAX: usize = 1_024;
 
 impl Controller {
     /// Takes a host in, or again.
@@ -176,6 +180,14 @@ fn checked(description: &v1::HostDescription) -> Result<HostRecord, Refusal> {
             "configure the agent to offer some CPU and some memory",
         );
     }
+    if description.numa.len() > NUMA_NODES_MAX {
+        return invalid(
+            format!("host {id} has {} NUMA nodes", description.numa.len()),
+            "report a defect of its agent",
+        );
+    }
+    let offers = description.offers.iter().cloned().collect();
+    offer::validate(&format!("host {id} offers"), &offers, OFFERS_MAX)?;
     Ok(HostRecord {
         id,
         endpoint,
@@ -185,6 +197,9 @@ fn checked(description: &v1::HostDescription) -> Result<HostRecord, Refusal> {
         labels: labels(description.labels.clone(), "host.labels")?,
         version: description.version.clone(),
         cpu_model: description.cpu_model.clone(),
+        offers,
+        cpu_baselines: cpu_baselines(&description.cpu_baselines),
+        numa: description.numa.iter().copied().map(Resources::from).collect(),
         state: HostState::Active,
         drain: ReasonTrail::default(),
     })

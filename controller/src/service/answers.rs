@@ -19,6 +19,7 @@ impl Controller {
             Telemetry::Known { .. } => String::new(),
             Telemetry::Unknown { why } => why.clone(),
         };
+        let baselines = host.cpu_baselines.iter().map(|b| i32::from(v1::CpuBaseline::from(*b)));
         v1::HostStatus {
             description: Some(v1::HostDescription {
                 host: host.id.to_string(),
@@ -29,6 +30,9 @@ impl Controller {
                 labels: host.labels.clone().into_iter().collect(),
                 version: host.version.clone(),
                 cpu_model: host.cpu_model.clone(),
+                offers: host.offers.iter().cloned().collect(),
+                cpu_baselines: baselines.collect(),
+                numa: host.numa.iter().copied().map(Into::into).collect(),
             }),
             state: v1::HostState::from(host.state).into(),
             known: unknown_because.is_empty(),

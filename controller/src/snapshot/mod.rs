@@ -2,10 +2,11 @@
 //!
 //! Whether a VM can move at all is decided by [`mobility`], one function for
 //! every workflow; what it answers the planner, the operator's orders and
-//! `vm show` all take from here. [`history`] is what past migrations mean for
-//! the next one.
+//! `vm show` all take from here. `history` is what past migrations mean for
+//! the next one, `reach` what hosts offer and VMs need.
 
 mod history;
+mod reach;
 
 use std::time::Duration;
 
@@ -57,16 +58,16 @@ pub fn build(
             local_disks: view.local_disks,
             automation: spec.automation,
             mobility: mobility(vm, &view, purpose, rests),
+            needs_to_move: reach::needs_to_move(spec, host),
             moves_recent: past.map_or(0, |past| past.moves_recent),
-            ..PlacedVm::new(id.clone(), owner.clone(), spec.size())
+            ..asked_for(spec, owner.clone())
         };
         snapshot.vms.insert(id.clone(), placed);
     }
     if let Some(spec) = newcomer
         && let Some(host) = snapshot.hosts.keys().next().cloned()
     {
-        let placed = PlacedVm::new(spec.id.clone(), host, spec.size());
-        snapshot.vms.insert(spec.id.clone(), placed);
+        snapshot.vms.insert(spec.id.clone(), asked_for(spec, host));
     }
     for record in inventory.running() {
         let migration = &record.migration;
@@ -99,6 +100,15 @@ fn add_flight(snapshot: &mut ClusterSnapshot, migration: &ballast_model::Migrati
     });
 }
 
+/// A VM with what its owner asked for that bears on where it can run, on some host.
+fn asked_for(spec: &VmSpec, host: HostId) -> PlacedVm {
+    PlacedVm {
+        needs: reach::needs(spec),
+        one_numa_node: spec.one_numa_node,
+        ..PlacedVm::new(spec.id.clone(), host, spec.size())
+    }
+}
+
 fn host_of(host: &HostRecord, live: &Live) -> Host {
     let view = live.host(&host.id);
     let room = view.load.and_then(|load| load.local_disk_free_bytes);
@@ -108,6 +118,8 @@ fn host_of(host: &HostRecord, live: &Live) -> Host {
         local_disk_room: room.map(Bytes),
         link: host.link,
         labels: host.labels.clone(),
+        offers: reach::offers(host),
+        numa: host.numa.clone(),
         ..Host::new(host.id.clone(), host.capacity)
     }
 }

@@ -1,13 +1,13 @@
 //! What stands under each key of the store, beside the model's own records.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ballast_model::plan::StepCause;
 use ballast_model::vm::Automation;
 use ballast_model::{
-    Bytes, BytesPerSec, ClusterSnapshot, HostId, HostState, Migration, MigrationId, PlanId,
-    Planning, ReasonTrail, Resources, Timestamp, VmSpec,
+    Bytes, BytesPerSec, ClusterSnapshot, CpuBaseline, HostId, HostState, Migration, MigrationId,
+    PlanId, Planning, ReasonTrail, Resources, Timestamp, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,15 @@ pub struct HostRecord {
     pub version: String,
     /// What must match for a VM to move here; empty for sim.
     pub cpu_model: String,
+    /// Words of what VMs can find on it, as its owner says.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub offers: BTreeSet<String>,
+    /// The CPU baselines its VMs can have; empty: it does not tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpu_baselines: Vec<CpuBaseline>,
+    /// What each of its NUMA nodes has; empty: there is only one, or it does not tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub numa: Vec<Resources>,
     /// What an operator lets it do.
     pub state: HostState,
     /// Why it drains, while it does.
@@ -111,4 +120,21 @@ pub struct PlanRecord {
 pub struct Settings {
     /// How much the balancer may do, once an operator said so.
     pub automation: Option<Automation>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_an_older_controller_wrote_is_read() {
+        let written = r#"{"id":"h1","endpoint":"127.0.0.1:9","driver":1,
+            "capacity":{"cpu_millicores":4000,"memory_bytes":8589934592},"link":125000000,"labels":{},
+            "version":"0.1.0","cpu_model":"AuthenticAMD-25-1-91f3c0","state":"active"}"#;
+        let host: HostRecord = serde_json::from_str(written).unwrap();
+        assert!(host.offers.is_empty() && host.cpu_baselines.is_empty() && host.numa.is_empty());
+        // And what tells nothing new can still be read there.
+        let again = serde_json::to_value(&host).unwrap();
+        assert!(["offers", "cpu_baselines", "numa"].iter().all(|key| again.get(key).is_none()));
+    }
 }

@@ -103,14 +103,24 @@ impl Cluster {
 
     /// A host registers and begins to report.
     pub(crate) async fn register(&self, host: &HostId) -> Result<(), Refusal> {
+        self.register_telling(host, |_| {}).await
+    }
+
+    /// The same with more to say of itself.
+    pub(crate) async fn register_telling(
+        &self,
+        host: &HostId,
+        tell: impl FnOnce(&mut v1::HostDescription),
+    ) -> Result<(), Refusal> {
         let capacity = v1::Resources { cpu_millicores: 4_000, memory_bytes: 8 << 30 };
-        let description = v1::HostDescription {
+        let mut description = v1::HostDescription {
             host: host.to_string(),
             endpoint: "127.0.0.1:9".into(),
             capacity: Some(capacity),
             link_bytes_per_sec: 1 << 30,
             ..Default::default()
         };
+        tell(&mut description);
         let vms = self.world.statuses(host);
         let request = v1::RegisterRequest { host: Some(description), vms };
         self.controller.register_host(request).await?;

@@ -10,6 +10,7 @@ mod commit;
 mod crashes;
 mod faults;
 mod hosts;
+mod needs;
 mod orders;
 mod rounds;
 mod store;

@@ -19,6 +19,13 @@ impl From<CpuBaseline> for v1::CpuBaseline {
     }
 }
 
+/// The baselines that are among `values`; what only a later version knows is left out.
+pub fn cpu_baselines(values: &[i32]) -> Vec<CpuBaseline> {
+    let told =
+        |baseline: &CpuBaseline| values.contains(&i32::from(v1::CpuBaseline::from(*baseline)));
+    CpuBaseline::ALL.into_iter().filter(told).collect()
+}
+
 /// The CPU features a VM sees.
 pub(super) fn cpu_baseline(value: i32, field: &str) -> Result<CpuBaseline, Refusal> {
     Ok(match known_enum(value, field)? {
@@ -158,6 +165,12 @@ mod tests {
         let spec = VmSpec::try_from(message).unwrap();
         assert_eq!((spec.cpu, spec.memory_backing), Default::default());
         assert_eq!(spec.disks[0].limit, RateLimit::default());
+    }
+
+    #[test]
+    fn baselines_of_a_later_version_are_left_out() {
+        assert_eq!(cpu_baselines(&[77, 3, 0, 1, 3]), [CpuBaseline::Host, CpuBaseline::X86_64V3]);
+        assert!(cpu_baselines(&[]).is_empty());
     }
 
     fn check_refused(spoil: impl Fn(&mut v1::VmSpec), expected: &str) {

@@ -9,13 +9,13 @@
 //! | --- | --- |
 //! | [`field`] | single fields: names, ids, enums, messages that must be there |
 //! | [`vm`] | [`VmSpec`](ballast_model::VmSpec), its policy, resources |
-//! | `hardware` | what a VM is built of: disks, networks, CPU baseline |
+//! | [`hardware`] | what a VM is built of: disks, networks, CPU baselines |
 //! | [`migration`] | migration records, progress, downtime |
 //! | [`rule`] | placement rules |
 //! | [`trail`] | reason trails and refusals |
 
 pub mod field;
-mod hardware;
+pub mod hardware;
 pub mod migration;
 pub mod rule;
 pub mod trail;

@@ -107,6 +107,8 @@ impl From<&VmSpec> for v1::VmSpec {
             memory_backing: Some(spec.memory_backing.into()),
             disks: spec.disks.iter().map(Into::into).collect(),
             networks: spec.networks.iter().map(Into::into).collect(),
+            needs: spec.needs.iter().cloned().collect(),
+            one_numa_node: spec.one_numa_node,
         }
     }
 }
@@ -130,6 +132,8 @@ impl TryFrom<v1::VmSpec> for VmSpec {
             memory_backing: memory_backing(message.memory_backing)?,
             disks: message.disks.into_iter().map(disk).collect::<Result<_, _>>()?,
             networks: message.networks.into_iter().map(network).collect::<Result<_, _>>()?,
+            needs: message.needs.into_iter().collect(),
+            one_numa_node: message.one_numa_node,
         };
         spec.validate()?;
         Ok(spec)
@@ -155,9 +159,10 @@ mod tests {
             prop::collection::btree_map("[a-z]{1,8}", "[ -~]{0,20}", 0..4),
             automation,
             (1u32..=600_000, any::<bool>(), any::<bool>()),
+            (prop::collection::btree_set("[!-+.-~]{1,64}", 0..4), any::<bool>()),
         )
-            .prop_map(|(id, vcpus, pages, kernel, cmdline, labels, automation, policy)| {
-                VmSpec {
+            .prop_map(
+                |(id, vcpus, pages, kernel, cmdline, labels, automation, policy, place)| VmSpec {
                     cmdline,
                     labels,
                     automation,
@@ -166,9 +171,11 @@ mod tests {
                         verify: policy.1,
                         post_copy: policy.2,
                     },
+                    needs: place.0,
+                    one_numa_node: place.1,
                     ..VmSpec::new(id.parse().unwrap(), vcpus, Bytes(pages * 4096), kernel)
-                }
-            })
+                },
+            )
     }
 
     proptest! {
@@ -211,6 +218,7 @@ mod tests {
         check_refused(|m| m.migration = None, "field spec.migration: is missing");
         check_refused(|m| m.kernel = "/a\0b".into(), "field spec.kernel");
         check_refused(|m| m.vcpus = 65, "65 vCPUs");
+        check_refused(|m| m.needs = vec!["a b".into()], "VM web-1 needs \"a b\"");
         check_refused(|m| m.memory_bytes = u64::MAX, "bytes of memory");
         check_refused(|m| m.migration.as_mut().unwrap().downtime_limit_ms = 0, "downtime limit");
         check_refused(

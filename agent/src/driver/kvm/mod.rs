@@ -13,11 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ballast_model::{Refusal, RefusalCode, VmId, VmSpec};
+use ballast_model::{CpuBaseline, Refusal, RefusalCode, VmId, VmSpec};
 use ballast_proto::v1;
 use tracing::{info, warn};
 
 use self::confine::Cgroup;
+use self::cpu::HostCpu;
 use self::machine::KvmMachine;
 use self::process::Process;
 use super::{Driver, Machine, ProcessId, SnapshotHead};
@@ -26,6 +27,7 @@ use crate::vm::dir::VmDir;
 
 mod client;
 mod confine;
+mod cpu;
 mod machine;
 mod process;
 
@@ -34,8 +36,6 @@ const VMM: &str = "ballast-vmm";
 /// `KVM_GET_API_VERSION` (linux/kvm.h), and the only answer it ever had.
 const KVM_GET_API_VERSION: libc::c_ulong = 0xAE00;
 const KVM_API_VERSION: libc::c_int = 12;
-/// The longest CPU model that is taken from a VMM.
-const CPU_MODEL_BYTES_MAX: usize = 256;
 /// How long a process may take to answer on its socket after it was started.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -44,7 +44,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(15);
 pub struct KvmDriver {
     vmm: PathBuf,
     config: VmmConfig,
-    cpu_model: String,
+    cpu: HostCpu,
 }
 
 impl KvmDriver {
@@ -55,14 +55,14 @@ impl KvmDriver {
     pub async fn new(config: VmmConfig) -> Result<Self, Refusal> {
         check_kvm()?;
         let vmm = find_vmm(config.binary.as_deref())?;
-        let cpu_model = ask_cpu_model(&vmm).await?;
+        let cpu = HostCpu::ask(&vmm).await?;
         for dir in &config.snapshot_dirs {
             // A VMM may write to what is there when it starts. It may not be ours to make.
             if let Err(error) = confine::make_snapshot_dir(&config, dir) {
                 warn!(dir = %dir.display(), %error, "snapshots cannot be written there");
             }
         }
-        Ok(Self { vmm, config, cpu_model })
+        Ok(Self { vmm, config, cpu })
     }
 }
 
@@ -73,7 +73,11 @@ impl Driver for KvmDriver {
     }
 
     fn cpu_model(&self) -> String {
-        self.cpu_model.clone()
+        self.cpu.model.clone()
+    }
+
+    fn cpu_baselines(&self) -> Vec<CpuBaseline> {
+        self.cpu.baselines.clone()
     }
 
     async fn describe_snapshot(&self, path: &Path) -> Result<SnapshotHead, Refusal> {
@@ -178,22 +182,6 @@ fn check_kvm() -> Result<(), Refusal> {
     } else {
         Err(unusable(format!("its API version is {version}, not {KVM_API_VERSION}")))
     }
-}
-
-/// The VMM knows which CPU its guests see.
-async fn ask_cpu_model(vmm: &Path) -> Result<String, Refusal> {
-    let failed = |why: String| {
-        Refusal::new(
-            RefusalCode::HostFailure,
-            format!("{} --cpu-model failed: {why}", vmm.display()),
-            "check that vmm.binary is ballast-vmm, of the agent's own version",
-        )
-    };
-    let model = ask(vmm, &[OsStr::new("--cpu-model")]).await.map_err(failed)?;
-    if model.is_empty() || model.len() > CPU_MODEL_BYTES_MAX {
-        return Err(failed(format!("it says {model:.200?}")));
-    }
-    Ok(model)
 }
 
 /// What the VMM prints when called with `args`; else in words why it does not.

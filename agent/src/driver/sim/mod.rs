@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use ballast_model::{BytesPerSec, Epoch, MigrationId, Refusal, RefusalCode, VmId, VmSpec};
+use ballast_model::{
+    BytesPerSec, CpuBaseline, Epoch, MigrationId, Refusal, RefusalCode, VmId, VmSpec,
+};
 use ballast_proto::convert::migration::micros;
 use ballast_proto::v1::{self, MigrationState, MigrationVerdict, VmState};
 use tokio::net::TcpListener;
@@ -53,6 +55,10 @@ impl Driver for SimDriver {
 
     fn cpu_model(&self) -> String {
         String::new()
+    }
+
+    fn cpu_baselines(&self) -> Vec<CpuBaseline> {
+        Vec::new()
     }
 
     async fn describe_snapshot(&self, _: &Path) -> Result<SnapshotHead, Refusal> {
