@@ -128,6 +128,8 @@ pub struct TermChange {
 pub enum Term {
     /// Faults of hard rules: how many VMs, or domains, each is away from holding.
     RuleFaults,
+    /// VMs on hosts that do not offer what they need.
+    NeedsUnmet,
     /// VMs on hosts that are being emptied.
     VmsToDrain,
     /// Memory beyond what the step's two hosts have, in bytes.
@@ -153,6 +155,7 @@ impl fmt::Display for TermChange {
         let whole = |amount: f64| amount.round() as u64;
         let shown = |amount: f64| match self.term {
             Term::RuleFaults
+            | Term::NeedsUnmet
             | Term::VmsToDrain
             | Term::PreferencesMissed
             | Term::VmsInQuarantine => whole(amount).to_string(),
@@ -171,6 +174,7 @@ impl Term {
     pub fn name(self) -> &'static str {
         match self {
             Self::RuleFaults => "faults of rules",
+            Self::NeedsUnmet => "VMs without what they need",
             Self::VmsToDrain => "VMs to drain",
             Self::MemoryOverBytes => "memory over capacity",
             Self::PreferencesMissed => "preferences missed",
@@ -194,6 +198,8 @@ pub enum StepCause {
         /// The rule it breaks.
         rule: RuleId,
     },
+    /// Its host does not offer what it needs.
+    Needs,
     /// Its host holds more than its capacity.
     Capacity,
     /// The load is more level afterwards.

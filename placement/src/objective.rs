@@ -7,7 +7,7 @@
 //! | level | terms, with weights where several are added |
 //! | --- | --- |
 //! | `broken` | faults of hard rules beyond those there were |
-//! | `hard` | 1 · faults of hard rules + 1 · VMs on hosts that are being emptied |
+//! | `hard` | 1 · faults of hard rules + 1 · VMs on hosts that are being emptied + 1 · VMs on hosts that do not offer what they need |
 //! | `memory_over` | memory over capacity |
 //! | `soft` | faults of preferences, each times the weight of its rule |
 //! | `cpu_unmet` | CPU that VMs are due and hosts do not have |
@@ -23,8 +23,9 @@ use crate::door::state::{Move, State};
 use crate::options::PlanOptions;
 
 /// What a step is told to change, in the order of the levels.
-pub(crate) const TERMS: [Term; 9] = [
+pub(crate) const TERMS: [Term; 10] = [
     Term::RuleFaults,
+    Term::NeedsUnmet,
     Term::VmsToDrain,
     Term::MemoryOverBytes,
     Term::PreferencesMissed,
@@ -51,7 +52,7 @@ pub(crate) fn search_table() -> ObjectiveTable {
 pub(crate) struct Quality {
     /// Faults of hard rules beyond those there were at the beginning: nothing is worth breaking what is whole.
     broken: u64,
-    /// VMs on hosts that are being emptied, and faults of hard rules.
+    /// VMs on hosts that are being emptied or do not offer what they need, and faults of hard rules.
     hard: u64,
     /// Bytes of memory over capacity.
     memory_over: u64,
@@ -104,6 +105,8 @@ impl Quality {
                 quality.soft += fault * rule.weight();
             }
         }
+        let lacking = problem.vm_ixs().filter(|vm| state.lacks_needed(*vm)).count();
+        quality.hard += lacking as u64;
         for host in problem.host_ixs() {
             let info = problem.host(host);
             let vms = state.vms_on(host).len();

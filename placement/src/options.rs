@@ -11,7 +11,7 @@ pub const STEPS_MAX: usize = 50_000;
 /// Which causes a plan may act on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Causes {
-    /// Mend broken rules, hard ones and preferences.
+    /// Mend broken rules, hard ones and preferences, and bring VMs to hosts that offer what they need.
     pub rules: bool,
     /// Bring hosts back under their memory capacity.
     pub capacity: bool,

@@ -331,6 +331,7 @@ fn step_cause(problem: &Problem<'_>, cause: Cause) -> StepCause {
         Cause::Rule(rule) | Cause::Preference(rule) => {
             StepCause::Rule { rule: problem.rule(rule).id.clone() }
         }
+        Cause::Needs => StepCause::Needs,
         Cause::Capacity => StepCause::Capacity,
         Cause::Drain | Cause::Quarantine => StepCause::Drain,
         Cause::Balance => StepCause::Balance,

@@ -181,7 +181,7 @@ impl<'p, 'a, 'm> Ranking<'p, 'a, 'm> {
 
 fn urgency(cause: Cause) -> u8 {
     match cause {
-        Cause::Rule(_) | Cause::Capacity | Cause::Drain => 0,
+        Cause::Rule(_) | Cause::Needs | Cause::Capacity | Cause::Drain => 0,
         Cause::Quarantine | Cause::Preference(_) => 1,
         Cause::Balance => 2,
     }

@@ -10,9 +10,10 @@ use crate::cost;
 use crate::door::losses::{Survey, strands};
 use crate::door::obstacle::Obstacle;
 use crate::door::problem::{HostIx, RuleIx, VmIx};
+use crate::door::reach::Coming;
 use crate::door::rules::RuleBody;
 use crate::door::state::{Cause, Move, State};
-use crate::eligibility::{REMEDY_OF_LOSSES, explain, why_it_cannot_leave};
+use crate::eligibility::{REMEDY_OF_LOSSES, explain, missing_words, why_it_cannot_leave};
 use crate::explain::core::Cores;
 use crate::options::PlanOptions;
 use crate::score::{CPU, MEMORY};
@@ -97,6 +98,11 @@ pub(crate) fn of_move(
         (None, Cause::Rule(rule)) => {
             format!("on host {from} it breaks rule {}; {to} keeps it", problem.rule(rule).id)
         }
+        (None, Cause::Needs) => {
+            let missing =
+                missing_words(&problem.vm(step.vm).vm.needs, problem.host(step.from).host);
+            format!("host {from} does not offer {missing}, which it needs; {to} does")
+        }
         (None, Cause::Preference(rule)) => {
             format!("rule {} prefers it elsewhere than on {from}", problem.rule(rule).id)
         }
@@ -135,6 +141,7 @@ fn makes_room(state: &State<'_, '_>, step: &Move, cause: Cause) -> bool {
     match cause {
         Cause::Drain => !problem.host(step.from).draining(),
         Cause::Rule(rule) => problem.vm(step.vm).rules.iter().all(|(own, _)| *own != rule),
+        Cause::Needs => problem.reach.meets(step.vm, step.from, Coming::Starting),
         Cause::Capacity => {
             let left = state.memory_taken(step.from).saturating_add(problem.vm(step.vm).memory);
             left <= problem.host(step.from).memory
@@ -248,6 +255,11 @@ fn ought_to_move(state: &State<'_, '_>, vm: VmIx) -> Option<(Cause, String)> {
     if let Some(rule) = state.rule_broken(vm) {
         return Some((Cause::Rule(rule), wrong_about(state, vm, rule)));
     }
+    if state.lacks_needed(vm) {
+        let missing = missing_words(&problem.vm(vm).vm.needs, host.host);
+        let why = format!("host {} does not offer {missing}, which it needs", host.id);
+        return Some((Cause::Needs, why));
+    }
     if state.memory_taken(at) > host.memory {
         let why = format!(
             "host {} holds {} of {} memory",
@@ -332,7 +344,7 @@ fn of_stuck(
 
 fn allowed_by_options(cause: Cause, options: &PlanOptions) -> bool {
     match cause {
-        Cause::Rule(_) | Cause::Preference(_) => options.causes.rules,
+        Cause::Rule(_) | Cause::Needs | Cause::Preference(_) => options.causes.rules,
         Cause::Capacity => options.causes.capacity,
         Cause::Drain | Cause::Quarantine => options.causes.drain,
         Cause::Balance => options.causes.balance,
@@ -421,6 +433,7 @@ pub(crate) fn why_no_target(
         ),
         None if diskless > 0 => "make room for local disks on a host, or add a host".to_owned(),
         None if closed > 0 => "uncordon a host or mend its agent, or add a host".to_owned(),
+        None if cause == Cause::Needs => "let another host offer it, or add a host".to_owned(),
         None => "change the rules, or add a host".to_owned(),
     };
     (reason, remedy)

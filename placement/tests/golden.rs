@@ -21,6 +21,7 @@ fn render(planning: &Planning) -> String {
         let cause = match &step.cause {
             StepCause::Drain => "drain".to_owned(),
             StepCause::Rule { rule } => format!("rule {rule}"),
+            StepCause::Needs => "needs".to_owned(),
             StepCause::Capacity => "capacity".to_owned(),
             StepCause::Balance => "balance".to_owned(),
         };

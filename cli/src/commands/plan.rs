@@ -369,6 +369,7 @@ fn cause(cause: &StepCause) -> String {
     match cause {
         StepCause::Drain => "drain".to_owned(),
         StepCause::Rule { rule } => format!("rule {rule}"),
+        StepCause::Needs => "needs".to_owned(),
         StepCause::Capacity => "capacity".to_owned(),
         StepCause::Balance => "balance".to_owned(),
     }

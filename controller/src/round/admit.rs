@@ -122,7 +122,9 @@ pub fn admit(snapshot: &ClusterSnapshot, plan: &Plan, bounds: &Bounds) -> Admiss
 const fn allows(automation: Automation, cause: &StepCause) -> bool {
     match (automation, cause) {
         (Automation::Full, _) | (_, StepCause::Drain) => true,
-        (Automation::Partial, StepCause::Rule { .. } | StepCause::Capacity) => true,
+        (Automation::Partial, StepCause::Rule { .. } | StepCause::Needs | StepCause::Capacity) => {
+            true
+        }
         (Automation::Partial, StepCause::Balance) | (Automation::Manual, _) => false,
     }
 }
@@ -255,14 +257,16 @@ mod tests {
 
     #[test]
     fn levels_of_automation() {
-        use StepCause::{Balance, Capacity, Drain};
+        use StepCause::{Balance, Capacity, Drain, Needs};
         let causes = [Drain, Capacity, Balance];
         let no = Some(Why::Automation);
         check(0, &bounds(), &causes, &[None, None, None]);
         let partial = Bounds { automation: Automation::Partial, ..bounds() };
         check(0, &partial, &causes, &[None, None, no]);
+        check(0, &partial, &[Needs], &[None]);
         let manual = Bounds { automation: Automation::Manual, ..bounds() };
         check(0, &manual, &causes, &[None, no, no]);
+        check(0, &manual, &[Needs], &[no]);
     }
 
     #[test]

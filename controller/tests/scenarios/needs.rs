@@ -61,6 +61,18 @@ async fn a_vm_goes_only_where_what_it_needs_is_offered() {
 }
 
 #[tokio::test]
+async fn a_vm_leaves_a_host_that_no_longer_offers_what_it_needs() {
+    let cluster = Cluster::start().await;
+    for host in ["h1", "h2"] {
+        tell(&cluster, host, |told| told.offers = vec!["storage:san-1".into()]).await;
+    }
+    create(&cluster, needing("a", "storage:san-1"), Some("h1")).await.unwrap();
+    tell(&cluster, "h1", |_| {}).await;
+    cluster.controller.round().await.unwrap();
+    assert_eq!(cluster.settled().await["a"], "h2");
+}
+
+#[tokio::test]
 async fn a_running_vm_moves_only_where_its_guest_finds_its_cpu() {
     use v1::CpuBaseline::{Host, X8664V2, X8664V3};
     let cluster = Cluster::start().await;

@@ -10,6 +10,7 @@ use ballast_model::{Bytes, Ratio, Resources};
 
 use super::obstacle::RuleChange;
 use super::problem::{HostIx, Problem, RuleIx, VmIx};
+use super::reach::Coming;
 use super::rules::{Role, RuleBody, Tally};
 use crate::options::PlanOptions;
 use crate::score::{CPU, Change, MEMORY, METRICS, Sums};
@@ -19,6 +20,8 @@ use crate::score::{CPU, Change, MEMORY, METRICS, Sums};
 pub(crate) enum Cause {
     /// It breaks a hard rule.
     Rule(RuleIx),
+    /// Its host does not offer what it needs.
+    Needs,
     /// Its host holds more memory than it has.
     Capacity,
     /// Its host is being emptied.
@@ -34,7 +37,7 @@ pub(crate) enum Cause {
 impl Cause {
     /// Whether the move must be made even if the target's CPU gets tight.
     pub(crate) fn is_forced(self) -> bool {
-        matches!(self, Self::Rule(_) | Self::Capacity | Self::Drain)
+        matches!(self, Self::Rule(_) | Self::Needs | Self::Capacity | Self::Drain)
     }
 }
 
@@ -178,6 +181,9 @@ impl<'p, 'a> State<'p, 'a> {
         if let Some(rule) = self.rule_broken(vm) {
             return Cause::Rule(rule);
         }
+        if self.lacks_needed(vm) {
+            return Cause::Needs;
+        }
         if self.memory_taken(at) > host.memory {
             return Cause::Capacity;
         }
@@ -186,6 +192,11 @@ impl<'p, 'a> State<'p, 'a> {
         }
         let missed = self.preference_missed(vm).filter(|_| self.preference_change(vm, to) < 0);
         missed.unwrap_or(Cause::Balance)
+    }
+
+    /// Whether the host where the VM is does not offer what it needs.
+    pub(crate) fn lacks_needed(&self, vm: VmIx) -> bool {
+        !self.problem.reach.meets(vm, self.at(vm), Coming::Starting)
     }
 
     /// A preference that the VM has a part in breaking.

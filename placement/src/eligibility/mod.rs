@@ -16,7 +16,7 @@ use ballast_model::{ClusterSnapshot, HostId, Refusal, RefusalCode, Telemetry, Vm
 
 pub(crate) use start::no_place;
 pub use start::{check_start, place};
-pub(crate) use words::{REMEDY_OF_LOSSES, explain};
+pub(crate) use words::{REMEDY_OF_LOSSES, explain, missing as missing_words};
 
 use crate::door::obstacle::Obstacle;
 use crate::door::problem::{Problem, VmIx};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ballast_model::{Bytes, Millicores, Refusal, RefusalCode, Telemetry};
+use ballast_model::{Bytes, Host, Millicores, Refusal, RefusalCode, Telemetry};
 
 use crate::door::losses::strands;
 use crate::door::obstacle::Obstacle;
@@ -66,13 +66,9 @@ pub(crate) fn explain(state: &State<'_, '_>, vm: VmIx, to: HostIx, obstacle: Obs
             "choose another host, or let the policy overcommit more CPU",
         ),
         Obstacle::Lacks { coming } => {
-            let missing = |words: &BTreeSet<String>| {
-                let words = words.difference(&host.host.offers).map(String::as_str);
-                words.collect::<Vec<_>>().join(", ")
-            };
-            let (words, purpose, remedy) = match missing(&info.vm.needs) {
+            let (words, purpose, remedy) = match missing(&info.vm.needs, host.host) {
                 words if words.is_empty() && coming == Coming::Moving => (
-                    missing(&info.vm.needs_to_move),
+                    missing(&info.vm.needs_to_move, host.host),
                     " to move while it runs",
                     "choose a host that offers it, or end the VM and start it there",
                 ),
@@ -155,6 +151,12 @@ fn broken(state: &State<'_, '_>, vm: VmIx, rule: RuleIx, to: HostIx) -> String {
             format!("rule {id} wants its VMs in one group of hosts, {to_id} is outside")
         }
     }
+}
+
+/// Those of the words that the host does not offer.
+pub(crate) fn missing(words: &BTreeSet<String>, host: &Host) -> String {
+    let words: Vec<&str> = words.difference(&host.offers).map(String::as_str).collect();
+    words.join(", ")
 }
 
 fn allowed_hosts(problem: &Problem<'_>, rule: RuleIx) -> String {

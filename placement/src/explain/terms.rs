@@ -57,6 +57,7 @@ fn amount(
     };
     match term {
         Term::RuleFaults => faults(|must| must),
+        Term::NeedsUnmet => f64::from(u8::from(state.lacks_needed(vm))),
         Term::PreferencesMissed => faults(|must| !must),
         Term::VmsToDrain => of_hosts(&|host| {
             if problem.host(host).draining() { state.vms_on(host).len() as u64 } else { 0 }

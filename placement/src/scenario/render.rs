@@ -35,6 +35,7 @@ fn step_lines(n: usize, step: &Step, steps: usize, explain: bool) -> String {
     let cause = match &step.cause {
         StepCause::Drain => "drain".to_owned(),
         StepCause::Rule { rule } => format!("rule {rule}"),
+        StepCause::Needs => "needs".to_owned(),
         StepCause::Capacity => "capacity".to_owned(),
         StepCause::Balance => "balance".to_owned(),
     };

@@ -20,7 +20,7 @@ fn try_move(solver: &mut Solver<'_, '_, '_>, vm: VmIx, cause: Cause) -> bool {
     target.is_some()
 }
 
-/// Mends broken hard rules and brings hosts back under their memory.
+/// Mends broken hard rules, brings VMs to what they need and hosts back under their memory.
 pub(super) fn mend(solver: &mut Solver<'_, '_, '_>) {
     let problem = solver.state.problem;
     if solver.options.causes.rules {
@@ -29,6 +29,7 @@ pub(super) fn mend(solver: &mut Solver<'_, '_, '_>) {
                 mend_rule(solver, RuleIx(n));
             }
         }
+        provide(solver);
     }
     if solver.options.causes.capacity {
         for host in problem.host_ixs() {
@@ -67,6 +68,16 @@ fn mend_rule(solver: &mut Solver<'_, '_, '_>, rule: RuleIx) {
         let group = with_first(vm, Groups::new(problem, &here).with(vm));
         let fault = state.fault(rule);
         move_all(solver, &group, cause, |_, _, _| true, |state| state.fault(rule) < fault);
+    }
+}
+
+/// Moves VMs off hosts that do not offer what they need, the largest first: for them there are fewest places.
+fn provide(solver: &mut Solver<'_, '_, '_>) {
+    let (problem, state) = (solver.state.problem, &*solver.state);
+    let mut vms: Vec<VmIx> = problem.vm_ixs().filter(|vm| state.lacks_needed(*vm)).collect();
+    vms.sort_by_key(|vm| (std::cmp::Reverse(problem.vm(*vm).memory), *vm));
+    for vm in vms {
+        try_move(solver, vm, Cause::Needs);
     }
 }
 
