@@ -105,7 +105,7 @@ impl Quality {
                 quality.soft += fault * rule.weight();
             }
         }
-        let lacking = problem.vm_ixs().filter(|vm| state.lacks_needed(*vm)).count();
+        let lacking = problem.reach.choosy().filter(|vm| state.lacks_needed(*vm)).count();
         quality.hard += lacking as u64;
         for host in problem.host_ixs() {
             let info = problem.host(host);

@@ -25,12 +25,15 @@ pub(crate) struct Reach {
     offered: Vec<HostBits>,
     to_start: Vec<Vec<u32>>,
     to_move: Vec<Vec<u32>>,
+    /// VMs that need a word which not every host offers, to start.
+    choosy: Vec<VmIx>,
 }
 
 impl Reach {
     pub(crate) fn new(snapshot: &ClusterSnapshot) -> Self {
         let mut numbers: HashMap<&str, u32> = HashMap::new();
-        let to_start = snapshot.vms.values().map(|vm| number(&vm.needs, &mut numbers)).collect();
+        let to_start: Vec<Vec<u32>> =
+            snapshot.vms.values().map(|vm| number(&vm.needs, &mut numbers)).collect();
         let to_move =
             snapshot.vms.values().map(|vm| number(&vm.needs_to_move, &mut numbers)).collect();
         let mut offering: Vec<Vec<Host>> = vec![Vec::new(); numbers.len()];
@@ -41,7 +44,15 @@ impl Reach {
         }
         let hosts = snapshot.hosts.len();
         let offered = offering.iter().map(|those| HostBits::new(hosts, those)).collect();
-        Self { offered, to_start, to_move }
+        let is_scarce = |word: &u32| offering[*word as usize].len() < hosts;
+        let choosy = to_start.iter().enumerate().filter(|(_, words)| words.iter().any(is_scarce));
+        let choosy = choosy.map(|(n, _)| VmIx(n)).collect();
+        Self { offered, to_start, to_move, choosy }
+    }
+
+    /// The VMs that may be on a host without what they need: the others find it everywhere.
+    pub(crate) fn choosy(&self) -> impl Iterator<Item = VmIx> {
+        self.choosy.iter().copied()
     }
 
     /// Whether the host offers all that the VM needs to come there so.

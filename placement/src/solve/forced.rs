@@ -74,7 +74,7 @@ fn mend_rule(solver: &mut Solver<'_, '_, '_>, rule: RuleIx) {
 /// Moves VMs off hosts that do not offer what they need, the largest first: for them there are fewest places.
 fn provide(solver: &mut Solver<'_, '_, '_>) {
     let (problem, state) = (solver.state.problem, &*solver.state);
-    let mut vms: Vec<VmIx> = problem.vm_ixs().filter(|vm| state.lacks_needed(*vm)).collect();
+    let mut vms: Vec<VmIx> = problem.reach.choosy().filter(|vm| state.lacks_needed(*vm)).collect();
     vms.sort_by_key(|vm| (std::cmp::Reverse(problem.vm(*vm).memory), *vm));
     for vm in vms {
         try_move(solver, vm, Cause::Needs);
