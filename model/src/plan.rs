@@ -40,6 +40,10 @@ pub struct PlanReport {
     pub timings: Vec<StepTiming>,
     /// From the first start to the last end, if every step starts as soon as it may.
     pub makespan: Duration,
+    /// When the last VM has arrived that leaves a host that is being emptied, counted as
+    /// [`makespan`](Self::makespan) is; none when no VM leaves one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emptied: Option<Duration>,
     /// No placement of the same VMs on the hosts that count for the imbalance has a lower one.
     pub imbalance_bound: Ratio,
 }

@@ -38,10 +38,15 @@ pub(crate) fn bytes_sent(memory: f64, dirty: f64, link: f64) -> f64 {
     sent + rest
 }
 
+/// What a host's link is taken to carry each way.
+pub(crate) fn link(host: &Host) -> BytesPerSec {
+    if host.link == BytesPerSec::ZERO { LINK_ASSUMED } else { host.link }
+}
+
 /// Bytes and time to move `vm` from one host to the other, alone on the slower of the two links.
 pub(crate) fn of_move(vm: &PlacedVm, from: &Host, to: &Host) -> StepCost {
-    let rate = |host: &Host| if host.link == BytesPerSec::ZERO { LINK_ASSUMED } else { host.link };
-    let link = rate(from).min(rate(to)).get() as f64;
+    let rate = link(from).min(link(to));
+    let link = rate.get() as f64;
     let memory = vm.size.memory.get() as f64;
     // Disks go once, before memory; what is written to them meanwhile is little beside them.
     let disks = vm.local_disks.get() as f64;
@@ -49,7 +54,7 @@ pub(crate) fn of_move(vm: &PlacedVm, from: &Host, to: &Host) -> StepCost {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     // float-to-int casts saturate
     let bytes = Bytes(sent.round() as u64);
-    let millis = bytes.time_at(BytesPerSec(rate(from).min(rate(to)).get()));
+    let millis = bytes.time_at(rate);
     // Whole milliseconds: more digits would be invented.
     let millis = u64::try_from(millis.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
     StepCost { bytes, duration: Duration::from_millis(millis) }

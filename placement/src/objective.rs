@@ -68,6 +68,14 @@ pub(crate) struct Quality {
     cost: f64,
 }
 
+/// What nothing else makes up for: the first fields of a [`Quality`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Wrongs {
+    broken: u64,
+    hard: u64,
+    memory_over: u64,
+}
+
 /// Differences of the last field below this are noise.
 const NOISE: f64 = 1e-9;
 
@@ -129,6 +137,10 @@ impl Quality {
         let price: f64 = moved.map(|vm| problem.vm(vm).price).sum();
         quality.cost += options.gain_floor() * price;
         quality
+    }
+
+    pub(crate) fn wrongs(&self) -> Wrongs {
+        Wrongs { broken: self.broken, hard: self.hard, memory_over: self.memory_over }
     }
 
     /// Whether anything but balance could be better.

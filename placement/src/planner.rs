@@ -1,4 +1,4 @@
-//! One planning run: number, solve, schedule, again from where that leads, write down, check.
+//! One planning run: number, solve, schedule, again from where that leads ([`route`](crate::route)), write down, check.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,11 +13,7 @@ use crate::objective::Quality;
 use crate::options::PlanOptions;
 use crate::solve::exact;
 use crate::solve::joint::{self, Candidate};
-use crate::{check, report, schedule, solve, verdict};
-
-/// Runs of descent and search that one plan is made of at most: what a run leaves to the next is
-/// rare, and each leaves less.
-const LEGS_MAX: usize = 8;
+use crate::{check, drain, report, schedule, solve, verdict};
 
 /// How often a dearer move is tried where a plan may not hold all that is found: by pairs of VM and host, since each
 /// try is a run.
@@ -44,54 +40,28 @@ const BUDGET_MIN: usize = 4;
 pub fn plan(snapshot: &ClusterSnapshot, options: &PlanOptions) -> Result<Planning, Refusal> {
     options.validate()?;
     let problem = Problem::new(snapshot)?;
-    let first = within(&problem, options)?;
-    let mut moves = first.moves.clone();
-    let mut after = first.after;
-    let mut there = snapshot.clone();
-    let mut last = first.moves;
-    for _ in 1..LEGS_MAX {
-        if last.is_empty() || first.is_cut {
-            break;
-        }
-        advance(&mut there, &problem, &last);
-        let numbered = Problem::new(&there)?;
-        let next = leg(&numbered, options)?;
-        if next.moves.is_empty() || next.is_cut {
-            break;
-        }
-        last = next.moves;
-        let so_far = Candidate { moves: moves.clone(), after: after.clone() };
-        let joined = direct(&problem, &moves, &last, options)
-            .into_iter()
-            .find(|direct| {
-                is_afforded(&problem, &direct.moves, options) && is_legal(&problem, direct, options)
-            })
-            .unwrap_or_else(|| append(so_far, &last, next.after));
-        // What cannot be joined is left to the next plan.
-        if !is_afforded(&problem, &joined.moves, options) || !is_legal(&problem, &joined, options) {
-            break;
-        }
-        (moves, after) = (joined.moves, joined.after);
-    }
-    let written = write_down(&problem, &moves, after, options);
-    check::check(&problem, &written.plan, options)?;
-    let found = if first.is_cut { &first.found } else { &moves };
-    Ok(finish(written, &moves, found, options))
+    let (leg, options) = drain::plan(&problem, options)?;
+    let Leg { moves, after, found, .. } = leg;
+    let written = write_down(&problem, &moves, after, &options);
+    check::check(&problem, &written.plan, &options)?;
+    Ok(finish(written, &moves, &found, &options))
 }
 
 /// What one run of descent and search finds: as many of its moves as a plan may hold, in order.
-struct Leg {
-    moves: Vec<Move>,
-    after: Vec<Vec<usize>>,
+#[derive(Default)]
+pub(crate) struct Leg {
+    pub(crate) moves: Vec<Move>,
+    /// By move, the earlier ones it waits for.
+    pub(crate) after: Vec<Vec<usize>>,
     /// All it found.
-    found: Vec<Move>,
+    pub(crate) found: Vec<Move>,
     /// Whether that is more than the plan holds.
-    is_cut: bool,
+    pub(crate) is_cut: bool,
 }
 
 /// The first run. Where it finds more than a plan may hold, the beginning of what it found is one choice; what is found
 /// when a move must be worth more is another, made for so many moves from the outset.
-fn within(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
+pub(crate) fn within(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
     let first = leg(problem, options)?;
     if !first.is_cut || !options.causes.balance || options.steps_max < BUDGET_MIN {
         return Ok(first);
@@ -152,7 +122,8 @@ fn fitted(
     (fits && is_legal(problem, &candidate, options)).then_some((candidate.moves, candidate.after))
 }
 
-fn leg(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
+/// One run of descent and search.
+pub(crate) fn leg(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg, Refusal> {
     let mut solved = State::new(problem);
     let found = solve::solve(&mut solved, options);
     let start = State::new(problem);
@@ -213,11 +184,15 @@ fn without_waste(
 }
 
 /// Whether the budget of the plan is enough for all of the moves.
-fn is_afforded(problem: &Problem<'_>, moves: &[Move], options: &PlanOptions) -> bool {
+pub(crate) fn is_afforded(problem: &Problem<'_>, moves: &[Move], options: &PlanOptions) -> bool {
     options.affords(moves.len(), cost::of_steps(problem, moves))
 }
 
-fn is_legal(problem: &Problem<'_>, candidate: &Candidate, options: &PlanOptions) -> bool {
+pub(crate) fn is_legal(
+    problem: &Problem<'_>,
+    candidate: &Candidate,
+    options: &PlanOptions,
+) -> bool {
     let Candidate { moves, after } = candidate;
     let written = write_down(problem, moves, after.clone(), options);
     check::check(problem, &written.plan, options).is_ok()
@@ -231,39 +206,6 @@ fn legal_part(problem: &Problem<'_>, candidate: Candidate, options: &PlanOptions
     let legal = check::legal_steps(problem, &written.plan, options);
     moves.truncate(legal);
     after.truncate(legal);
-    Candidate { moves, after }
-}
-
-/// The cluster after the moves.
-fn advance(snapshot: &mut ClusterSnapshot, problem: &Problem<'_>, moves: &[Move]) {
-    for step in moves {
-        snapshot.relocate(problem.vm(step.vm).id, problem.host(step.to).id);
-    }
-}
-
-/// Orders from the beginning to where two legs lead, each VM moving once.
-fn direct(
-    problem: &Problem<'_>,
-    moves: &[Move],
-    further: &[Move],
-    options: &PlanOptions,
-) -> Vec<Candidate> {
-    let start = State::new(problem);
-    let mut end = start.clone();
-    moves.iter().chain(further).for_each(|step| end.shift(step.vm, step.to));
-    let orders = [joint::ranked(&start, &end, options), joint::sequence(&start, &end)];
-    orders.into_iter().flatten().collect()
-}
-
-/// The second leg begins when the first has ended.
-fn append(first: Candidate, further: &[Move], further_after: Vec<Vec<usize>>) -> Candidate {
-    let Candidate { mut moves, mut after } = first;
-    let ended = moves.len();
-    moves.extend_from_slice(further);
-    after.extend(further_after.into_iter().map(|waits| {
-        let within = waits.into_iter().map(|n| ended + n);
-        (0..ended).chain(within).collect()
-    }));
     Candidate { moves, after }
 }
 
@@ -296,7 +238,7 @@ fn write_down<'p, 'a>(
     let mut state = State::new(problem);
     let imbalance_before = state.sums().imbalance();
     let (mut verdicts, mut steps) = (BTreeMap::new(), Vec::with_capacity(moves.len()));
-    let purposes = verdict::purposes(moves, &after);
+    let purposes = verdict::purposes(problem, moves, &after);
     for (n, (step, after)) in moves.iter().zip(after).enumerate() {
         let (vm, from, to) = (problem.vm(step.vm), problem.host(step.from), problem.host(step.to));
         let before = state.sums().imbalance();

@@ -13,7 +13,7 @@ use crate::cost;
 use crate::door::problem::{HostIx, Problem};
 use crate::door::state::{Cause, Move, State};
 use crate::objective::Quality;
-use crate::options::PlanOptions;
+use crate::options::{DrainGoal, PlanOptions};
 
 /// A step in the queue: urgency, gain or size, memory, number of its VM, place in the list, and when it was weighed.
 type Queued = (Reverse<u8>, Gain, Reverse<u64>, Reverse<usize>, usize, u64);
@@ -106,6 +106,9 @@ struct Ranking<'p, 'a, 'm> {
     is_made: Vec<bool>,
     /// By step, what it takes of the plan's budget.
     shares: Vec<f64>,
+    /// By step, how large it is among those that must be made: they are made in any case, and the large ones first are
+    /// the hardest to place, or where time matters the longest.
+    sizes: Vec<f64>,
     /// By host, the steps that leave or reach it.
     touching: Vec<Vec<usize>>,
     /// By step, how often it was weighed: only the last counts.
@@ -116,6 +119,10 @@ struct Ranking<'p, 'a, 'm> {
 impl<'p, 'a, 'm> Ranking<'p, 'a, 'm> {
     fn new(problem: &'p Problem<'a>, moves: &'m [Move], options: &PlanOptions) -> Self {
         let share = |step: &Move| options.budget_share(cost::of_step(problem, step));
+        let size = |step: &Move| match options.drain {
+            DrainGoal::Fastest => cost::of_step(problem, step).duration.as_secs_f64(),
+            DrainGoal::Balanced | DrainGoal::LeastDisturbing => problem.vm(step.vm).memory as f64,
+        };
         let mut touching = vec![Vec::new(); problem.hosts.len()];
         for (n, step) in moves.iter().enumerate() {
             touching[step.from.0].push(n);
@@ -126,6 +133,7 @@ impl<'p, 'a, 'm> Ranking<'p, 'a, 'm> {
             moves,
             is_made: vec![false; moves.len()],
             shares: moves.iter().map(share).collect(),
+            sizes: moves.iter().map(size).collect(),
             touching,
             weighed: vec![0; moves.len()],
             queue: BinaryHeap::with_capacity(moves.len()),
@@ -140,9 +148,8 @@ impl<'p, 'a, 'm> Ranking<'p, 'a, 'm> {
         }
         let step = &self.moves[n];
         let memory = self.state.problem.vm(step.vm).memory;
-        // What must move does so in any case: the large ones first, which are the hardest to place.
         let gain = Gain(match urgency(step.cause) {
-            0 => memory as f64,
+            0 => self.sizes[n],
             _ => self.state.gain(step.vm, step.to) / self.shares[n],
         });
         let memory = Reverse(memory);

@@ -19,7 +19,8 @@ pub(crate) fn of(
     options: &PlanOptions,
 ) -> PlanReport {
     let start = State::new(end.problem);
-    let timing = timing(plan, moves, &start, options);
+    let after = plan.steps.iter().map(|step| step.after.as_slice());
+    let timing = timing(&start, moves, after, options);
     let timings = (0..moves.len()).map(|n| StepTiming {
         stage: timing.stages[n],
         start: timing.starts[n],
@@ -29,6 +30,7 @@ pub(crate) fn of(
         curve: curve(plan),
         timings: timings.collect(),
         makespan: timing.makespan,
+        emptied: last_arrival(&start, moves, &timing),
         imbalance_bound: level::imbalance_bound(&start, end),
     }
 }
@@ -48,13 +50,34 @@ fn curve(plan: &Plan) -> Vec<CurvePoint> {
     curve
 }
 
-fn timing(plan: &Plan, moves: &[Move], start: &State<'_, '_>, options: &PlanOptions) -> Timing {
-    let steps = moves.iter().zip(&plan.steps).map(|(step, written)| Step {
+/// When moves that wait for these earlier ones have emptied the hosts that drain, see [`PlanReport::emptied`].
+pub(crate) fn emptied(
+    start: &State<'_, '_>,
+    moves: &[Move],
+    after: &[Vec<usize>],
+    options: &PlanOptions,
+) -> Option<Duration> {
+    let timing = timing(start, moves, after.iter().map(Vec::as_slice), options);
+    last_arrival(start, moves, &timing)
+}
+
+fn last_arrival(start: &State<'_, '_>, moves: &[Move], timing: &Timing) -> Option<Duration> {
+    let leaves = |n: &usize| start.problem.host(moves[*n].from).draining();
+    (0..moves.len()).filter(leaves).map(|n| timing.starts[n] + timing.durations[n]).max()
+}
+
+fn timing<'m>(
+    start: &State<'_, '_>,
+    moves: &[Move],
+    after: impl Iterator<Item = &'m [usize]>,
+    options: &PlanOptions,
+) -> Timing {
+    let steps = moves.iter().zip(after).map(|(step, after)| Step {
         vm: step.vm.number(),
         from: Some(step.from.number()),
         to: step.to.number(),
         role: Role::Final,
-        after: written.after.iter().filter_map(|n| u32::try_from(*n).ok()).collect(),
+        after: after.iter().filter_map(|n| u32::try_from(*n).ok()).collect(),
     });
     let order = Order { steps: steps.collect(), dropped: Vec::new() };
     let limits = |host: u32| HostLimits {

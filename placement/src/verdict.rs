@@ -9,13 +9,13 @@ use ballast_model::{Bytes, Ratio, Refusal, Verdict, VmId};
 use crate::cost;
 use crate::door::losses::{Survey, strands};
 use crate::door::obstacle::Obstacle;
-use crate::door::problem::{HostIx, RuleIx, VmIx};
+use crate::door::problem::{HostIx, Problem, RuleIx, VmIx};
 use crate::door::reach::Coming;
 use crate::door::rules::RuleBody;
 use crate::door::state::{Cause, Move, State};
 use crate::eligibility::{REMEDY_OF_LOSSES, explain, missing_words, why_it_cannot_leave};
 use crate::explain::core::Cores;
-use crate::options::PlanOptions;
+use crate::options::{DrainGoal, PlanOptions};
 use crate::score::{CPU, MEMORY};
 use crate::solve::{self, Best, scan::Scan};
 
@@ -48,11 +48,18 @@ pub(crate) struct Purpose {
 }
 
 /// The purposes of the steps, each with the indices of those it waits for.
-pub(crate) fn purposes(moves: &[Move], after: &[Vec<usize>]) -> Vec<Purpose> {
+pub(crate) fn purposes(
+    problem: &Problem<'_>,
+    moves: &[Move],
+    after: &[Vec<usize>],
+) -> Vec<Purpose> {
     let mut purposes = vec![Purpose::default(); moves.len()];
     let mut next: BTreeMap<VmIx, usize> = BTreeMap::new();
     for (n, step) in moves.iter().enumerate().rev() {
-        let later = next.insert(step.vm, n);
+        // One that has left a draining host is where it may stay; what moves it later is another matter.
+        let is_settled =
+            |later: &usize| problem.host(step.from).draining() && !moves[*later].cause.is_forced();
+        let later = next.insert(step.vm, n).filter(|later| !is_settled(later));
         purposes[n].goes_on_in = later;
         if let Some(later) = later {
             purposes[later].came_in = Some(n);
@@ -127,12 +134,21 @@ pub(crate) fn of_move(
     };
     let mut reason = format!("{why}; {to} is at {} then", shares(state, step.to));
     if step.cause.is_forced() && state.share(step.to, CPU) > options.cpu_ceiling {
+        let because = above_ceiling_because(step.cause, options.drain);
         reason.push_str(&format!(
-            ", above the CPU ceiling of {}, because no better host can take it",
+            ", above the CPU ceiling of {}, because {because}",
             options.cpu_ceiling
         ));
     }
     reason
+}
+
+fn above_ceiling_because(cause: Cause, goal: DrainGoal) -> &'static str {
+    match (cause, goal) {
+        (Cause::Drain, DrainGoal::Fastest) => "that empties the host soonest",
+        (Cause::Drain, DrainGoal::LeastDisturbing) => "that disturbs least",
+        _ => "no better host can take it",
+    }
 }
 
 /// Whether the VM has the cause of another one, which needs its place.
@@ -316,10 +332,8 @@ fn of_stuck(
         return but(reason, remedy);
     }
     if !allowed_by_options(cause, options) {
-        return but(
-            "this plan was not asked to mend that".to_owned(),
-            "plan for all causes".to_owned(),
-        );
+        let (reason, remedy) = not_asked(options);
+        return but(reason.to_owned(), remedy.to_owned());
     }
     if !info.automation_allows(cause) {
         let level = match info.vm.automation {
@@ -342,9 +356,23 @@ fn of_stuck(
     }
 }
 
+/// Why a plan leaves something as it is that it could mend, and what would change that.
+fn not_asked(options: &PlanOptions) -> (&'static str, &'static str) {
+    match options.drain {
+        DrainGoal::LeastDisturbing => (
+            "nothing moves for that while a host drains with least disturbance",
+            "wait until no host drains, or use another goal of drains",
+        ),
+        DrainGoal::Balanced | DrainGoal::Fastest => {
+            ("this plan was not asked to mend that", "plan for all causes")
+        }
+    }
+}
+
 fn allowed_by_options(cause: Cause, options: &PlanOptions) -> bool {
     match cause {
-        Cause::Rule(_) | Cause::Needs | Cause::Preference(_) => options.causes.rules,
+        Cause::Rule(_) | Cause::Needs => options.causes.rules,
+        Cause::Preference(_) => options.causes.preferences,
         Cause::Capacity => options.causes.capacity,
         Cause::Drain | Cause::Quarantine => options.causes.drain,
         Cause::Balance => options.causes.balance,
@@ -446,6 +474,9 @@ fn of_levelled(state: &State<'_, '_>, scan: &Scan, vm: VmIx, options: &PlanOptio
     if !options.causes.balance {
         return stays(match automation {
             Automation::Manual => by_hand,
+            _ if options.drain == DrainGoal::LeastDisturbing => {
+                "nothing moves for balance while a host drains with least disturbance"
+            }
             _ => "nothing is wrong with it where it is",
         });
     }

@@ -18,7 +18,7 @@ use ballast_model::{
     RuleKind, Telemetry, Verdict, VmId,
 };
 use ballast_placement::{PlanOptions, check_step, imbalance, place, plan, usage};
-use common::{after, clusters};
+use common::{after, clusters, goals};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -204,8 +204,9 @@ proptest! {
         snapshot in clusters(),
         steps_max in 1_usize..4,
         choices in proptest::collection::vec(any::<u16>(), 1..16),
+        drain in goals(),
     ) {
-        let options = PlanOptions { steps_max, ..PlanOptions::default() };
+        let options = PlanOptions { steps_max, drain, ..PlanOptions::default() };
         let mut now = snapshot;
         for _ in 0..PLANS_MAX {
             let planning = plan(&now, &options).unwrap();
@@ -225,11 +226,13 @@ proptest! {
         gib in 1_u64..40,
         seconds in 10_u64..400,
         choices in proptest::collection::vec(any::<u16>(), 1..16),
+        drain in goals(),
     ) {
         let (bytes_max, time_max) = (Bytes::gib(gib), Duration::from_secs(seconds));
         let options = PlanOptions {
             bytes_max: Some(bytes_max),
             time_max: Some(time_max),
+            drain,
             ..PlanOptions::default()
         };
         let planning = plan(&snapshot, &options).unwrap();
@@ -246,8 +249,9 @@ proptest! {
     fn no_interleaving_breaks_memory_or_a_hard_rule(
         snapshot in clusters(),
         choices in proptest::collection::vec(any::<u16>(), 1..64),
+        drain in goals(),
     ) {
-        let planning = plan(&snapshot, &PlanOptions::default()).unwrap();
+        let planning = plan(&snapshot, &PlanOptions { drain, ..PlanOptions::default() }).unwrap();
         execute(&snapshot, &planning.plan, &choices)?;
     }
 
@@ -258,11 +262,12 @@ proptest! {
         near in proptest::collection::vec(0_usize..32, 1..3),
         needs in proptest::collection::vec(0_usize..32, 1..3),
         steps_max in 1_usize..64,
+        drain in goals(),
     ) {
         let mut snapshot = snapshot;
         snapshot.migrations.clear();
         tied(&mut snapshot, &together, &near, &needs);
-        let whole = PlanOptions::default();
+        let whole = PlanOptions { drain, ..PlanOptions::default() };
         let short = PlanOptions { steps_max, ..whole };
         let end = after(&snapshot, &plan(&snapshot, &whole).unwrap().plan);
         prop_assert_eq!(plan(&end, &whole).unwrap().plan.steps, vec![]);
@@ -277,8 +282,11 @@ proptest! {
     }
 
     #[test]
-    fn planning_on_the_state_a_plan_leads_to_yields_nothing(snapshot in clusters()) {
-        let options = PlanOptions::default();
+    fn planning_on_the_state_a_plan_leads_to_yields_nothing(
+        snapshot in clusters(),
+        drain in goals(),
+    ) {
+        let options = PlanOptions { drain, ..PlanOptions::default() };
         let first = plan(&snapshot, &options).unwrap();
         let second = plan(&after(&snapshot, &first.plan), &options).unwrap();
         prop_assert_eq!(second.plan.steps, vec![]);
@@ -286,8 +294,12 @@ proptest! {
     }
 
     #[test]
-    fn the_same_cluster_gives_the_same_plan(snapshot in clusters(), seed in any::<u64>()) {
-        let options = PlanOptions { seed, ..PlanOptions::default() };
+    fn the_same_cluster_gives_the_same_plan(
+        snapshot in clusters(),
+        seed in any::<u64>(),
+        drain in goals(),
+    ) {
+        let options = PlanOptions { seed, drain, ..PlanOptions::default() };
         let first = plan(&snapshot, &options).unwrap();
         // The file lists everything in another order; migrations are the only list in memory.
         let mut json = serde_json::to_value(&snapshot).unwrap();
@@ -299,8 +311,11 @@ proptest! {
     }
 
     #[test]
-    fn every_vm_has_a_verdict_and_moves_only_if_it_may(snapshot in clusters()) {
-        let planning = plan(&snapshot, &PlanOptions::default()).unwrap();
+    fn every_vm_has_a_verdict_and_moves_only_if_it_may(
+        snapshot in clusters(),
+        drain in goals(),
+    ) {
+        let planning = plan(&snapshot, &PlanOptions { drain, ..PlanOptions::default() }).unwrap();
         prop_assert!(planning.verdicts.keys().eq(snapshot.vms.keys()));
         let moved: BTreeSet<&VmId> = planning.plan.steps.iter().map(|step| &step.vm).collect();
         for (id, verdict) in &planning.verdicts {
@@ -317,9 +332,9 @@ proptest! {
         }
         for step in &planning.plan.steps {
             let vm = &snapshot.vms[&step.vm];
-            let drain = snapshot.hosts[&vm.host].state == HostState::Draining;
+            let drains = snapshot.hosts[&vm.host].state == HostState::Draining;
             prop_assert_eq!(&vm.mobility, &Mobility::Movable);
-            prop_assert!(vm.automation == Automation::Full || vm.automation == Automation::Partial && drain);
+            prop_assert!(vm.automation == Automation::Full || vm.automation == Automation::Partial && drains);
             prop_assert!(snapshot.migrations.iter().all(|flight| flight.vm != step.vm));
             for host in [&step.from, &step.to] {
                 let known = matches!(snapshot.hosts[host].telemetry, Telemetry::Known { .. });
@@ -330,8 +345,11 @@ proptest! {
     }
 
     #[test]
-    fn each_step_made_in_order_passes_the_eligibility_check(snapshot in clusters()) {
-        let planning = plan(&snapshot, &PlanOptions::default()).unwrap();
+    fn each_step_made_in_order_passes_the_eligibility_check(
+        snapshot in clusters(),
+        drain in goals(),
+    ) {
+        let planning = plan(&snapshot, &PlanOptions { drain, ..PlanOptions::default() }).unwrap();
         let mut now = snapshot;
         for step in &planning.plan.steps {
             check_step(&now, &step.vm, &step.to).unwrap();

@@ -20,7 +20,7 @@ use crate::core::{
     ProblemBuilder, ResourceSpec, RuleKind, RuleSpec, Strength, UTILISATION_ONE,
 };
 use crate::objective::search_table;
-use crate::options::PlanOptions;
+use crate::options::{DrainGoal, PlanOptions};
 use crate::score::{CPU, MEMORY, METRICS};
 
 /// Preferences count this much more than leaving a quarantined host.
@@ -28,7 +28,8 @@ const RULE_OVER_QUARANTINE: i64 = 1 << 16;
 /// Memory is counted in units of this many bytes, rounded against us.
 const MEMORY_UNIT: u64 = 1 << 20;
 
-/// The solver's problem for a snapshot.
+/// The solver's problem for a snapshot. With the drains of [`DrainGoal::LeastDisturbing`] only VMs of draining hosts can
+/// move in it.
 ///
 /// # Errors
 /// `InvalidArgument` when amounts are so large that the objective could leave its range.
@@ -79,6 +80,12 @@ pub(crate) fn changes(state: &State<'_, '_>, found: &Assignment) -> Vec<(VmIx, H
     let place = |vm: VmIx| found.host(Item(vm.number())).map(|host| HostIx(host.ix()));
     let elsewhere = |vm: VmIx| place(vm).filter(|host| *host != state.at(vm)).map(|to| (vm, to));
     state.problem.vm_ixs().filter_map(elsewhere).collect()
+}
+
+/// Where every VM is in that state, as the solver says it.
+pub(crate) fn assignment(state: &State<'_, '_>) -> Assignment {
+    let place = |vm: VmIx| Some(Place::on(Host(state.at(vm).number())));
+    Assignment::from_places(state.problem.vm_ixs().map(place))
 }
 
 /// Whether some VM has local disks, and some host says how much room it has.
@@ -184,7 +191,7 @@ impl Builder<'_, '_> {
             self.builder.item(ItemSpec {
                 shapes: vec![shape],
                 home: Some(Place::on(Host(at.number()))),
-                pinned: !self.problem.may_move(vm, cause),
+                pinned: !self.problem.may_move(vm, cause) || self.is_undisturbed(at),
                 #[allow(clippy::cast_possible_truncation)] // a share of a small number
                 move_cost: (floor * info.price) as i64,
                 move_bytes: info.memory,
@@ -196,6 +203,11 @@ impl Builder<'_, '_> {
                 self.builder.prefer(Item(vm.number()), elsewhere, 1);
             }
         }
+    }
+
+    /// Whether the VMs of the host are to stay if the others can do without.
+    fn is_undisturbed(&self, host: HostIx) -> bool {
+        self.options.drain == DrainGoal::LeastDisturbing && !self.problem.host(host).draining()
     }
 
     /// The most urgent thing that may move VMs of a host.

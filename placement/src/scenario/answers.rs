@@ -7,19 +7,15 @@ use ballast_model::Refusal;
 use super::{Question, Scenario, render};
 use crate::ask::{self, Consolidation, RebootGroups, Restart, Room, Spare};
 use crate::explain::{check_rule, conflict};
-use crate::{check_move, check_start, check_step, choose_target, place, plan};
+use crate::{
+    DrainGoal, PlanOptions, check_move, check_start, check_step, choose_target, place, plan,
+};
 
 /// The answer to one question; a refusal is an answer like any other.
 pub(super) fn answer(scenario: &Scenario, question: &Question) -> String {
     let (snapshot, options) = (&scenario.snapshot, &scenario.options);
     match question {
-        Question::Plan { explain } => {
-            let planned = plan(snapshot, options).map(|planning| {
-                let plan = render::planned(snapshot, &planning, *explain);
-                plan + &render::again(scenario, &planning)
-            });
-            planned.unwrap_or_else(|refusal| refused("plan", &refusal))
-        }
+        Question::Plan { explain, drain } => a_plan(scenario, *explain, *drain),
         Question::Check { vm, host } => {
             said(&format!("check {vm} -> {host}"), check_step(snapshot, vm, host).map(yes))
         }
@@ -68,6 +64,21 @@ pub(super) fn answer(scenario: &Scenario, question: &Question) -> String {
             said(&format!("rule {}", rule.id), check_rule(snapshot, rule).map(yes))
         }
     }
+}
+
+/// A plan, and that planning again yields nothing; with a goal of drains how long it takes.
+fn a_plan(scenario: &Scenario, explain: bool, drain: Option<DrainGoal>) -> String {
+    let snapshot = &scenario.snapshot;
+    let options =
+        PlanOptions { drain: drain.unwrap_or(scenario.options.drain), ..scenario.options };
+    let planning = match plan(snapshot, &options) {
+        Ok(planning) => planning,
+        Err(refusal) => return refused("plan", &refusal),
+    };
+    let goal = drain.map_or_else(String::new, |goal| format!("drain {goal}:\n"));
+    let times = drain.map_or_else(String::new, |_| render::times(&planning));
+    let planned = render::planned(snapshot, &planning, explain);
+    goal + &planned + &times + &render::again(snapshot, &options, &planning)
 }
 
 fn said(what: &str, answer: Result<impl std::fmt::Display, Refusal>) -> String {

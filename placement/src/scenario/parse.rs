@@ -33,7 +33,7 @@ pub fn parse(text: &str) -> Result<Scenario, Refusal> {
     }
     let mut scenario = reader.scenario;
     if scenario.questions.is_empty() {
-        scenario.questions.push(Question::Plan { explain: false });
+        scenario.questions.push(Question::Plan { explain: false, drain: None });
     }
     scenario.source = text[..offset].to_owned();
     scenario.expected =
@@ -192,12 +192,16 @@ impl Reader {
         match words.word("an option")? {
             "no-balance" => options.causes.balance = false,
             "no-drain" => options.causes.drain = false,
-            "no-rules" => options.causes.rules = false,
+            "no-rules" => {
+                options.causes.rules = false;
+                options.causes.preferences = false;
+            }
             "no-capacity" => options.causes.capacity = false,
             "aggressiveness" => {
                 let level = words.parse("a level")?;
                 *options = options.aggressive(level).map_err(|refusal| refusal.reason)?;
             }
+            "drain" => options.drain = words.parse("a goal")?,
             "seed" => options.seed = words.parse("a number")?,
             "steps-max" => options.steps_max = words.parse("a number")?,
             "bytes-max" => options.bytes_max = Some(memory(words.word("bytes")?)?),
@@ -332,6 +336,8 @@ mod tests {
         refused("rule r (loudly): a b apart\n", "'loudly' is no manner");
         refused("rule r: a b apart\n", "rule r names VM a, which does not exist");
         refused("option gain-min nonsense\n", "line 1: ");
+        refused("option drain quickest\n", "use balanced, fastest or least-disturbing");
+        refused("ask plan drain\n", "a goal is missing");
         refused("+ v 1 1G\n", "no host stands above");
         refused("ask\n", "line 1: a question is missing");
         refused("ask why\n", "'why' is no question");
@@ -350,6 +356,6 @@ mod tests {
         assert_eq!(scenario.title, "Two hosts.");
         assert_eq!(scenario.expected, "old\n");
         assert_eq!(scenario.with_answer("old\n"), text);
-        assert_eq!(scenario.questions, vec![Question::Plan { explain: false }]);
+        assert_eq!(scenario.questions, vec![Question::Plan { explain: false, drain: None }]);
     }
 }

@@ -6,6 +6,7 @@ use ballast_model::{HostId, Millicores, Resources, Rule, VmId};
 
 use super::rules;
 use super::words::{Words, cpu, memory};
+use crate::DrainGoal;
 use crate::ask::Shape;
 
 /// What a scenario asks of the planner.
@@ -15,6 +16,8 @@ pub enum Question {
     Plan {
         /// Every verdict, not only of VMs that move or ought to, and what each step changes and costs.
         explain: bool,
+        /// How hosts are emptied, if not as the options say; then also how long that takes.
+        drain: Option<DrainGoal>,
     },
     /// Whether a VM may go to a host as a step of a plan.
     Check {
@@ -96,7 +99,7 @@ impl Question {
         let (word, rest) = text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
         let words = &mut Words::of(rest);
         let question = match word {
-            "plan" => Self::Plan { explain: words.take("explain") },
+            "plan" => Self::Plan { explain: words.take("explain"), drain: drain(words)? },
             "check" => Self::Check { vm: words.parse("a VM")?, host: words.parse("a host")? },
             "move" => Self::Move { vm: words.parse("a VM")?, host: words.parse("a host")? },
             "start" => Self::Start { vm: words.parse("a VM")?, host: words.parse("a host")? },
@@ -121,6 +124,11 @@ impl Question {
         words.end()?;
         Ok(question)
     }
+}
+
+/// `drain GOAL`, if the line goes on so.
+fn drain(words: &mut Words<'_>) -> Result<Option<DrainGoal>, String> {
+    if words.take("drain") { words.parse("a goal").map(Some) } else { Ok(None) }
 }
 
 fn size(words: &mut Words<'_>) -> Result<Resources, String> {

@@ -3,9 +3,8 @@
 use ballast_model::plan::{StepCause, StepCost, TermChange};
 use ballast_model::{ClusterSnapshot, HostState, Planning, Ratio, Step, Telemetry, Verdict, VmId};
 
-use super::Scenario;
 use super::answers::{line, refused};
-use crate::{Usage, plan, usage};
+use crate::{PlanOptions, Usage, plan, usage};
 
 /// Characters of a bar.
 const BAR: usize = 10;
@@ -64,11 +63,25 @@ fn verdict_lines(vm: &VmId, verdict: &Verdict, explain: bool) -> String {
     }
 }
 
+/// How long the plan takes, and how long until the last VM has left a host that drains.
+pub(super) fn times(planning: &Planning) -> String {
+    let report = &planning.report;
+    let emptied = match report.emptied {
+        Some(emptied) => format!(", the last VM has left after {:.1} s", emptied.as_secs_f64()),
+        None => String::new(),
+    };
+    format!("takes {:.1} s{emptied}\n", report.makespan.as_secs_f64())
+}
+
 /// What a plan on the state this plan leads to would do: nothing, or the planner is not settled.
-pub(super) fn again(scenario: &Scenario, planning: &Planning) -> String {
-    let mut snapshot = after(&scenario.snapshot, &planning.plan.steps);
+pub(super) fn again(
+    snapshot: &ClusterSnapshot,
+    options: &PlanOptions,
+    planning: &Planning,
+) -> String {
+    let mut snapshot = after(snapshot, &planning.plan.steps);
     snapshot.revision = planning.plan.snapshot;
-    match plan(&snapshot, &scenario.options) {
+    match plan(&snapshot, options) {
         Ok(second) if second.plan.steps.is_empty() => String::new(),
         Ok(second) => format!("again: {} more steps\n", second.plan.steps.len()),
         Err(refusal) => refused("again", &refusal),

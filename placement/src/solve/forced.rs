@@ -6,7 +6,8 @@ use crate::door::groups::Groups;
 use crate::door::problem::{HostIx, RuleIx, VmIx};
 use crate::door::state::{Cause, State};
 use crate::solve::Solver;
-use crate::solve::target::{best_of, best_target};
+use crate::solve::aim::{self, Aim};
+use crate::solve::target::{best, best_of, best_target, fits_alone};
 use crate::solve::together::move_all;
 
 fn try_move(solver: &mut Solver<'_, '_, '_>, vm: VmIx, cause: Cause) -> bool {
@@ -113,13 +114,12 @@ fn relieve(solver: &mut Solver<'_, '_, '_>, host: HostIx) {
     }
 }
 
-/// Empties draining hosts, large VMs first: they are the hardest to place. One that a rule holds back goes with its
-/// group, or not at all.
+/// Empties draining hosts. A VM that a rule holds back goes with its group, or not at all.
 pub(super) fn drain(solver: &mut Solver<'_, '_, '_>) {
     let problem = solver.state.problem;
     let leaves = |host: &HostIx| problem.host(*host).draining() && problem.host(*host).known;
     let mut vms = vms_on(solver.state, leaves);
-    vms.sort_by_key(|vm| (u64::MAX - problem.vm(*vm).memory, *vm));
+    aim::order(problem, &mut vms, solver.options.drain);
     leave(solver, &vms, Cause::Drain, |_, _, _| true);
 }
 
@@ -137,7 +137,8 @@ fn vms_on(state: &State<'_, '_>, wanted: impl Fn(&HostIx) -> bool) -> Vec<VmIx> 
     hosts.flat_map(|host| state.vms_on(host).iter().copied()).collect()
 }
 
-/// Moves these VMs off their hosts, in this order: each alone, or else with its group.
+/// Moves these VMs off their hosts, in this order: each alone, to where the goal of the drain has it, or else with its
+/// group.
 fn leave(
     solver: &mut Solver<'_, '_, '_>,
     vms: &[VmIx],
@@ -147,14 +148,17 @@ fn leave(
     let problem = solver.state.problem;
     let home: Vec<HostIx> = vms.iter().map(|vm| solver.state.at(*vm)).collect();
     let groups = Groups::new(problem, vms);
+    let mut aim = Aim::new(problem, solver.options);
     let mut stays: BTreeSet<VmIx> = BTreeSet::new();
     for (vm, home) in vms.iter().zip(home) {
         if solver.state.at(*vm) != home || !problem.may_move(*vm, cause) {
             continue;
         }
+        aim.note(problem, &solver.moves);
         let state = &*solver.state;
-        if let Some(to) = best_of(state, *vm, cause, solver.options, |to| suits(state, *vm, to)) {
-            solver.make(*vm, to, cause);
+        let fits = fits_alone(state, *vm, cause, solver.options, |to| suits(state, *vm, to));
+        if let Some(fit) = best(state, *vm, aim.weigh(state, *vm, fits)) {
+            solver.make(*vm, fit.host, cause);
             continue;
         }
         // Those of its group that have left alone are where they may be.

@@ -16,7 +16,7 @@ use std::cmp::Ordering;
 
 use ballast_model::Refusal;
 
-use crate::core::{Assignment, Host, Place, Problem as Dense};
+use crate::core::{Assignment, Problem as Dense};
 use crate::door::dense;
 use crate::door::ground::Floor;
 use crate::door::losses::is_kept;
@@ -43,6 +43,7 @@ const ORDERED_MAX: usize = 16;
 const PRUNINGS_MAX: usize = 8;
 
 /// Steps in an order that is legal whatever takes how long, each with the earlier ones it waits for.
+#[derive(Clone)]
 pub(crate) struct Candidate {
     pub(crate) moves: Vec<Move>,
     pub(crate) after: Vec<Vec<usize>>,
@@ -176,8 +177,7 @@ fn refined<'p, 'a>(
     dense: &Dense,
     options: &PlanOptions,
 ) -> State<'p, 'a> {
-    let place = |vm: VmIx| Some(Place::on(Host(good.at(vm).number())));
-    let from = Assignment::from_places(start.problem.vm_ixs().map(place));
+    let from = dense::assignment(good);
     let weighed = weighed(start, REFINED_PER_PAIR);
     let move_cost = dense::move_cost(start.problem, options);
     let found = anneal::refine(dense, from, options.seed, weighed, move_cost);
@@ -202,7 +202,7 @@ fn at_rest<'p, 'a>(
 }
 
 /// The state in which every VM is where `found` has it.
-fn moved_to<'p, 'a>(start: &State<'p, 'a>, found: &Assignment) -> State<'p, 'a> {
+pub(crate) fn moved_to<'p, 'a>(start: &State<'p, 'a>, found: &Assignment) -> State<'p, 'a> {
     let mut target = start.clone();
     for (vm, to) in dense::changes(start, found) {
         target.shift(vm, to);
@@ -233,7 +233,7 @@ fn prune(start: &State<'_, '_>, target: &mut State<'_, '_>, options: &PlanOption
 }
 
 /// The VMs that are elsewhere, with where they were.
-fn moved(start: &State<'_, '_>, target: &State<'_, '_>) -> Vec<(VmIx, HostIx)> {
+pub(crate) fn moved(start: &State<'_, '_>, target: &State<'_, '_>) -> Vec<(VmIx, HostIx)> {
     let home = |vm: VmIx| (vm, start.at(vm));
     start.problem.vm_ixs().filter(|vm| start.at(*vm) != target.at(*vm)).map(home).collect()
 }

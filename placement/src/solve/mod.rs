@@ -13,6 +13,7 @@
 //! alone ([`together`]). So the repetition ends, and where it ends no step of a new run finds
 //! anything: the plan is settled.
 
+mod aim;
 mod anneal;
 mod balance;
 pub(crate) mod exact;
@@ -71,7 +72,7 @@ pub(crate) fn solve(state: &mut State<'_, '_>, options: &PlanOptions) -> Vec<Mov
             forced::drain(&mut solver);
             forced::leave_quarantine(&mut solver);
         }
-        if options.causes.rules {
+        if options.causes.preferences {
             forced::prefer(&mut solver);
         }
         if options.causes.balance {

@@ -8,11 +8,16 @@ use crate::door::state::{Cause, State};
 use crate::options::PlanOptions;
 
 /// How good a target is for a move that must be made. Field order is priority: least fault of hard rules that hold in
-/// the end, least weight of preferences missed, then CPU
-/// within the ceiling (0), within capacity (1) or beyond (2), then by how much beyond, then the gain, then the number.
+/// the end, least weight of preferences missed, a host with CPU left before one without, then what the
+/// [goal of a drain](super::aim) asks for, then CPU within the ceiling (0), within capacity (1) or beyond (2), then by how
+/// much beyond, then the gain, then the number.
 pub(super) struct Fit {
     fault: i64,
     missed: i64,
+    /// Seconds that count for the goal; zero where time does not.
+    pub(super) seconds: f64,
+    /// Millicores above the CPU ceiling that count for the goal.
+    pub(super) above: f64,
     tightness: u8,
     beyond: f64,
     gain: f64,
@@ -25,10 +30,18 @@ impl Fit {
         self.fault
             .cmp(&other.fault)
             .then(self.missed.cmp(&other.missed))
+            .then(self.is_overloaded().cmp(&other.is_overloaded()))
+            .then(self.seconds.total_cmp(&other.seconds))
+            .then(self.above.total_cmp(&other.above))
             .then(self.tightness.cmp(&other.tightness))
             .then(self.beyond.total_cmp(&other.beyond))
             .then(other.gain.total_cmp(&self.gain))
             .then(self.host.cmp(&other.host))
+    }
+
+    /// Whether the host is asked for more CPU than it has then.
+    fn is_overloaded(&self) -> bool {
+        self.tightness > 1
     }
 }
 
@@ -49,6 +62,8 @@ pub(super) fn fits(
         Fit {
             fault: state.fault_change(vm, host),
             missed: state.preference_change(vm, host),
+            seconds: 0.0,
+            above: 0.0,
             tightness: u8::from(cpu > options.cpu_ceiling.get()) + u8::from(cpu > 1.0),
             beyond: if cpu > 1.0 { cpu } else { 0.0 },
             gain: state.gain(vm, host),
@@ -75,9 +90,19 @@ pub(super) fn best_of(
     options: &PlanOptions,
     suits: impl Fn(HostIx) -> bool,
 ) -> Option<HostIx> {
-    let fits = fits(state, vm, cause, options)
-        .filter(|fit| suits(fit.host) && state.discrete_broken(vm, fit.host).is_none());
-    best(state, vm, fits).map(|fit| fit.host)
+    best(state, vm, fits_alone(state, vm, cause, options, suits)).map(|fit| fit.host)
+}
+
+/// The hosts that suit the caller and can take the VM alone.
+pub(super) fn fits_alone(
+    state: &State<'_, '_>,
+    vm: VmIx,
+    cause: Cause,
+    options: &PlanOptions,
+    suits: impl Fn(HostIx) -> bool,
+) -> impl Iterator<Item = Fit> {
+    fits(state, vm, cause, options)
+        .filter(move |fit| suits(fit.host) && state.discrete_broken(vm, fit.host).is_none())
 }
 
 /// The best of some fits with which as many failures can be tolerated as before.

@@ -8,6 +8,7 @@ use ballast_model::{
     Bytes, BytesPerSec, ClusterSnapshot, Host, HostId, HostState, MigrationId, Millicores, Plan,
     Resources, Revision, Rule, RuleId, RuleKind, Telemetry, Timestamp, VmId,
 };
+use ballast_placement::DrainGoal;
 use proptest::prelude::*;
 
 /// The snapshot after all steps of the plan have ended well.
@@ -17,6 +18,11 @@ pub(crate) fn after(snapshot: &ClusterSnapshot, plan: &Plan) -> ClusterSnapshot 
         snapshot.relocate(&step.vm, &step.to);
     }
     snapshot
+}
+
+/// Every goal of a drain.
+pub(crate) fn goals() -> impl Strategy<Value = DrainGoal> {
+    proptest::sample::select(DrainGoal::ALL.to_vec())
 }
 
 fn host_id(n: usize) -> HostId {

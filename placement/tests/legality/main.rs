@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 
 use ballast_model::Plan;
 use ballast_placement::{PlanOptions, plan};
+use common::goals;
 use generate::clusters_of_all_kinds;
 use judge::Judge;
 use proptest::prelude::*;
@@ -67,8 +68,9 @@ proptest! {
     fn no_interleaving_breaks_what_held(
         snapshot in clusters_of_all_kinds(),
         choices in proptest::collection::vec(any::<u16>(), 1..64),
+        drain in goals(),
     ) {
-        let planning = plan(&snapshot, &PlanOptions::default()).unwrap();
+        let planning = plan(&snapshot, &PlanOptions { drain, ..PlanOptions::default() }).unwrap();
         execute(&mut Judge::new(&snapshot), &planning.plan, &choices)?;
     }
 }
