@@ -6,7 +6,7 @@ use std::time::Duration;
 use ballast_model::snapshot::Policy;
 use ballast_model::vm::Automation;
 use ballast_model::{BytesPerSec, Ratio, Refusal, RefusalCode};
-use ballast_placement::PlanOptions;
+use ballast_placement::{DrainGoal, PlanOptions};
 use serde::Deserialize;
 
 use crate::store::StoreConfig;
@@ -82,6 +82,8 @@ pub struct BalanceConfig {
     pub gain_min: Ratio,
     /// The share of its CPU a host may reach by a balance move.
     pub cpu_ceiling: Ratio,
+    /// What matters most when hosts are emptied; see `ballast_placement::DrainGoal`.
+    pub drain: DrainGoal,
     /// The most balance moves started in one round.
     pub moves_per_cycle_max: usize,
     /// Past this share of hosts with unknown load the balancer pauses.
@@ -98,6 +100,7 @@ impl Default for BalanceConfig {
             cooldown_ms: 120_000,
             gain_min: Ratio::new(0.03),
             cpu_ceiling: Ratio::new(0.8),
+            drain: DrainGoal::Balanced,
             moves_per_cycle_max: 4,
             hosts_unknown_max: Ratio::new(0.34),
             plan_share_max: Ratio::new(0.95),
@@ -254,6 +257,7 @@ impl Config {
         PlanOptions {
             gain_min: self.balance.gain_min,
             cpu_ceiling: self.balance.cpu_ceiling,
+            drain: self.balance.drain,
             host_moves_max: u32::try_from(per_host).unwrap_or(u32::MAX),
             ..PlanOptions::default()
         }
@@ -292,6 +296,13 @@ mod tests {
     }
 
     #[test]
+    fn the_planner_is_asked_for_the_goal_of_drains() {
+        let text = format!("{MINIMAL}[balance]\ndrain = 'least-disturbing'");
+        let config: Config = toml::from_str(&text).unwrap();
+        assert_eq!(config.plan_options().drain, DrainGoal::LeastDisturbing);
+    }
+
+    #[test]
     fn migrations_of_a_host_share_its_link() {
         let rate = |bandwidth, host, per_host| {
             let limits = MigrationConfig {
@@ -325,6 +336,9 @@ mod tests {
             let refusal = config.validate().unwrap_err();
             assert!(refusal.to_string().contains(key), "{refusal}");
         }
+        let text = format!("{MINIMAL}[balance]\ndrain = 'quickest'");
+        let unknown = toml::from_str::<Config>(&text).unwrap_err();
+        assert!(unknown.to_string().contains("least-disturbing"), "{unknown}");
         assert!(toml::from_str::<Config>(&format!("{MINIMAL}[balance]\ncoldown_ms = 1")).is_err());
     }
 }
