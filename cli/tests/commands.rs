@@ -255,6 +255,24 @@ async fn a_plan_can_be_saved_and_made_again_offline() {
 }
 
 #[tokio::test]
+async fn what_matters_when_a_host_is_emptied_can_be_chosen_offline() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("drain.txt");
+    let text = "host a 16 64G link=1GiB/s draining : v1 1 8G\nhost quick 16 64G link=1GiB/s : w 5 8G\n\
+                host slow 16 64G link=128MiB/s\n";
+    std::fs::write(&file, text).unwrap();
+    let (file, nowhere) = (file.to_str().unwrap(), "http://127.0.0.1:1");
+    for (goal, to, seconds) in [("balanced", "slow", 64), ("fastest", "quick", 8)] {
+        let args = ["plan", "show", "--snapshot", file, "--drain", goal, "-o", "json"];
+        let plan = well(nowhere, &args).await.json();
+        assert_eq!(plan["steps"][0]["to"], to, "{goal}: {plan}");
+        assert_eq!(plan["emptied_micros"], seconds * 1_000_000, "{goal}: {plan}");
+    }
+    let shown = well(nowhere, &["plan", "show", "--snapshot", file, "--drain", "fastest"]).await;
+    assert!(shown.out.contains("about 8.00 s until the last VM has left"), "{}", shown.out);
+}
+
+#[tokio::test]
 async fn the_audit_is_verified_here() {
     let url = Stub::default().serve().await;
     let verified = well(&url, &["audit", "verify", "-o", "json"]).await.json();

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::nouns::DrainGoal;
+
 /// Verbs of `bench`: the planner's parts on public problems, without a controller. Each prints one line of JSON.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
@@ -58,6 +60,9 @@ pub struct BalanceArgs {
     /// How many percent of the hosts are emptied or lost
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=50))]
     pub percent: u8,
+    /// What matters most when hosts are emptied
+    #[arg(long, value_enum, default_value_t = DrainGoal::Balanced)]
+    pub drain: DrainGoal,
     /// How small a gain is worth a move, 1 to 5
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=5))]
     pub aggressiveness: u8,

@@ -15,9 +15,9 @@ pub use capacity::{CapacityArgs, CapacityCommand, ShapeArgs};
 pub use demo::{DemoArgs, DemoDriver, DemoStore};
 pub use hardware::{Disk, HardwareArgs, Network};
 pub use nouns::{
-    AuditCommand, AutomationCommand, AutomationLevel, CreateArgs, HostCommand, MigrationCommand,
-    PlanArgs, PlanCommand, PlanShowArgs, RuleCommand, RuleHold, RuleKindName, RuleSetArgs,
-    RuleStrength, VmCommand, WaitArgs,
+    AuditCommand, AutomationCommand, AutomationLevel, CreateArgs, DrainGoal, HostCommand,
+    MigrationCommand, PlanArgs, PlanCommand, PlanShowArgs, RuleCommand, RuleHold, RuleKindName,
+    RuleSetArgs, RuleStrength, VmCommand, WaitArgs,
 };
 pub use value::Duration;
 

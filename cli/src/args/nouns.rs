@@ -280,6 +280,27 @@ pub enum RuleStrength {
     Should,
 }
 
+/// What matters most when hosts are emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DrainGoal {
+    /// The cluster as it is afterwards: level load.
+    Balanced,
+    /// The time until the hosts are empty; what can wait begins then.
+    Fastest,
+    /// The VMs of other hosts: none moves that could stay.
+    LeastDisturbing,
+}
+
+impl From<DrainGoal> for ballast_placement::DrainGoal {
+    fn from(goal: DrainGoal) -> Self {
+        match goal {
+            DrainGoal::Balanced => Self::Balanced,
+            DrainGoal::Fastest => Self::Fastest,
+            DrainGoal::LeastDisturbing => Self::LeastDisturbing,
+        }
+    }
+}
+
 /// `ballast plan`; without a verb, `ballast plan show`.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -308,6 +329,9 @@ pub struct PlanShowArgs {
     /// 'add COUNT vms like VM', 'without rule RULE', 'without vm VM'; may be given several times
     #[arg(long, value_name = "CHANGE")]
     pub what_if: Vec<String>,
+    /// What matters most when hosts are emptied
+    #[arg(long, value_name = "GOAL")]
+    pub drain: Option<DrainGoal>,
     /// How eagerly to level the load, from 1, only what is worth much, to 5, every small gain
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(1..=5))]
     pub aggressiveness: Option<u8>,

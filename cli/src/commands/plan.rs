@@ -25,6 +25,8 @@ struct View<'a> {
     imbalance_bound: f64,
     gap: f64,
     makespan_micros: u64,
+    /// `null` when no host is emptied.
+    emptied_micros: Option<u64>,
     stages: u32,
     steps: Vec<StepView<'a>>,
     curve: Vec<PointView>,
@@ -74,6 +76,7 @@ pub(super) async fn run(context: &Context, command: PlanCommand) -> Result<(), R
                 eprintln!("snapshot written to {}", file.display());
             }
             let is_as_planned = args.what_if.is_empty()
+                && args.drain.is_none()
                 && args.aggressiveness.is_none()
                 && args.gain_min.is_none()
                 && args.moves.is_none()
@@ -137,6 +140,7 @@ fn show_changed(
     if let Some(level) = args.aggressiveness {
         options = options.aggressive(level)?;
     }
+    options.drain = args.drain.map_or(options.drain, Into::into);
     if let Some(gain_min) = args.gain_min {
         options.gain_min = Ratio::new(gain_min);
     }
@@ -232,6 +236,7 @@ fn print(
             imbalance_bound: planning.report.imbalance_bound.get(),
             gap: planning.gap().get(),
             makespan_micros: micros(planning.report.makespan),
+            emptied_micros: planning.report.emptied.map(micros),
             stages: planning.report.stages(),
             steps: (0..plan.steps.len()).map(|n| StepView::new(planning, n)).collect(),
             curve: planning.report.curve.iter().map(PointView::from).collect(),
@@ -272,7 +277,6 @@ fn steps(planning: &Planning) -> Table {
         ("REASON", Align::Left),
     ]);
     for (index, step) in planning.plan.steps.iter().enumerate() {
-        let after: Vec<String> = step.after.iter().map(usize::to_string).collect();
         table.row([
             index.to_string(),
             timing(planning, index).map_or_else(String::new, |timing| timing.stage.to_string()),
@@ -280,7 +284,7 @@ fn steps(planning: &Planning) -> Table {
             step.from.to_string(),
             step.to.to_string(),
             cause(&step.cause),
-            units::or_dash(&after.join(",")),
+            units::or_dash(&runs(&step.after)),
             format!("{:+.3}", step.gain),
             units::bytes(step.cost.bytes.get()),
             units::time(step.cost.duration),
@@ -288,6 +292,16 @@ fn steps(planning: &Planning) -> Table {
         ]);
     }
     table
+}
+
+/// Numbers in rising order, those that follow one another as a run: `0,2-5`.
+fn runs(numbers: &[usize]) -> String {
+    let runs = numbers.chunk_by(|one, next| one + 1 == *next);
+    let shown = runs.map(|run| match run {
+        [first, .., last] if run.len() > 2 => format!("{first}-{last}"),
+        _ => run.iter().map(usize::to_string).collect::<Vec<_>>().join(","),
+    });
+    shown.collect::<Vec<_>>().join(",")
 }
 
 fn timing(planning: &Planning, step: usize) -> Option<&StepTiming> {
@@ -300,7 +314,13 @@ fn summary(planning: &Planning) -> String {
     let mut text = String::new();
     if !report.timings.is_empty() {
         let (makespan, stages) = (units::time(report.makespan), report.stages());
-        text += &format!("\nabout {makespan} in all, stages: {stages}\n");
+        let emptied = report.emptied.map_or_else(String::new, |emptied| {
+            format!(
+                "about {} until the last VM has left a host that drains, ",
+                units::time(emptied)
+            )
+        });
+        text += &format!("\n{emptied}about {makespan} in all, stages: {stages}\n");
     }
     if !report.curve.is_empty() {
         text += &format!(

@@ -31,6 +31,9 @@ struct Line {
     moves: usize,
     /// VMs that ought to have gone and could not.
     left: usize,
+    /// How long the planner expects it to take until the hosts are empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    emptied_seconds: Option<f64>,
     stddev_cpu_before: f64,
     stddev_cpu: f64,
     stddev_memory_before: f64,
@@ -53,9 +56,11 @@ fn measured(args: &BalanceArgs) -> Result<Line, Refusal> {
     let mut snapshot = yardstick::cluster(args.hosts, args.vms, args.seed);
     let chosen = chosen(&snapshot, args.percent);
     let options = PlanOptions { steps_max: STEPS_MAX, ..PlanOptions::default() };
+    let options = PlanOptions { drain: args.drain.into(), ..options };
     let options = options.aggressive(args.aggressiveness)?;
     let before = yardstick::deviations(&snapshot);
     let mut after = snapshot.clone();
+    let mut emptied = None;
     let (name, seconds, steps, left) = match args.case {
         BalanceCase::Level => {
             let begin = Clock::start();
@@ -69,8 +74,10 @@ fn measured(args: &BalanceArgs) -> Result<Line, Refusal> {
                 }
             }
             let begin = Clock::start();
-            let made = plan(&snapshot, &PlanOptions { causes: Causes::FORCED, ..options })?.plan;
+            let planning = plan(&snapshot, &PlanOptions { causes: Causes::FORCED, ..options })?;
             let seconds = begin.stop();
+            emptied = planning.report.emptied;
+            let made = planning.plan;
             let gone: BTreeSet<&VmId> = made.steps.iter().map(|step| &step.vm).collect();
             let stays = |vm: &VmId| !gone.contains(vm);
             let on = snapshot.vms.values().filter(|vm| chosen.contains(&vm.host));
@@ -117,6 +124,7 @@ fn measured(args: &BalanceArgs) -> Result<Line, Refusal> {
         cpu_seconds: seconds.1,
         moves: steps.len(),
         left,
+        emptied_seconds: emptied.map(|emptied| emptied.as_secs_f64()),
         stddev_cpu_before: before[0],
         stddev_cpu: deviations[0],
         stddev_memory_before: before[1],
@@ -232,6 +240,7 @@ fn peak_rss_mib() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::DrainGoal;
 
     fn args(case: BalanceCase) -> BalanceArgs {
         BalanceArgs {
@@ -239,6 +248,7 @@ mod tests {
             vms: 60,
             case,
             percent: 25,
+            drain: DrainGoal::Balanced,
             aggressiveness: 5,
             seed: 1,
             greedy: false,
@@ -253,6 +263,9 @@ mod tests {
         assert!(level.moves > 0 && level.greedy_moves.is_some() != level.greedy_stuck.is_some());
         let drain = measured(&args(BalanceCase::Drain)).unwrap();
         assert!(drain.moves > 0 && drain.left == 0, "{drain:?}");
+        let soon = BalanceArgs { drain: DrainGoal::Fastest, ..args(BalanceCase::Drain) };
+        let soon = measured(&soon).unwrap();
+        assert!(soon.left == 0 && soon.emptied_seconds <= drain.emptied_seconds, "{soon:?}");
         let loss = measured(&args(BalanceCase::Loss)).unwrap();
         assert!(loss.moves >= drain.moves && loss.left == 0, "{loss:?}");
     }
