@@ -13,7 +13,7 @@ use crate::objective::Quality;
 use crate::options::PlanOptions;
 use crate::solve::exact;
 use crate::solve::joint::{self, Candidate};
-use crate::{check, drain, report, schedule, solve, verdict};
+use crate::{check, drain, rank, report, schedule, solve, verdict};
 
 /// How often a dearer move is tried where a plan may not hold all that is found: by pairs of VM and host, since each
 /// try is a run.
@@ -198,14 +198,18 @@ pub(crate) fn is_legal(
     check::check(problem, &written.plan, options).is_ok()
 }
 
-/// The steps up to the first that would break something. The descent weighs a move where it stands; that lost VMs find a
-/// place is shown by packing them, which may fail for the steps together.
+/// The steps up to the first that would break something, or fewer where those would end in the middle of what goes
+/// together. The descent weighs a move where it stands; that lost VMs find a place is shown by packing them, which may
+/// fail for the steps together.
 fn legal_part(problem: &Problem<'_>, candidate: Candidate, options: &PlanOptions) -> Candidate {
     let Candidate { mut moves, mut after } = candidate;
     let written = write_down(problem, &moves, after.clone(), options);
     let legal = check::legal_steps(problem, &written.plan, options);
-    moves.truncate(legal);
-    after.truncate(legal);
+    if legal < moves.len() {
+        moves.truncate(legal);
+        moves = rank::cut(problem, &moves, options);
+        after.truncate(moves.len());
+    }
     Candidate { moves, after }
 }
 
@@ -238,7 +242,7 @@ fn write_down<'p, 'a>(
     let mut state = State::new(problem);
     let imbalance_before = state.sums().imbalance();
     let (mut verdicts, mut steps) = (BTreeMap::new(), Vec::with_capacity(moves.len()));
-    let purposes = verdict::purposes(problem, moves, &after);
+    let purposes = verdict::purposes(&state, moves, &after);
     for (n, (step, after)) in moves.iter().zip(after).enumerate() {
         let (vm, from, to) = (problem.vm(step.vm), problem.host(step.from), problem.host(step.to));
         let before = state.sums().imbalance();
@@ -325,6 +329,39 @@ mod tests {
         assert!(report.makespan < 2 * last.cost.duration, "{report:?}");
         assert!(report.imbalance_bound <= plan.imbalance_after);
         assert!(planning.gap() <= plan.imbalance_after);
+    }
+
+    #[test]
+    fn what_goes_together_is_not_cut_in_the_middle() {
+        let cluster = Cluster::new(3, 8, 16)
+            .vm("single", "h0", 100, 1)
+            .vm("v1", "h0", 100, 6)
+            .vm("v2", "h0", 100, 8)
+            .vm("w", "h1", 100, 4)
+            .draining("h0");
+        let mut snapshot = cluster.0;
+        let kind = ballast_model::RuleKind::Affinity {
+            vms: ["v1", "v2"].map(|vm| vm.parse().unwrap()).into(),
+            domain: Default::default(),
+        };
+        let rule = ballast_model::Rule::must("pack".parse().unwrap(), kind);
+        snapshot.rules.insert(rule.id.clone(), rule);
+        let problem = Problem::new(&snapshot).unwrap();
+        let [h0, h1, h2] = ["h0", "h1", "h2"].map(|host| problem.find_host(&host.parse().unwrap()));
+        // There is no room on h1 for v2 besides v1.
+        let step = |vm: &str, to: Option<_>| Move {
+            vm: problem.find_vm(&vm.parse().unwrap()).unwrap(),
+            from: h0.unwrap(),
+            to: to.unwrap(),
+            cause: Cause::Drain,
+            opens_swap: false,
+        };
+        let moves = vec![step("single", h2), step("v1", h1), step("v2", h1)];
+        let after = vec![Vec::new(); moves.len()];
+        let candidate = Candidate { moves: moves.clone(), after };
+        let kept = legal_part(&problem, candidate, &PlanOptions::default());
+        assert_eq!(kept.moves, moves[..1]);
+        assert_eq!(kept.after.len(), 1);
     }
 
     #[test]

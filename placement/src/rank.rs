@@ -2,15 +2,17 @@
 //!
 //! What must be done comes first; of the rest, always the step that levels most, for what it takes of the plan's
 //! budget, of those that are possible at that moment. So a plan that is cut short, or a window that closes, has bought the most level load for its migrations:
-//! the steps, read from the first, are the curve of moves against imbalance.
+//! the steps, read from the first, are the curve of moves against imbalance. VMs that go together go one right after the
+//! other, as soon as there is room: between them a rule is broken, and a plan is not to end there.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 
 use ballast_model::plan::StepCost;
 
 use crate::cost;
-use crate::door::problem::{HostIx, Problem};
+use crate::door::groups::{Groups, is_tied};
+use crate::door::problem::{HostIx, Problem, VmIx};
 use crate::door::state::{Cause, Move, State};
 use crate::objective::Quality;
 use crate::options::{DrainGoal, PlanOptions};
@@ -93,7 +95,7 @@ pub(crate) fn cut(problem: &Problem<'_>, moves: &[Move], options: &PlanOptions) 
 }
 
 /// Whether the step can be made in this state.
-fn is_possible(state: &State<'_, '_>, step: &Move, options: &PlanOptions) -> bool {
+pub(crate) fn is_possible(state: &State<'_, '_>, step: &Move, options: &PlanOptions) -> bool {
     let Move { vm, from, to, cause, .. } = *step;
     state.at(vm) == from
         && state.obstacle(vm, to).is_none()
@@ -113,6 +115,11 @@ struct Ranking<'p, 'a, 'm> {
     touching: Vec<Vec<usize>>,
     /// By step, how often it was weighed: only the last counts.
     weighed: Vec<u64>,
+    /// By step, whether a rule is broken until it is made, because another VM that the rule ties to its own has gone.
+    is_awaited: Vec<bool>,
+    /// The steps of VMs that rules tie to others, and those VMs by what ties them.
+    tied: HashMap<VmIx, usize>,
+    groups: Groups,
     queue: BinaryHeap<Queued>,
 }
 
@@ -128,6 +135,11 @@ impl<'p, 'a, 'm> Ranking<'p, 'a, 'm> {
             touching[step.from.0].push(n);
             touching[step.to.0].push(n);
         }
+        let is_of_tied = |(_, step): &(usize, &Move)| is_tied(problem, step.vm);
+        let tied: HashMap<VmIx, usize> =
+            moves.iter().enumerate().filter(is_of_tied).map(|(n, step)| (step.vm, n)).collect();
+        let mut tied_vms: Vec<VmIx> = tied.keys().copied().collect();
+        tied_vms.sort_unstable();
         let mut ranking = Self {
             state: State::new(problem),
             moves,
@@ -136,6 +148,9 @@ impl<'p, 'a, 'm> Ranking<'p, 'a, 'm> {
             sizes: moves.iter().map(size).collect(),
             touching,
             weighed: vec![0; moves.len()],
+            is_awaited: vec![false; moves.len()],
+            groups: Groups::new(problem, &tied_vms),
+            tied,
             queue: BinaryHeap::with_capacity(moves.len()),
         };
         (0..moves.len()).for_each(|n| ranking.weigh(n));
@@ -154,7 +169,8 @@ impl<'p, 'a, 'm> Ranking<'p, 'a, 'm> {
         });
         let memory = Reverse(memory);
         self.weighed[n] += 1;
-        let (urgency, vm) = (Reverse(urgency(step.cause)), Reverse(step.vm.0));
+        let rank = if self.is_awaited[n] { 0 } else { 1 + urgency(step.cause) };
+        let (urgency, vm) = (Reverse(rank), Reverse(step.vm.0));
         self.queue.push((urgency, gain, memory, vm, n, self.weighed[n]));
     }
 
@@ -172,9 +188,23 @@ impl<'p, 'a, 'm> Ranking<'p, 'a, 'm> {
     fn make(&mut self, n: usize) {
         let Move { vm, from, to, .. } = self.moves[n];
         self.is_made[n] = true;
+        let parts = self.state.discrete_broken(vm, to).is_some();
         self.state.shift(vm, to);
         for host in [from, to] {
             self.weigh_at(host);
+        }
+        if parts {
+            self.await_others(vm);
+        }
+    }
+
+    /// The VM has left others that a rule ties to it: those go next.
+    fn await_others(&mut self, vm: VmIx) {
+        let others = self.groups.with(vm).iter().filter_map(|other| self.tied.get(other).copied());
+        let others: Vec<usize> = others.filter(|n| !self.is_awaited[*n]).collect();
+        for n in others {
+            self.is_awaited[n] = true;
+            self.weigh(n);
         }
     }
 
@@ -222,6 +252,28 @@ mod tests {
         assert_eq!(ranked, [moves[1], moves[0]]);
         let one = PlanOptions { steps_max: 1, ..PlanOptions::default() };
         assert_eq!(cut(&problem, &ranked, &one), [moves[1]]);
+    }
+
+    #[test]
+    fn vms_that_go_together_go_one_right_after_the_other() {
+        let cluster = Cluster::new(3, 8, 64)
+            .vm("a1", "h0", 900, 1)
+            .vm("a2", "h0", 300, 1)
+            .vm("b", "h0", 600, 1);
+        let mut snapshot = cluster.0;
+        let vms = ["a1", "a2"].map(|vm| vm.parse().unwrap()).into();
+        let kind = ballast_model::RuleKind::Affinity { vms, domain: Default::default() };
+        let rule = ballast_model::Rule::must("pack".parse().unwrap(), kind);
+        let names = [("a1", "h1"), ("a2", "h1"), ("b", "h2")];
+        let ranked = |snapshot: &ballast_model::ClusterSnapshot| {
+            let problem = Problem::new(snapshot).unwrap();
+            let moves = steps(&problem, &names);
+            let ranked = best_first(&problem, &moves, &PlanOptions::default()).unwrap();
+            ranked.iter().map(|step| problem.vm(step.vm).id.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(ranked(&snapshot), ["a1", "b", "a2"]);
+        snapshot.rules.insert(rule.id.clone(), rule);
+        assert_eq!(ranked(&snapshot), ["a1", "a2", "b"]);
     }
 
     #[test]

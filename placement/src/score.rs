@@ -26,6 +26,9 @@ pub const MEMORY: usize = 1;
 /// The names of everything that is levelled.
 pub const METRICS: [&str; 2] = ["cpu", "memory"];
 
+/// What VMs use of a host by metric: millicores, and bytes.
+pub(crate) type Load = [u64; METRICS.len()];
+
 /// How much each metric counts.
 pub(crate) type Weights = [f64; METRICS.len()];
 

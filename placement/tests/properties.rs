@@ -182,14 +182,33 @@ fn tied(snapshot: &mut ClusterSnapshot, together: &[usize], near: &[usize], need
     }
 }
 
+/// Gathers these VMs, by number, on the host of the first, and ties them together there or on its rack of two hosts.
+fn gathered(snapshot: &mut ClusterSnapshot, together: &[usize], on_rack: bool) {
+    let ids: Vec<VmId> = snapshot.vms.keys().cloned().collect();
+    let vms: BTreeSet<VmId> = together.iter().map(|n| ids[n % ids.len()].clone()).collect();
+    let host = snapshot.vms[vms.first().unwrap()].host.clone();
+    vms.iter().for_each(|vm| snapshot.relocate(vm, &host));
+    for (n, host) in snapshot.hosts.values_mut().enumerate() {
+        host.labels.insert("rack".into(), format!("r{}", n / 2));
+    }
+    let domain = if on_rack { "rack".parse().unwrap() } else { Domain::default() };
+    let rule = Rule::must("tie".parse().unwrap(), RuleKind::Affinity { vms, domain });
+    snapshot.rules.insert(rule.id.clone(), rule);
+}
+
 /// How far a rule that ties VMs to one another is from holding.
 fn parted(snapshot: &ClusterSnapshot, kind: &RuleKind) -> usize {
-    let host = |vm: &VmId| &snapshot.vms[vm].host;
+    let place = |vm: &VmId, domain: &Domain| {
+        let host = &snapshot.hosts[&snapshot.vms[vm].host];
+        domain.of(&host.id, &host.labels)
+    };
     match kind {
-        RuleKind::Affinity { vms, .. } => vms.iter().map(host).collect::<BTreeSet<_>>().len() - 1,
-        RuleKind::Near { vms, needs, .. } => {
-            let near: BTreeSet<_> = needs.iter().map(host).collect();
-            vms.iter().filter(|vm| !near.contains(host(vm))).count()
+        RuleKind::Affinity { vms, domain } => {
+            vms.iter().map(|vm| place(vm, domain)).collect::<BTreeSet<_>>().len() - 1
+        }
+        RuleKind::Near { vms, needs, domain } => {
+            let near: BTreeSet<_> = needs.iter().map(|vm| place(vm, domain)).collect();
+            vms.iter().filter(|vm| !near.contains(&place(vm, domain))).count()
         }
         _ => 0,
     }
@@ -279,6 +298,26 @@ proptest! {
                 prop_assert!(after <= before, "rule {}: {before} -> {after}", rule.id);
             }
         }
+    }
+
+    #[test]
+    fn a_group_that_is_together_levels_as_one_and_is_left_in_peace_then(
+        snapshot in clusters(),
+        groups in proptest::collection::vec(0_usize..32, 2..5),
+        on_rack in any::<bool>(),
+        choices in proptest::collection::vec(any::<u16>(), 1..64),
+    ) {
+        let mut snapshot = snapshot;
+        snapshot.migrations.clear();
+        gathered(&mut snapshot, &groups, on_rack);
+        let options = PlanOptions::default();
+        let planning = plan(&snapshot, &options).unwrap();
+        execute(&snapshot, &planning.plan, &choices)?;
+        let end = after(&snapshot, &planning.plan);
+        for rule in snapshot.rules.values() {
+            prop_assert_eq!(parted(&end, &rule.kind), 0, "rule {}", rule.id);
+        }
+        prop_assert_eq!(plan(&end, &options).unwrap().plan.steps, vec![]);
     }
 
     #[test]

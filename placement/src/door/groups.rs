@@ -67,13 +67,52 @@ fn ties(rule: &RuleInfo<'_>) -> bool {
     rule.is_must() && ties
 }
 
+/// Whether a rule that has to hold only in the end ties the VM to others: with them it may go where it cannot go alone.
+pub(crate) fn is_tied(problem: &Problem<'_>, vm: VmIx) -> bool {
+    let mut rules = problem.vm(vm).rules.iter().map(|(ix, _)| problem.rule(*ix));
+    rules.any(|rule| ties(rule) && !rule.is_continuous())
+}
+
+/// Whether a rule holds the VM where it is as long as the others stay that the rule ties to it: wherever it went alone,
+/// they would be parted.
+pub(crate) fn is_held(state: &State<'_, '_>, vm: VmIx) -> bool {
+    let problem = state.problem;
+    problem.vm(vm).rules.iter().any(|(ix, _)| {
+        let rule = problem.rule(*ix);
+        let is_one = matches!(rule.body, RuleBody::Within { most: 1 }) && rule.is_by_host;
+        let are_here = || {
+            let tally = state.tally(*ix);
+            tally.domains() == 1 && tally.near(rule, state.at(vm)) > 1
+        };
+        is_one && rule.is_must() && are_here()
+    })
+}
+
+/// Whether a rule that ties these VMs is about more than single hosts: they may be on different ones of a rack, or of a
+/// group of hosts.
+pub(crate) fn may_spread(problem: &Problem<'_>, vms: &[VmIx]) -> bool {
+    rules_of(problem, vms)
+        .into_iter()
+        .map(|ix| problem.rule(ix))
+        .any(|rule| ties(rule) && (matches!(rule.body, RuleBody::Among { .. }) || !rule.is_by_host))
+}
+
+/// The rules that name one of these VMs.
+fn rules_of(problem: &Problem<'_>, vms: &[VmIx]) -> BTreeSet<RuleIx> {
+    vms.iter().flat_map(|vm| problem.vm(*vm).rules.iter().map(|(ix, _)| *ix)).collect()
+}
+
 /// How far each hard rule that names one of these VMs is from holding.
 pub(crate) fn hard_faults(state: &State<'_, '_>, vms: &[VmIx]) -> Vec<(RuleIx, u32)> {
     let problem = state.problem;
-    let rules: BTreeSet<RuleIx> =
-        vms.iter().flat_map(|vm| problem.vm(*vm).rules.iter().map(|(ix, _)| *ix)).collect();
-    let hard = rules.into_iter().filter(|ix| problem.rule(*ix).is_must());
+    let hard = rules_of(problem, vms).into_iter().filter(|ix| problem.rule(*ix).is_must());
     hard.map(|rule| (rule, state.fault(rule))).collect()
+}
+
+/// The weight of the preferences that name one of these VMs and are not met.
+pub(crate) fn weight_missed(state: &State<'_, '_>, vms: &[VmIx]) -> u64 {
+    let weight = |ix: RuleIx| u64::from(state.fault(ix)) * state.problem.rule(ix).weight();
+    rules_of(state.problem, vms).into_iter().map(weight).sum()
 }
 
 /// Whether no rule is further from holding than it was.

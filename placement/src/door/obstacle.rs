@@ -5,7 +5,7 @@ use ballast_model::Bytes;
 use super::losses::Survey;
 use super::problem::{HostIx, Problem, RuleIx, VmInfo, VmIx, times};
 use super::reach::Coming;
-use super::rules::{Role, RuleBody, RuleInfo, Tally};
+use super::rules::{NO_DOMAIN, Role, RuleBody, RuleInfo, Tally};
 use super::state::State;
 
 /// What stands between a VM and a target, whatever it would move for.
@@ -196,6 +196,18 @@ fn quick_change(
             let leaves = from.is_some_and(|from| tally.near(rule, from) > *most);
             Some(RuleChange { before, during, after: during.saturating_sub(u32::from(leaves)) })
         }
+        RuleBody::Within { most } if role.bound => {
+            let (here, there) = (from.map(|from| rule.domain[from.0]), rule.domain[to.0]);
+            if here == Some(there) {
+                return Some(RuleChange { before, during: before, after: before });
+            }
+            let opens = there != NO_DOMAIN && tally.in_domain(there, false) == 0;
+            let closes = here.is_some_and(|here| tally.in_domain(here, false) == 1);
+            let used = tally.domains() + u32::from(opens);
+            let fault = |domains: u32| domains.saturating_sub(*most);
+            let after = fault(used - u32::from(closes));
+            Some(RuleChange { before, during: fault(used), after })
+        }
         _ => None,
     }
 }
@@ -244,4 +256,31 @@ pub(crate) fn lacking(
         |node: &ballast_model::Resources| vm.size.memory <= node.memory && vm.size.cpu <= node.cpu;
     let numa = vm.one_numa_node && !host.numa.is_empty() && !host.numa.iter().any(fits);
     numa.then_some(Obstacle::Numa)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::parse;
+
+    #[test]
+    fn what_a_move_makes_of_a_rule_is_what_it_is_after_the_move() {
+        let text = "host a 8 64G rack=r1 : v1 1 4G, v2 1 4G\nhost b 8 64G rack=r1 : v3 1 4G\nhost c 8 64G rack=r2\n\
+            rule cap: v1 v2 v3 at most 1 of a b\nrule pack: v1 v2 together\nrule rack: v1 v3 together on rack\n\
+            rule apart: v1 v3 apart\nrule link: v3 near v1\n";
+        let snapshot = parse(text).unwrap().snapshot;
+        let problem = Problem::new(&snapshot).unwrap();
+        let state = State::new(&problem);
+        for vm in problem.vm_ixs() {
+            for (rule, role) in &problem.vm(vm).rules {
+                for to in problem.host_ixs().filter(|to| *to != state.at(vm)) {
+                    let change = state.change(*rule, *role, Some(state.at(vm)), to);
+                    let mut moved = state.clone();
+                    moved.shift(vm, to);
+                    assert_eq!(change.before, state.fault(*rule));
+                    assert_eq!(change.after, moved.fault(*rule), "{}", problem.rule(*rule).id);
+                }
+            }
+        }
+    }
 }

@@ -15,7 +15,7 @@ use super::reach::Reach;
 use super::rules::{self, Role, RuleBody, RuleInfo};
 use super::state::Cause;
 use crate::cost;
-use crate::score::{self, Weights};
+use crate::score::{self, Load, Weights};
 
 /// A host's number, in order of names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,6 +93,11 @@ pub(crate) struct VmInfo<'a> {
 }
 
 impl VmInfo<'_> {
+    /// What it puts on its host.
+    pub(crate) fn load(&self) -> Load {
+        [self.cpu, self.memory]
+    }
+
     /// Whether its automation level lets the balancer move it for this cause on its own.
     pub(crate) fn automation_allows(&self, cause: Cause) -> bool {
         match self.vm.automation {

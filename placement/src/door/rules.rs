@@ -25,6 +25,8 @@ pub(crate) struct RuleInfo<'a> {
     pub(crate) needs: Vec<VmIx>,
     /// By host, the domain it counts in; [`NO_DOMAIN`]: it does not count. Rules that count alike share one list.
     pub(crate) domain: Arc<[u32]>,
+    /// Whether every host is a domain of its own.
+    pub(crate) is_by_host: bool,
 }
 
 /// The domain of a host that a rule does not count.
@@ -97,6 +99,7 @@ pub(crate) fn number<'a>(
                 vms: numbers(&mut rule.kind.vms().iter()),
                 needs,
                 domain,
+                is_by_host: by.is_host(),
                 body,
             });
         }

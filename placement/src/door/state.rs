@@ -13,7 +13,7 @@ use super::problem::{HostIx, Problem, RuleIx, VmIx};
 use super::reach::Coming;
 use super::rules::{Role, RuleBody, Tally};
 use crate::options::PlanOptions;
-use crate::score::{CPU, Change, MEMORY, METRICS, Sums};
+use crate::score::{CPU, Change, Load, MEMORY, METRICS, Sums};
 
 /// Why a move is made. The order is the order of urgency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -297,24 +297,27 @@ impl<'p, 'a> State<'p, 'a> {
 
     /// By how much the spread falls when the VM goes to `to`.
     pub(crate) fn gain(&self, vm: VmIx, to: HostIx) -> f64 {
-        self.gain_after(self.departure(vm), vm, to)
+        self.gain_of(self.at(vm), self.problem.vm(vm).load(), to)
     }
 
-    /// What the VM's departure changes on its host; nothing that counts when the host does not count.
-    pub(crate) fn departure(&self, vm: VmIx) -> Change {
-        let (info, from) = (self.problem.vm(vm), self.at(vm));
+    /// By how much the spread falls when VMs of that load go from one host to the other.
+    pub(crate) fn gain_of(&self, from: HostIx, load: Load, to: HostIx) -> f64 {
+        self.gain_after(self.departure(from, load), load, to)
+    }
+
+    /// What the departure of VMs of that load changes on their host; nothing that counts when the host does not count.
+    pub(crate) fn departure(&self, from: HostIx, load: Load) -> Change {
         if !self.problem.host(from).counts() {
             return Change::default();
         }
-        let after = self.loads_with(from, -to_signed(info.cpu), -to_signed(info.memory));
-        (self.loads(from), after)
+        let [cpu, memory] = load.map(to_signed);
+        (self.loads(from), self.loads_with(from, -cpu, -memory))
     }
 
-    /// [`Self::gain`] with the departure worked out beforehand, for many targets.
-    pub(crate) fn gain_after(&self, departure: Change, vm: VmIx, to: HostIx) -> f64 {
-        let info = self.problem.vm(vm);
-        let after = self.loads_with(to, to_signed(info.cpu), to_signed(info.memory));
-        self.sums.fall(&[departure, (self.loads(to), after)])
+    /// [`Self::gain_of`] with the departure worked out beforehand, for many targets.
+    pub(crate) fn gain_after(&self, departure: Change, load: Load, to: HostIx) -> f64 {
+        let [cpu, memory] = load.map(to_signed);
+        self.sums.fall(&[departure, (self.loads(to), self.loads_with(to, cpu, memory))])
     }
 
     /// By how much the spread rises when something of this size starts on a host that counts.
@@ -325,13 +328,18 @@ impl<'p, 'a> State<'p, 'a> {
 
     /// By how much the spread falls when two VMs on hosts that count change places.
     pub(crate) fn swap_gain(&self, one: VmIx, other: VmIx) -> f64 {
-        let (a, b) = (self.problem.vm(one), self.problem.vm(other));
-        let cpu = to_signed(b.cpu) - to_signed(a.cpu);
-        let memory = to_signed(b.memory) - to_signed(a.memory);
-        let (from, to) = (self.at(one), self.at(other));
+        let side = |vm: VmIx| (self.at(vm), self.problem.vm(vm).load());
+        self.exchange_gain(side(one), side(other))
+    }
+
+    /// By how much the spread falls when VMs of such loads on two hosts that count change places.
+    pub(crate) fn exchange_gain(&self, one: (HostIx, Load), other: (HostIx, Load)) -> f64 {
+        let ((a, gone), (b, come)) = (one, other);
+        let cpu = to_signed(come[CPU]) - to_signed(gone[CPU]);
+        let memory = to_signed(come[MEMORY]) - to_signed(gone[MEMORY]);
         self.sums.fall(&[
-            (self.loads(from), self.loads_with(from, cpu, memory)),
-            (self.loads(to), self.loads_with(to, -cpu, -memory)),
+            (self.loads(a), self.loads_with(a, cpu, memory)),
+            (self.loads(b), self.loads_with(b, -cpu, -memory)),
         ])
     }
 

@@ -2,28 +2,29 @@
 //!
 //! The best move of all VMs is made as long as it is worth it, then those are taken back that do not pay any
 //! more. When a sweep moves nothing, swaps with the least loaded hosts are tried, and when those do not pay either, what
-//! is better with as many moves ([`polish`]).
+//! is better with as many moves ([`polish`]), and last what VMs that go only together gain ([`group_moves`]).
 //! A sweep costs one O(1) evaluation for each VM and target at most.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use crate::door::groups::is_held;
 use crate::door::losses::Survey;
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::{Cause, State};
 use crate::solve::scan::Scan;
-use crate::solve::{Solver, polish};
+use crate::solve::{Solver, group_moves, polish};
 
 /// The most sweeps in one run.
 const SWEEPS_MAX: usize = 64;
 /// How often the moves found are polished.
 const POLISHES_MAX: usize = 4;
 /// How many of the least loaded hosts are swap partners.
-const SWAP_PARTNERS_MAX: usize = 16;
+pub(super) const SWAP_PARTNERS_MAX: usize = 16;
 /// How many of the best swaps of a host are tried before it is left alone.
-const SWAP_TRIES_MAX: usize = 16;
+pub(super) const SWAP_TRIES_MAX: usize = 16;
 /// Differences of the spread below this are rounding.
-const NOISE: f64 = 1e-9;
+pub(super) const NOISE: f64 = 1e-9;
 
 /// A move and what it is worth.
 #[derive(Debug, Clone, Copy)]
@@ -56,12 +57,16 @@ pub(super) fn level(solver: &mut Solver<'_, '_, '_>) {
             moved = polish::polish(solver, floor);
         }
         if !moved {
+            moved = group_moves::move_groups(solver, &home, floor);
+        }
+        if !moved {
             return;
         }
     }
 }
 
-fn from_most_loaded(state: &State<'_, '_>) -> Vec<HostIx> {
+/// The hosts that count, the most loaded first.
+pub(super) fn from_most_loaded(state: &State<'_, '_>) -> Vec<HostIx> {
     let problem = state.problem;
     let weighted = |host: HostIx| -> f64 {
         state.loads(host).iter().zip(problem.weights).map(|(load, weight)| load * weight).sum()
@@ -87,7 +92,7 @@ fn give_away(solver: &mut Solver<'_, '_, '_>, floor: f64) -> bool {
     let mut changes = vec![0_u64; problem.hosts.len()];
     let weigh = |solver: &Solver<'_, '_, '_>, scan: &Scan, changes: &[u64], vm: VmIx| {
         let counts = problem.host(solver.state.at(vm)).counts();
-        if !counts || !problem.may_move(vm, Cause::Balance) {
+        if !counts || !may_go_alone(solver.state, vm) {
             return None;
         }
         let info = problem.vm(vm);
@@ -134,6 +139,11 @@ fn take_back(solver: &mut Solver<'_, '_, '_>, home: &[HostIx], floor: f64) -> bo
     moved
 }
 
+/// Whether the VM may move for balance, and no rule holds it where it is.
+pub(super) fn may_go_alone(state: &State<'_, '_>, vm: VmIx) -> bool {
+    state.problem.may_move(vm, Cause::Balance) && !is_held(state, vm)
+}
+
 /// Whether a balance move breaks nothing and gives up no preference.
 pub(super) fn allowed(solver: &Solver<'_, '_, '_>, vm: VmIx, to: HostIx) -> bool {
     let state = &*solver.state;
@@ -152,13 +162,13 @@ fn swap(solver: &mut Solver<'_, '_, '_>, host: HostIx, order: &[HostIx], floor: 
         |other: &&HostIx| **other != host && swap_bound(state, host, **other) >= 2.0 * floor;
     for partner in order.iter().rev().take(SWAP_PARTNERS_MAX).filter(hopeful) {
         for &one in state.vms_on(host) {
-            if !problem.may_move(one, Cause::Balance) {
+            if !may_go_alone(state, one) {
                 continue;
             }
             for &other in state.vms_on(*partner) {
                 let gain = state.swap_gain(one, other);
                 let price = floor * (problem.vm(one).price + problem.vm(other).price);
-                if gain >= price && problem.may_move(other, Cause::Balance) {
+                if gain >= price && may_go_alone(state, other) {
                     swaps.push((gain, one, other));
                 }
             }
@@ -173,7 +183,7 @@ fn swap(solver: &mut Solver<'_, '_, '_>, host: HostIx, order: &[HostIx], floor: 
 
 /// No swap between the hosts lowers the spread by more: at best both are at the mean afterwards, and the mean where the
 /// others are.
-fn swap_bound(state: &State<'_, '_>, one: HostIx, other: HostIx) -> f64 {
+pub(super) fn swap_bound(state: &State<'_, '_>, one: HostIx, other: HostIx) -> f64 {
     let hosts = state.problem.counted.len();
     if hosts <= 2 {
         return f64::INFINITY;

@@ -37,8 +37,10 @@ const PAIRS_MAX: u64 = 500_000;
 const HOT_PAIRS_MAX: u64 = 2_000;
 /// Moves weighed for each pair near a good state.
 const REFINED_PER_PAIR: u64 = 128;
-/// Placements of a very small cluster for which an order is looked for.
+/// Orders given of the placements of a very small cluster, and of how many placements also those that take third hosts
+/// are looked for.
 const ORDERED_MAX: usize = 16;
+const PARKED_MAX: usize = 16;
 /// Rounds of pruning; each makes at least one move fewer.
 const PRUNINGS_MAX: usize = 8;
 
@@ -77,7 +79,7 @@ pub(crate) fn improve<'p, 'a>(
     };
     let dense = dense::problem(problem, options)?;
     if exact::is_small(problem.hosts.len(), problem.vms.len()) {
-        return Ok(looked_at(&start, descended, &dense, options));
+        return Ok(looked_at(&start, descended, options));
     }
     let mut target = descended.clone();
     // The walk from the start is for what is wrong; level load is best looked for near where the descent ends.
@@ -105,28 +107,48 @@ pub(crate) fn improve<'p, 'a>(
     Ok(candidates)
 }
 
-/// Plans to the best of all placements that are better than `descended`, the best first.
+/// Plans to the best of all placements that are better than `descended`, the best first; one that goes by way of third
+/// hosts pays for each of its steps.
 fn looked_at(
     start: &State<'_, '_>,
     descended: &State<'_, '_>,
-    dense: &Dense,
     options: &PlanOptions,
 ) -> Vec<Candidate> {
+    let mut effort = exact::EFFORT;
+    let ordered = |(n, places): (usize, Vec<HostIx>)| {
+        let mut target = start.clone();
+        start.problem.vm_ixs().zip(places).for_each(|(vm, host)| target.shift(vm, host));
+        if !is_kept(start, &target) {
+            return None;
+        }
+        let mut any = || exact::order(start, &steps(start, &target), options, &mut effort);
+        let straight = ranked(start, &target, options)
+            .or_else(|| any().map(|moves| waiting(start, moves, options)));
+        // Third hosts are dearer to look for: for the best few.
+        let by_parking = || {
+            let found = if n < PARKED_MAX { sequence(start, &target) } else { None };
+            let moves = found?.moves;
+            // That order does not know of the CPU ceiling.
+            can_be_made(start, &moves, options).then(|| waiting(start, moves, options))
+        };
+        let candidate = straight.or_else(by_parking)?;
+        Some((Quality::after_steps(start, &target, &candidate.moves, options), candidate))
+    };
     let least = Quality::of(start, descended, options);
-    let judge = |found: Assignment| {
-        let target = moved_to(start, &found);
-        let quality = Quality::of(start, &target, options);
-        let better = quality.is_better_than(&least) && is_kept(start, &target);
-        better.then_some((quality, target))
-    };
-    let mut better: Vec<_> = exact::best(dense).into_iter().filter_map(judge).collect();
-    better.sort_by(|(one, _), (other, _)| one.partial_cmp(other).unwrap_or(Ordering::Equal));
-    let orders = |(_, target)| {
-        let any = || exact::order(start, &steps(start, &target), options);
-        let any = || any().map(|moves| waiting(start, moves, options));
-        ranked(start, &target, options).or_else(any).or_else(|| sequence(start, &target))
-    };
-    better.into_iter().take(ORDERED_MAX).filter_map(orders).collect()
+    let better = exact::better(start, &least, options).into_iter().enumerate();
+    let mut candidates: Vec<_> = better.filter_map(ordered).take(ORDERED_MAX).collect();
+    candidates.sort_by(|(one, _), (other, _)| one.partial_cmp(other).unwrap_or(Ordering::Equal));
+    candidates.into_iter().map(|(_, candidate)| candidate).collect()
+}
+
+/// Whether the steps can be made one after the other.
+fn can_be_made(start: &State<'_, '_>, moves: &[Move], options: &PlanOptions) -> bool {
+    let mut state = start.clone();
+    moves.iter().all(|step| {
+        let can = rank::is_possible(&state, step, options);
+        state.shift(step.vm, step.to);
+        can
+    })
 }
 
 /// The steps from one state to the other, the most useful first; `None` when they cannot be made one after the other.

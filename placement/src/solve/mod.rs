@@ -10,7 +10,7 @@
 //! 4. [`balance::level`]: the spread
 //!
 //! VMs that a hard rule holds together move as one where none of them may move
-//! alone ([`together`]). So the repetition ends, and where it ends no step of a new run finds
+//! alone ([`together`], and [`group_moves`] for the spread). So the repetition ends, and where it ends no step of a new run finds
 //! anything: the plan is settled.
 
 mod aim;
@@ -18,6 +18,7 @@ mod anneal;
 mod balance;
 pub(crate) mod exact;
 mod forced;
+pub(crate) mod group_moves;
 pub(crate) mod joint;
 mod polish;
 pub(crate) mod scan;

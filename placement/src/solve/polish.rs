@@ -19,7 +19,7 @@ use crate::cost;
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::Cause;
 use crate::solve::Solver;
-use crate::solve::balance::{allowed, exchange};
+use crate::solve::balance::{allowed, exchange, may_go_alone};
 use crate::solve::scan::Scan;
 use crate::solve::trades::Trades;
 
@@ -116,9 +116,7 @@ impl Polish {
         let problem = solver.state.problem;
         let is_moved = |vm: &VmIx| {
             let at = solver.state.at(*vm);
-            at != self.home[vm.0]
-                && problem.host(at).counts()
-                && problem.may_move(*vm, Cause::Balance)
+            at != self.home[vm.0] && problem.host(at).counts() && may_go_alone(solver.state, *vm)
         };
         problem.vm_ixs().filter(is_moved).collect()
     }
@@ -169,7 +167,7 @@ impl Polish {
     }
 
     fn others_on(&self, solver: &Solver<'_, '_, '_>, host: HostIx) -> Vec<VmIx> {
-        let may = |vm: &VmIx| solver.state.problem.may_move(*vm, Cause::Balance);
+        let may = |vm: &VmIx| may_go_alone(solver.state, *vm);
         solver.state.vms_on(host).iter().copied().filter(may).collect()
     }
 
@@ -283,9 +281,7 @@ impl Polish {
         let (state, scan) = (&*solver.state, Scan::new(solver.state));
         let stays = |vm: &VmIx| {
             let at = state.at(*vm);
-            at == self.home[vm.0]
-                && state.problem.host(at).counts()
-                && state.problem.may_move(*vm, Cause::Balance)
+            at == self.home[vm.0] && state.problem.host(at).counts() && may_go_alone(state, *vm)
         };
         let (steps, spent) = self.spent(solver);
         if !solver.options.affords(steps + 1, spent) {

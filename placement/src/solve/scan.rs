@@ -10,7 +10,7 @@
 
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::State;
-use crate::score::{METRICS, Weights};
+use crate::score::{Load, METRICS, Weights};
 use crate::solve::Best;
 
 const M: usize = METRICS.len();
@@ -60,7 +60,7 @@ impl Least {
     }
 }
 
-/// A VM that leaves its host: what a target's load makes of it.
+/// What leaves a host: what a target's load makes of it.
 struct Leaving {
     size: [f64; M],
     change: [f64; M],
@@ -173,20 +173,29 @@ impl Scan {
         state: &State<'_, '_>,
         vm: VmIx,
         floor: f64,
+        suits: impl FnMut(HostIx) -> bool,
+    ) -> Option<Best> {
+        self.best_of(state, (state.at(vm), state.problem.vm(vm).load()), floor, suits)
+    }
+
+    /// The same of VMs of that load, which leave their host as one.
+    pub(crate) fn best_of(
+        &self,
+        state: &State<'_, '_>,
+        (at, load): (HostIx, Load),
+        floor: f64,
         mut suits: impl FnMut(HostIx) -> bool,
     ) -> Option<Best> {
-        let info = state.problem.vm(vm);
-        let departure = state.departure(vm);
+        let departure = state.departure(at, load);
         let (before, after) = departure;
         let leaving = Leaving {
-            size: [info.cpu as f64, info.memory as f64],
+            size: load.map(|amount| amount as f64),
             change: std::array::from_fn(|m| after[m] - before[m]),
             squares: std::array::from_fn(|m| after[m] * after[m] - before[m] * before[m]),
             sum: self.sum,
             per_host: 1.0 / self.hosts.len().max(1) as f64,
             weights: state.problem.weights,
         };
-        let at = state.at(vm);
         let mut most = floor - ROUNDING;
         let mut best: Option<HostIx> = None;
         // Nodes to be looked at; the better of two children is on top.
@@ -212,7 +221,7 @@ impl Scan {
                 }
             }
         }
-        let found = best.map(|to| Best { gain: state.gain_after(departure, vm, to), to });
+        let found = best.map(|to| Best { gain: state.gain_after(departure, load, to), to });
         found.filter(|best| best.gain >= floor)
     }
 }

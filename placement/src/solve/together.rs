@@ -13,7 +13,7 @@ use crate::solve::Solver;
 use crate::solve::target::{Fit, best, fits};
 
 /// VMs that are placed on trial for one group: large groups have fewer tries.
-const PLACED_MAX: usize = 64;
+pub(super) const PLACED_MAX: usize = 64;
 
 /// Moves those of `group` that may move for this cause, if all of them find a host that `suits` and it ends well; whether
 /// they did. The first decides where, the others go where they break least.

@@ -1,170 +1,29 @@
 //! Why each VM moves, stays or is stuck, in an operator's words.
+//!
+//! [`moves`] says why a VM moves, [`levelled`] why one stays that is well where it is; what ought to move and cannot is said
+//! here.
+
+mod levelled;
+mod moves;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ballast_model::plan::{Alternative, StepCost};
+use ballast_model::plan::StepCost;
 use ballast_model::vm::Automation;
-use ballast_model::{Bytes, Ratio, Refusal, Verdict, VmId};
+use ballast_model::{Bytes, Refusal, Verdict, VmId};
+
+pub(crate) use moves::{Shares, of_move, purposes};
 
 use crate::cost;
 use crate::door::losses::{Survey, strands};
 use crate::door::obstacle::Obstacle;
-use crate::door::problem::{HostIx, Problem, RuleIx, VmIx};
-use crate::door::reach::Coming;
+use crate::door::problem::{HostIx, RuleIx, VmIx};
 use crate::door::rules::RuleBody;
 use crate::door::state::{Cause, Move, State};
-use crate::eligibility::{REMEDY_OF_LOSSES, explain, missing_words, why_it_cannot_leave};
+use crate::eligibility::{REMEDY_OF_LOSSES, missing_words, why_it_cannot_leave};
 use crate::explain::core::Cores;
 use crate::options::{DrainGoal, PlanOptions};
-use crate::score::{CPU, MEMORY};
-use crate::solve::{self, Best, scan::Scan};
-
-/// The loads of a move's two hosts before it.
-pub(crate) struct Shares {
-    from: String,
-    to: String,
-}
-
-impl Shares {
-    pub(crate) fn new(state: &State<'_, '_>, step: &Move) -> Self {
-        Self { from: shares(state, step.from), to: shares(state, step.to) }
-    }
-}
-
-/// E.g. `43.0 % CPU and 61.5 % memory`.
-fn shares(state: &State<'_, '_>, host: HostIx) -> String {
-    format!("{} CPU and {} memory", state.share(host, CPU), state.share(host, MEMORY))
-}
-
-/// What a step is for besides its own VM.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Purpose {
-    /// The VM that comes to where this one was, and waits for it.
-    makes_room_for: Option<VmIx>,
-    /// The earlier step that brought the VM to where it leaves.
-    came_in: Option<usize>,
-    /// The later step that takes the VM on.
-    goes_on_in: Option<usize>,
-}
-
-/// The purposes of the steps, each with the indices of those it waits for.
-pub(crate) fn purposes(
-    problem: &Problem<'_>,
-    moves: &[Move],
-    after: &[Vec<usize>],
-) -> Vec<Purpose> {
-    let mut purposes = vec![Purpose::default(); moves.len()];
-    let mut next: BTreeMap<VmIx, usize> = BTreeMap::new();
-    for (n, step) in moves.iter().enumerate().rev() {
-        // One that has left a draining host is where it may stay; what moves it later is another matter.
-        let is_settled =
-            |later: &usize| problem.host(step.from).draining() && !moves[*later].cause.is_forced();
-        let later = next.insert(step.vm, n).filter(|later| !is_settled(later));
-        purposes[n].goes_on_in = later;
-        if let Some(later) = later {
-            purposes[later].came_in = Some(n);
-        }
-        for &earlier in after.get(n).into_iter().flatten() {
-            if moves[earlier].from == step.to && moves[earlier].vm != step.vm {
-                // Steps are visited from the last: the first to come is what stays.
-                purposes[earlier].makes_room_for = Some(step.vm);
-            }
-        }
-    }
-    purposes
-}
-
-/// Why a step is made; `state` is the one after it.
-pub(crate) fn of_move(
-    state: &State<'_, '_>,
-    step: &Move,
-    purpose: Purpose,
-    before: &Shares,
-    gain: f64,
-    options: &PlanOptions,
-) -> String {
-    let problem = state.problem;
-    let (from, to) = (problem.host(step.from).id, problem.host(step.to).id);
-    let other = |fallback: &str| match purpose.makes_room_for {
-        Some(vm) => format!("VM {}", problem.vm(vm).id),
-        None => fallback.to_owned(),
-    };
-    if let Some(next) = purpose.goes_on_in {
-        let other = other("a VM that needs its place");
-        return format!(
-            "it makes room on {from} for {other} and waits on {to}; step {next} takes it on"
-        );
-    }
-    let why = match (purpose.came_in, step.cause) {
-        (Some(earlier), _) => {
-            format!("it has waited on {from} since step {earlier}; {to} has room now")
-        }
-        (None, cause) if makes_room(state, step, cause) => {
-            format!("it makes room on {from} for {}", other("a VM that has to move"))
-        }
-        (None, Cause::Rule(rule)) => {
-            format!("on host {from} it breaks rule {}; {to} keeps it", problem.rule(rule).id)
-        }
-        (None, Cause::Needs) => {
-            let missing =
-                missing_words(&problem.vm(step.vm).vm.needs, problem.host(step.from).host);
-            format!("host {from} does not offer {missing}, which it needs; {to} does")
-        }
-        (None, Cause::Preference(rule)) => {
-            format!("rule {} prefers it elsewhere than on {from}", problem.rule(rule).id)
-        }
-        (None, Cause::Capacity) => format!(
-            "host {from} holds more than its {} of memory; {to} has room",
-            problem.host(step.from).host.capacity.memory
-        ),
-        (None, Cause::Drain) => format!("host {from} is being emptied; {to} has room"),
-        (None, Cause::Quarantine) => {
-            format!("host {from} is under suspicion; {to} takes it without harm")
-        }
-        (None, Cause::Balance) if gain < 0.0 => {
-            let other = other("a VM that levels more than this costs");
-            format!("it makes room on {from} for {other}")
-        }
-        (None, Cause::Balance) => format!(
-            "host {from} is at {} and {to} at {}: moving it lowers the imbalance by {}",
-            before.from,
-            before.to,
-            points(gain)
-        ),
-    };
-    let mut reason = format!("{why}; {to} is at {} then", shares(state, step.to));
-    if step.cause.is_forced() && state.share(step.to, CPU) > options.cpu_ceiling {
-        let because = above_ceiling_because(step.cause, options.drain);
-        reason.push_str(&format!(
-            ", above the CPU ceiling of {}, because {because}",
-            options.cpu_ceiling
-        ));
-    }
-    reason
-}
-
-fn above_ceiling_because(cause: Cause, goal: DrainGoal) -> &'static str {
-    match (cause, goal) {
-        (Cause::Drain, DrainGoal::Fastest) => "that empties the host soonest",
-        (Cause::Drain, DrainGoal::LeastDisturbing) => "that disturbs least",
-        _ => "no better host can take it",
-    }
-}
-
-/// Whether the VM has the cause of another one, which needs its place.
-fn makes_room(state: &State<'_, '_>, step: &Move, cause: Cause) -> bool {
-    let problem = state.problem;
-    match cause {
-        Cause::Drain => !problem.host(step.from).draining(),
-        Cause::Rule(rule) => problem.vm(step.vm).rules.iter().all(|(own, _)| *own != rule),
-        Cause::Needs => problem.reach.meets(step.vm, step.from, Coming::Starting),
-        Cause::Capacity => {
-            let left = state.memory_taken(step.from).saturating_add(problem.vm(step.vm).memory);
-            left <= problem.host(step.from).memory
-        }
-        Cause::Quarantine | Cause::Preference(_) | Cause::Balance => false,
-    }
-}
+use crate::solve::scan::Scan;
 
 /// Less than this is no gain in words.
 const GAIN_SHOWN_MIN: f64 = 0.000_5;
@@ -257,7 +116,7 @@ fn of_unmoved(
     if let Some(refusal) = why_it_cannot_leave(problem, vm) {
         return stays(refusal.reason);
     }
-    of_levelled(state, scan, vm, options)
+    levelled::verdict(state, scan, vm, options)
 }
 
 /// What is wrong with the VM where it is.
@@ -465,104 +324,4 @@ pub(crate) fn why_no_target(
         None => "change the rules, or add a host".to_owned(),
     };
     (reason, remedy)
-}
-
-/// A VM that is well where it is: the best that could be done with it, and what forbids or outweighs that.
-fn of_levelled(state: &State<'_, '_>, scan: &Scan, vm: VmIx, options: &PlanOptions) -> Verdict {
-    let automation = state.problem.vm(vm).vm.automation;
-    let by_hand = "its automation is manual: only an operator moves it";
-    if !options.causes.balance {
-        return stays(match automation {
-            Automation::Manual => by_hand,
-            _ if options.drain == DrainGoal::LeastDisturbing => {
-                "nothing moves for balance while a host drains with least disturbance"
-            }
-            _ => "nothing is wrong with it where it is",
-        });
-    }
-    let best = solve::best_unhindered(state, scan, vm, f64::NEG_INFINITY);
-    let Some(best) = best else {
-        return stays("there is no other host that takes VMs");
-    };
-    let alternative = alternative(state, vm, &best, options);
-    let reason = if best.gain < options.gain_floor() * state.problem.vm(vm).price {
-        outweighed(&alternative)
-    } else {
-        let would = format!("{} would be better by {}", alternative.to, points(alternative.gain));
-        format!("{would}, but {}", forbidden(state, vm, best.to, options))
-    };
-    Verdict::Stays { reason, alternative: Some(alternative) }
-}
-
-fn alternative(state: &State<'_, '_>, vm: VmIx, best: &Best, options: &PlanOptions) -> Alternative {
-    let (problem, info) = (state.problem, state.problem.vm(vm));
-    let to = problem.host(best.to);
-    let cost = cost::of_move(info.vm, problem.host(state.at(vm)).host, to.host);
-    Alternative {
-        to: to.id.clone(),
-        gain: imbalance_fall(state, best.gain),
-        worth: best.gain.max(0.0).sqrt(),
-        worth_min: (options.gain_floor() * info.price).sqrt(),
-        cost_bytes: cost.bytes.get(),
-        cost_micros: u64::try_from(cost.duration.as_micros()).unwrap_or(u64::MAX),
-    }
-}
-
-/// Why the best move of a VM is not worth it.
-fn outweighed(best: &Alternative) -> String {
-    if best.gain.abs() < GAIN_SHOWN_MIN {
-        return format!("its best move, to {}, would leave the imbalance as it is", best.to);
-    }
-    if best.gain < 0.0 {
-        return format!(
-            "every move of it would raise the imbalance, the best, to {}, by {}",
-            best.to,
-            points(-best.gain)
-        );
-    }
-    format!(
-        "its best move, to {}, would lower the imbalance by {} and send {}: worth a host {} off the mean, {} is the least",
-        best.to,
-        points(best.gain),
-        Bytes(best.cost_bytes),
-        Ratio::new(best.worth),
-        Ratio::new(best.worth_min)
-    )
-}
-
-/// Why a move that would be worth it is not made.
-fn forbidden(state: &State<'_, '_>, vm: VmIx, to: HostIx, options: &PlanOptions) -> String {
-    const NO_OTHER: &str = "no other host is worth the move";
-    let problem = state.problem;
-    let (info, to_id) = (problem.vm(vm), problem.host(to).id);
-    let by_hand = |level: &str| {
-        format!(
-            "its automation is {level}; to move it, run 'ballast vm migrate {} --to {to_id}'",
-            info.id
-        )
-    };
-    let blocked = state.obstacle(vm, to).map(|o| explain(state, vm, to, o).reason);
-    if let Some(why) = blocked {
-        format!("{why}, and {NO_OTHER}")
-    } else if !state.cpu_allows(vm, to, Cause::Balance, options) {
-        let cpu = Ratio::new(state.cpu_share_after(vm, to));
-        let ceiling = options.cpu_ceiling;
-        format!("would reach {cpu} CPU, above the ceiling of {ceiling}, and {NO_OTHER}")
-    } else if info.vm.automation == Automation::Partial {
-        by_hand("partial, which covers maintenance only")
-    } else if info.vm.automation == Automation::Manual {
-        by_hand("manual")
-    } else if let Some(rule) = state.discrete_broken(vm, to) {
-        format!("rule {} would not hold then", problem.rule(rule).id)
-    } else if state.preference_change(vm, to) > 0 {
-        format!("a rule prefers it where it is, and {NO_OTHER}")
-    } else {
-        "the search ended before it; a later plan may move it".to_owned()
-    }
-}
-
-/// What a fall of the spread means for the imbalance.
-fn imbalance_fall(state: &State<'_, '_>, fall: f64) -> f64 {
-    let (spread, now) = (state.sums().spread(), state.sums().imbalance().get());
-    now - state.sums().imbalance_of((spread - fall).max(0.0)).get()
 }
