@@ -354,7 +354,6 @@ mod tests {
             from: h0.unwrap(),
             to: to.unwrap(),
             cause: Cause::Drain,
-            opens_swap: false,
         };
         let moves = vec![step("single", h2), step("v1", h1), step("v2", h1)];
         let after = vec![Vec::new(); moves.len()];

@@ -58,7 +58,7 @@ pub(crate) fn best_first(
             continue;
         };
         ranking.make(n);
-        ordered.push(Move { opens_swap: false, ..moves[n] });
+        ordered.push(moves[n]);
     }
     Some(ordered)
 }
@@ -235,7 +235,7 @@ mod tests {
         let step = |(vm, to): &(&str, &str)| {
             let vm = problem.find_vm(&vm.parse().unwrap()).unwrap();
             let to = problem.find_host(&to.parse().unwrap()).unwrap();
-            Move { vm, from: start.at(vm), to, cause: Cause::Balance, opens_swap: false }
+            Move { vm, from: start.at(vm), to, cause: Cause::Balance }
         };
         names.iter().map(step).collect()
     }

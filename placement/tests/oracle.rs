@@ -32,15 +32,18 @@ struct Objective {
     memory_over: u64,
     /// Weight of preferences missed.
     missed: u64,
-    /// Millicores above the CPU ceiling, over the hosts that are not emptied.
+    /// Millicores above the capacity of the hosts that are not emptied.
+    cpu_unmet: u64,
+    /// Millicores above their CPU ceiling.
     cpu_over: u64,
     /// Spread, and the least gain of a move for each VM that is elsewhere.
     level: f64,
 }
 
 impl Objective {
-    fn but_for_level(self) -> (u64, u64, u64, u64, u64) {
-        (self.broken, self.wrong, self.memory_over, self.missed, self.cpu_over)
+    fn but_for_level(self) -> [u64; 6] {
+        let Self { broken, wrong, memory_over, missed, cpu_unmet, cpu_over, .. } = self;
+        [broken, wrong, memory_over, missed, cpu_unmet, cpu_over]
     }
 }
 
@@ -109,11 +112,14 @@ impl World {
         let count: Vec<usize> = (0..hosts).filter(|host| !self.draining[*host]).collect();
         // Whole hundreds of millicores: the ceiling is 80 %.
         let ceiling = |host: usize| self.cores[host] * 800;
-        let cpu_over = count.iter().map(|host| cpu[*host].saturating_sub(ceiling(*host))).sum();
+        let above = |most: &dyn Fn(usize) -> u64| {
+            count.iter().map(|host| cpu[*host].saturating_sub(most(*host))).sum()
+        };
+        let (cpu_unmet, cpu_over) = (above(&|host| self.cores[host] * 1000), above(&ceiling));
         let moved = self.vms.iter().zip(at).filter(|((.., home), at)| home != *at).count();
         let gain_min = PlanOptions::default().gain_min.get();
         let level = self.spread(at) + gain_min * gain_min * moved as f64;
-        Objective { broken, wrong, memory_over, missed, cpu_over, level }
+        Objective { broken, wrong, memory_over, missed, cpu_unmet, cpu_over, level }
     }
 
     /// How far each hard rule is from holding, always in the same order.

@@ -48,8 +48,6 @@ pub(crate) struct Move {
     pub(crate) from: HostIx,
     pub(crate) to: HostIx,
     pub(crate) cause: Cause,
-    /// The first half of a swap: only with the next move does it pay.
-    pub(crate) opens_swap: bool,
 }
 
 #[derive(Clone)]

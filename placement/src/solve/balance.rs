@@ -205,9 +205,6 @@ pub(super) fn exchange(solver: &mut Solver<'_, '_, '_>, first: VmIx, second: VmI
     }
     solver.make(first, b, Cause::Balance);
     if allowed(solver, second, a) {
-        if let Some(half) = solver.moves.last_mut() {
-            half.opens_swap = true;
-        }
         solver.make(second, a, Cause::Balance);
         return true;
     }

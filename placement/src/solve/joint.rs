@@ -165,7 +165,7 @@ pub(crate) fn ranked(
 fn steps(start: &State<'_, '_>, target: &State<'_, '_>) -> Vec<Move> {
     let step = |(vm, from): (VmIx, HostIx)| {
         let to = target.at(vm);
-        Move { vm, from, to, cause: start.cause_of(vm, to), opens_swap: false }
+        Move { vm, from, to, cause: start.cause_of(vm, to) }
     };
     moved(start, target).into_iter().map(step).collect()
 }
@@ -287,7 +287,7 @@ pub(crate) fn sequence(start: &State<'_, '_>, target: &State<'_, '_>) -> Option<
         if step.role == crate::order::Role::Rerouted {
             return None;
         }
-        moves.push(Move { vm, from, to, cause: *causes.get(&vm)?, opens_swap: false });
+        moves.push(Move { vm, from, to, cause: *causes.get(&vm)? });
         after.push(step.after.iter().map(|n| *n as usize).collect());
     }
     inherit(&mut moves, &after);

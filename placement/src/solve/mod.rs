@@ -46,7 +46,7 @@ pub(crate) struct Solver<'s, 'p, 'a> {
 impl Solver<'_, '_, '_> {
     fn make(&mut self, vm: VmIx, to: HostIx, cause: Cause) {
         let from = self.state.at(vm);
-        self.moves.push(Move { vm, from, to, cause, opens_swap: false });
+        self.moves.push(Move { vm, from, to, cause });
         self.state.shift(vm, to);
     }
 
