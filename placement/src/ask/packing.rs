@@ -58,9 +58,9 @@ fn in_order(problem: &Problem<'_>, mut vms: Vec<VmIx>) -> Vec<Vec<VmIx>> {
     groups.sort_by_key(|group| {
         let hard =
             |vm: &VmIx| problem.vm(*vm).rules.iter().any(|(ix, _)| problem.rule(*ix).is_must());
-        let memory: u64 = group.iter().map(|vm| problem.vm(*vm).memory).sum();
-        let cpu: u64 = group.iter().map(|vm| problem.vm(*vm).cpu).sum();
-        (!group.iter().any(hard), Reverse((memory, cpu)), group.first().copied())
+        let cpu = group.iter().fold(0_u64, |sum, vm| sum.saturating_add(problem.vm(*vm).cpu));
+        let size = Reverse((problem.memory_of(group), cpu));
+        (!group.iter().any(hard), size, group.first().copied())
     });
     groups
 }
@@ -124,7 +124,7 @@ fn start_together(
     options: &PlanOptions,
     open: impl Fn(HostIx) -> bool,
 ) -> bool {
-    let memory: u64 = group.iter().map(|vm| state.problem.vm(*vm).memory).sum();
+    let memory = state.problem.memory_of(group);
     let mut first: Vec<(Reverse<bool>, Fit)> = fits(state, group[0], options, &open)
         .map(|fit| (Reverse(state.memory_free(fit.host).get() >= memory), fit))
         .collect();

@@ -50,7 +50,7 @@ pub fn room(
             continue;
         }
         let Some(moves) = clear(&start, host, shape.size, options) else { continue };
-        let bytes = moves.iter().map(|(vm, _)| problem.vm(*vm).memory).sum();
+        let bytes = problem.memory_of(moves.iter().map(|(vm, _)| vm));
         let better = |old: &Cleared| (bytes, moves.len()) < (old.bytes, old.moves.len());
         if found.as_ref().is_none_or(better) {
             found = Some(Cleared { bytes, host, moves });

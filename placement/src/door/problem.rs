@@ -194,6 +194,11 @@ impl<'a> Problem<'a> {
         (0..self.hosts.len()).map(HostIx)
     }
 
+    /// The memory of all of these VMs; as much as can be said where it is more.
+    pub(crate) fn memory_of<'v>(&self, vms: impl IntoIterator<Item = &'v VmIx>) -> u64 {
+        vms.into_iter().fold(0, |sum, vm| sum.saturating_add(self.vm(*vm).memory))
+    }
+
     pub(crate) fn vm_ixs(&self) -> impl Iterator<Item = VmIx> + use<> {
         (0..self.vms.len()).map(VmIx)
     }

@@ -54,7 +54,7 @@ fn starts(
     suits: impl Fn(&State<'_, '_>, VmIx, HostIx) -> bool,
 ) -> Vec<HostIx> {
     let state = &*solver.state;
-    let memory: u64 = group.iter().map(|vm| state.problem.vm(*vm).memory).sum();
+    let memory = state.problem.memory_of(group);
     let mut open: Vec<(Reverse<bool>, Fit)> = fits(state, group[0], cause, solver.options)
         .filter(|fit| suits(state, group[0], fit.host))
         .map(|fit| (Reverse(state.memory_free(fit.host).get() >= memory), fit))
