@@ -256,13 +256,15 @@ impl<'a> Hotel<'a> {
         if let Some(step) = self.status.iter().position(|status| *status != Status::Done) {
             return self.fault(format!("step {step} waits for ever"));
         }
+        let mut moved = vec![false; self.world.guests.len()];
+        self.acts.iter().for_each(|act| moved[act.guest] = true);
+        let mut listed = vec![0; self.world.guests.len()];
+        self.present.iter().flatten().for_each(|guest| listed[*guest] += 1);
         for (guest, start) in self.world.guests.iter().enumerate() {
-            let moved = self.acts.iter().any(|act| act.guest == guest);
-            if !moved && self.lives[guest] != start.rooms {
+            if !moved[guest] && self.lives[guest] != start.rooms {
                 return self.fault(format!("guest {guest} moved without a step"));
             }
-            let listed = self.present.iter().filter(|room| room.contains(&guest)).count();
-            if moved && listed != self.lives[guest].len() {
+            if moved[guest] && listed[guest] != self.lives[guest].len() {
                 return self.fault(format!("guest {guest} is not in as many rooms as it has"));
             }
         }
