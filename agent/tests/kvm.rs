@@ -56,8 +56,12 @@ impl Drop for Lab {
 }
 
 fn kill(pid: u32) {
+    signal(pid, Signal::KILL);
+}
+
+fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    let _ = kill_process(pid, Signal::KILL);
+    let _ = kill_process(pid, signal);
 }
 
 /// An agent as a process of its own.
@@ -131,6 +135,30 @@ async fn vms_outlive_a_killed_agent_and_a_killed_vmm_is_reported() {
     let destroy = v1::DestroyVmRequest { vm: "web-1".into(), epoch: 5 };
     client.destroy_vm(destroy).await.unwrap();
     assert!(list(&mut client).await.is_empty());
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+}
+
+/// A process that does not answer is waited for; what it is worth shows when it ends.
+#[tokio::test]
+async fn a_vm_that_dies_while_an_agent_looks_for_it_is_reported() {
+    let Some(lab) = Lab::new() else { return };
+    let stub = Stub::start(Mood::Grant).await;
+    let mut agent = agent_process(&lab, &stub);
+    let mut client = registered(&stub, 1).await;
+    let vm = create(&mut client, lab.vm(), 5).await;
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+
+    signal(vm.pid, Signal::STOP);
+    let mut agent = agent_process(&lab, &stub);
+    // Long enough for it to ask the process, which cannot answer.
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    kill(vm.pid);
+    registered(&stub, 2).await;
+    let found = stub.heard.borrow().registrations[1].vms.clone();
+    assert_eq!(found.iter().map(v1::VmStatus::state).collect::<Vec<_>>(), [VmState::Stopped]);
+    assert!(found[0].detail.contains("ended while no agent was there"), "{found:?}");
     agent.kill().unwrap();
     agent.wait().unwrap();
 }

@@ -38,6 +38,8 @@ const KVM_GET_API_VERSION: libc::c_ulong = 0xAE00;
 const KVM_API_VERSION: libc::c_int = 12;
 /// How long a process may take to answer on its socket after it was started.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a process that does not answer may take to end before it counts as one that runs.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The driver of real VMs.
 #[derive(Debug)]
@@ -63,6 +65,17 @@ impl KvmDriver {
             }
         }
         Ok(Self { vmm, config, cpu })
+    }
+
+    /// The machine of a process that an earlier agent started.
+    async fn take_over(
+        &self,
+        vm: &VmId,
+        dir: &VmDir,
+        process: Process,
+    ) -> Result<KvmMachine, Refusal> {
+        let client = client::connect(&dir.socket(), START_TIMEOUT).await?;
+        KvmMachine::start(vm.clone(), dir.clone(), process, client, self.config.clone()).await
     }
 }
 
@@ -145,15 +158,25 @@ impl Driver for KvmDriver {
             }
             return Ok(None);
         };
-        let Some(process) = Process::open(id)? else {
+        let Some((process, watched)) = Process::open(id)?.zip(Process::open(id)?) else {
             warn!(%vm, pid = id.pid, "the VM's process is gone");
             return Ok(None);
         };
-        let client = client::connect(&dir.socket(), START_TIMEOUT).await?;
-        let machine =
-            KvmMachine::start(vm.clone(), dir.clone(), process, client, self.config.clone())
-                .await?;
-        Ok(Some(Arc::new(machine)))
+        let refusal = tokio::select! {
+            taken = self.take_over(vm, dir, process) => match taken {
+                Ok(machine) => return Ok(Some(Arc::new(machine))),
+                Err(refusal) => Some(refusal),
+            },
+            () = watched.ended() => None,
+        };
+        // One that is being killed closes its socket before it has ended.
+        match (refusal, tokio::time::timeout(END_TIMEOUT, watched.ended()).await) {
+            (Some(refusal), Err(_)) => Err(refusal),
+            _ => {
+                warn!(%vm, pid = id.pid, "the VM's process has ended while it was looked for");
+                Ok(None)
+            }
+        }
     }
 }
 
