@@ -422,6 +422,11 @@ mod tests {
         let ring = serde_json::json!([{"id": "p", "parent": "q"}, {"id": "q", "parent": "p"}]);
         check_refused(|j| j["pools"] = ring.clone(), "pool p is nested in itself or deeper than");
         check_refused(|j| j["vms"][0]["pool"] = "z".into(), "pool z, which does not exist");
+        let fixed = serde_json::json!({ "status": "fixed", "reason": "it rests", "remedy": "" });
+        check_refused(
+            |j| j["vms"][0]["mobility"] = fixed.clone(),
+            "VM vm-1 is fixed without a reason and a remedy",
+        );
         check_refused(
             |j| j["policy"] = serde_json::json!({"memory_overcommit": 0.0}),
             "overcommit",

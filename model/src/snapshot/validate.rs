@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{BalanceWeights, ClusterSnapshot, Policy, SNAPSHOT_FORMAT};
+use super::{BalanceWeights, ClusterSnapshot, Mobility, Policy, SNAPSHOT_FORMAT};
 use crate::pool::POOL_DEPTH_MAX;
 use crate::{HostId, PoolId, Refusal, RefusalCode, VmId};
 
@@ -48,6 +48,11 @@ impl ClusterSnapshot {
             }
             if let Some(fault) = vm.claims.fault() {
                 return invalid(format!("claims of VM {}: {fault}", vm.id));
+            }
+            if let Mobility::Fixed { reason, remedy } = &vm.mobility
+                && (reason.trim().is_empty() || remedy.trim().is_empty())
+            {
+                return invalid(format!("VM {} is fixed without a reason and a remedy", vm.id));
             }
         }
         Ok(())
