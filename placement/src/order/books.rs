@@ -47,7 +47,8 @@ pub(super) struct Books<'g, G> {
     ground: &'g G,
     slots: HashMap<Key, Slot>,
     ledger: Ledger,
-    used: Vec<u64>,
+    /// Wider than amounts are: sums of extreme sizes are counted to the letter.
+    used: Vec<i128>,
     made: Vec<Move>,
     claims: [Vec<Claim>; 2],
 }
@@ -140,7 +141,7 @@ impl<'g, G: Ground> Books<'g, G> {
             });
             book.slots.push(slot);
         }
-        self.used.push(counter.used);
+        self.used.push(counter.used.into());
         self.ledger.counters.push(counter);
         self.ledger.needs.push(Vec::new());
         self.ledger.needed_by.push(Vec::new());
@@ -157,7 +158,7 @@ impl<'g, G: Ground> Books<'g, G> {
         for (n, (slot, amount)) in step.takes.iter().enumerate() {
             let ix = *slot as usize;
             let counter = &self.ledger.counters[ix];
-            if self.used[ix].saturating_add(*amount) > counter.limit {
+            if self.used[ix] + i128::from(*amount) > counter.limit.into() {
                 return Some(*slot);
             }
             if self.ledger.needs[ix].iter().any(|other| self.used[*other as usize] == 0) {
@@ -179,17 +180,18 @@ impl<'g, G: Ground> Books<'g, G> {
 
     fn end_breaks(&self, step: &Move) -> Option<Slot> {
         let taken = |slot: Slot| {
-            step.takes.iter().find(|(s, _)| *s == slot).map_or(0, |(_, amount)| *amount)
+            step.takes.iter().find(|(s, _)| *s == slot).map_or(0, |(_, amount)| i128::from(*amount))
         };
         let after = |slot: Slot| {
-            let freed = step.frees.iter().find(|(s, _)| *s == slot).map_or(0, |(_, a)| *a);
-            (self.used[slot as usize] + taken(slot)).saturating_sub(freed)
+            let freed = step.frees.iter().find(|(s, _)| *s == slot);
+            let freed = freed.map_or(0, |(_, amount)| i128::from(*amount));
+            (self.used[slot as usize] + taken(slot) - freed).max(0)
         };
         for (slot, _) in &step.frees {
             let ix = *slot as usize;
             let counter = &self.ledger.counters[ix];
             let left = after(*slot);
-            if left < counter.floor {
+            if left < counter.floor.into() {
                 return Some(*slot);
             }
             if left > 0 {
@@ -213,17 +215,25 @@ impl<'g, G: Ground> Books<'g, G> {
 
     /// Makes the step without asking and without keeping it.
     pub(super) fn apply(&mut self, step: &Move) {
-        step.takes.iter().for_each(|(slot, amount)| self.change(*slot, |used| used + amount));
-        step.frees.iter().for_each(|(slot, amount)| self.change(*slot, |used| used - amount));
+        step.takes
+            .iter()
+            .for_each(|(slot, amount)| self.change(*slot, |used| used + i128::from(*amount)));
+        step.frees
+            .iter()
+            .for_each(|(slot, amount)| self.change(*slot, |used| used - i128::from(*amount)));
     }
 
     /// Takes [`apply`](Self::apply) back.
     pub(super) fn revert(&mut self, step: &Move) {
-        step.frees.iter().for_each(|(slot, amount)| self.change(*slot, |used| used + amount));
-        step.takes.iter().for_each(|(slot, amount)| self.change(*slot, |used| used - amount));
+        step.frees
+            .iter()
+            .for_each(|(slot, amount)| self.change(*slot, |used| used + i128::from(*amount)));
+        step.takes
+            .iter()
+            .for_each(|(slot, amount)| self.change(*slot, |used| used - i128::from(*amount)));
     }
 
-    fn change(&mut self, slot: Slot, new: impl Fn(u64) -> u64) {
+    fn change(&mut self, slot: Slot, new: impl Fn(i128) -> i128) {
         let ix = slot as usize;
         let was = self.used[ix];
         self.used[ix] = new(was);
@@ -260,7 +270,8 @@ impl<'g, G: Ground> Books<'g, G> {
     /// The room left under a counter's limit.
     pub(super) fn room(&self, slot: Slot) -> u64 {
         let ix = slot as usize;
-        self.ledger.counters[ix].limit.saturating_sub(self.used[ix])
+        let room = i128::from(self.ledger.counters[ix].limit) - self.used[ix];
+        u64::try_from(room.max(0)).unwrap_or(u64::MAX)
     }
 
     /// The steps made, and the books as they were before the first.

@@ -174,7 +174,7 @@ impl<G: Ground> Search<'_, '_, G> {
                 }
                 let mut next = at.clone();
                 next[vm] = to;
-                let cost = (moves + 1, bytes + self.travellers[vm].bytes);
+                let cost = (moves + 1, bytes.saturating_add(self.travellers[vm].bytes));
                 if self.seen.get(&next).is_some_and(|known| *known <= cost) {
                     continue;
                 }
@@ -193,7 +193,8 @@ impl<G: Ground> Search<'_, '_, G> {
         let Node { at, moves, bytes, .. } = &self.nodes[node];
         let to_go = || self.travellers.iter().zip(at).filter(|(_, at)| **at != TARGET);
         let left = to_go().count();
-        (moves + left, bytes + to_go().map(|(vm, _)| vm.bytes).sum::<u64>(), left, node)
+        let bytes = to_go().fold(*bytes, |sum, (vm, _)| sum.saturating_add(vm.bytes));
+        (moves + left, bytes, left, node)
     }
 
     /// Where each VM could go next, whether there is room or not.
