@@ -70,8 +70,7 @@ pub(crate) fn within(problem: &Problem<'_>, options: &PlanOptions) -> Result<Leg
     let tries = BUDGET_TRIES.iter().find(|(most, _)| pairs <= *most).map_or(0, |(_, tries)| *tries);
     let start = State::new(problem);
     let quality = |moves: &[Move]| {
-        let mut reached = start.clone();
-        moves.iter().for_each(|step| reached.shift(step.vm, step.to));
+        let reached = start.after(moves);
         Quality::of(&start, &reached, options)
     };
     let (mut low, mut high) = (options.gain_min.get(), 1.0);
@@ -113,8 +112,7 @@ fn fitted(
     options: &PlanOptions,
 ) -> Option<(Vec<Move>, Vec<Vec<usize>>)> {
     let start = State::new(problem);
-    let mut state = start.clone();
-    leg.found.iter().for_each(|step| state.shift(step.vm, step.to));
+    let mut state = start.after(&leg.found);
     solve::fit(&mut state, options);
     let Candidate { moves, after } = joint::ranked(&start, &state, options)?;
     let fits = is_afforded(problem, &moves, options);
@@ -176,8 +174,7 @@ fn without_waste(
     }
     let (moves, mut after) = (schedule::shorten(problem, found.moves, options), found.after);
     let start = State::new(problem);
-    let mut reached = start.clone();
-    moves.iter().for_each(|step| reached.shift(step.vm, step.to));
+    let reached = start.after(&moves);
     let quality = Quality::after_steps(&start, &reached, &moves, options);
     after.truncate(moves.len());
     quality.is_better_than(descended).then_some(Candidate { moves, after })

@@ -86,8 +86,7 @@ fn direct(
     options: &PlanOptions,
 ) -> Vec<Candidate> {
     let start = State::new(problem);
-    let mut end = start.clone();
-    moves.iter().chain(further).for_each(|step| end.shift(step.vm, step.to));
+    let end = start.after(moves).after(further);
     let orders = [joint::ranked(&start, &end, options), joint::sequence(&start, &end)];
     orders.into_iter().flatten().collect()
 }

@@ -192,6 +192,13 @@ impl<'p, 'a> State<'p, 'a> {
         missed.unwrap_or(Cause::Balance)
     }
 
+    /// The state that these moves lead to.
+    pub(crate) fn after(&self, moves: &[Move]) -> Self {
+        let mut reached = self.clone();
+        moves.iter().for_each(|step| reached.shift(step.vm, step.to));
+        reached
+    }
+
     /// Whether the host where the VM is does not offer what it needs.
     pub(crate) fn lacks_needed(&self, vm: VmIx) -> bool {
         !self.problem.reach.meets(vm, self.at(vm), Coming::Starting)

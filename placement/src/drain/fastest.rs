@@ -136,9 +136,7 @@ fn paced(problem: &Problem<'_>, leg: Leg, options: &PlanOptions) -> Leg {
 }
 
 fn end<'p, 'a>(problem: &'p Problem<'a>, leg: &Leg) -> State<'p, 'a> {
-    let mut end = State::new(problem);
-    leg.moves.iter().for_each(|step| end.shift(step.vm, step.to));
-    end
+    State::new(problem).after(&leg.moves)
 }
 
 /// What a plan comes to. Less is better; field order is priority.

@@ -12,7 +12,7 @@ use ballast_model::{Ratio, Refusal};
 use crate::cost;
 use crate::door::dense;
 use crate::door::problem::{HostIx, Problem, VmIx};
-use crate::door::state::{Cause, Move, State};
+use crate::door::state::{Cause, State};
 use crate::mend::mend;
 use crate::objective::{Quality, Wrongs};
 use crate::options::PlanOptions;
@@ -41,8 +41,7 @@ pub(super) fn leg(
 ) -> Result<Leg, Refusal> {
     let alone = planner::leg(problem, urgent)?;
     let start = State::new(problem);
-    let mut reached = start.clone();
-    alone.moves.iter().for_each(|step| reached.shift(step.vm, step.to));
+    let reached = start.after(&alone.moves);
     if alone.is_cut || !is_left_behind(&reached) {
         return Ok(alone);
     }
@@ -66,11 +65,6 @@ fn making_way<'p, 'a>(
     urgent: &PlanOptions,
 ) -> Result<Vec<State<'p, 'a>>, Refusal> {
     let problem = start.problem;
-    let after = |moves: &[Move]| {
-        let mut end = start.clone();
-        moves.iter().for_each(|step| end.shift(step.vm, step.to));
-        end
-    };
     // With the drain of `urgent` the solver lets nobody move but those that leave.
     let dearest = |drain| PlanOptions { drain, gain_min: Ratio::ONE, ..*usual };
     let (among_themselves, with_others) = (dearest(urgent.drain), dearest(usual.drain));
@@ -82,7 +76,7 @@ fn making_way<'p, 'a>(
         ends.push(joint::moved_to(start, &mended));
     }
     for options in [&to_other_targets, &among_themselves, &with_others] {
-        ends.push(after(&planner::leg(problem, options)?.moves));
+        ends.push(start.after(&planner::leg(problem, options)?.moves));
     }
     let least = Quality::of(start, reached, urgent).wrongs();
     let mut ranked: Vec<(Disturbance, State<'p, 'a>)> = ends

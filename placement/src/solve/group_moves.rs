@@ -122,9 +122,7 @@ fn make_all(solver: &mut Solver<'_, '_, '_>, moves: &[(VmIx, HostIx)]) -> bool {
     if is_possible && is_as_whole(state, &faults) && weight_missed(state, &vms) <= missed {
         return true;
     }
-    while solver.moves.len() > made {
-        solver.unmake();
-    }
+    solver.take_back_to(made);
     false
 }
 

@@ -55,6 +55,13 @@ impl Solver<'_, '_, '_> {
         self.state.problem.vms.iter().map(|vm| vm.bound_for.unwrap_or(vm.host)).collect()
     }
 
+    /// Takes moves back until so many are left.
+    fn take_back_to(&mut self, left: usize) {
+        while self.moves.len() > left {
+            self.unmake();
+        }
+    }
+
     /// Takes the last move back.
     fn unmake(&mut self) {
         if let Some(last) = self.moves.pop() {

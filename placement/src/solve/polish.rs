@@ -80,9 +80,7 @@ pub(super) fn fit(solver: &mut Solver<'_, '_, '_>, floor: f64) {
         }
         let is_better = solver.state.sums().spread() <= spread - polish.least;
         if !is_better || !polish.is_afforded(solver) {
-            while solver.moves.len() > before {
-                solver.unmake();
-            }
+            solver.take_back_to(before);
             return;
         }
     }
@@ -227,9 +225,7 @@ impl Polish {
                 let before = solver.moves.len();
                 solver.make(vm, home, Cause::Balance);
                 if !self.make_up(solver, &moved, [home, away], loss + self.least) {
-                    while solver.moves.len() > before {
-                        solver.unmake();
-                    }
+                    solver.take_back_to(before);
                 }
             }
         }

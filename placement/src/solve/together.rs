@@ -39,9 +39,7 @@ pub(super) fn move_all(
         if all && is_as_whole(solver.state, &faults) && ends_well(solver.state) {
             return true;
         }
-        while solver.moves.len() > made {
-            solver.unmake();
-        }
+        solver.take_back_to(made);
     }
     false
 }
