@@ -198,6 +198,7 @@ async fn changes_carry_who_and_why() {
         ["vm", "create", "web-3", "--kernel", "/g", "--memory", "64MiB", "--host", "host-b"];
     well(&url, &create).await;
     well(&url, &["host", "drain", "host-b", "--wait", "--reason", "new memory"]).await;
+    well(&url, &["host", "drain", "host-b", "--goal", "least-disturbing"]).await;
     well(&url, &["automation", "set", "manual"]).await;
     well(&url, &["vm", "migrate", "web-1", "--to", "host-b", "--wait"]).await;
     let file = ["vm", "snapshot", "web-1", "--to", "/s/web-1", "--stop"];
@@ -215,7 +216,8 @@ async fn changes_carry_who_and_why() {
         asked.lines(),
         [
             "create web-3 on \"host-b\" by operator:alice: created by hand",
-            "drain host-b by operator:alice: new memory",
+            "drain host-b DRAIN_GOAL_UNSPECIFIED by operator:alice: new memory",
+            "drain host-b DRAIN_GOAL_LEAST_DISTURBING by operator:alice: drained by hand",
             "automation AUTOMATION_MANUAL by operator:alice: automation level set by hand",
             "migrate web-1 to \"host-b\" by operator:alice: migrated by hand",
             "snapshot web-1 to /s/web-1, stop true by operator:alice: saved by hand",
@@ -260,15 +262,23 @@ async fn what_matters_when_a_host_is_emptied_can_be_chosen_offline() {
     let file = dir.path().join("drain.txt");
     let text = "host a 16 64G link=1GiB/s draining : v1 1 8G\nhost quick 16 64G link=1GiB/s : w 5 8G\n\
                 host slow 16 64G link=128MiB/s\n";
-    std::fs::write(&file, text).unwrap();
     let (file, nowhere) = (file.to_str().unwrap(), "http://127.0.0.1:1");
-    for (goal, to, seconds) in [("balanced", "slow", 64), ("fastest", "quick", 8)] {
-        let args = ["plan", "show", "--snapshot", file, "--drain", goal, "-o", "json"];
+    let (uncordoned, fastest) =
+        (text.replace(" draining", ""), text.replace("draining", "draining=fastest"));
+    for (text, option, goal, to, seconds) in [
+        (text, "--drain", "balanced", "slow", 64),
+        (text, "--drain", "fastest", "quick", 8),
+        (&fastest, "--drain", "balanced", "slow", 64),
+        (&uncordoned, "--what-if", "drain a fastest", "quick", 8),
+    ] {
+        std::fs::write(file, text).unwrap();
+        let args = ["plan", "show", "--snapshot", file, option, goal, "-o", "json"];
         let plan = well(nowhere, &args).await.json();
         assert_eq!(plan["steps"][0]["to"], to, "{goal}: {plan}");
         assert_eq!(plan["emptied_micros"], seconds * 1_000_000, "{goal}: {plan}");
     }
-    let shown = well(nowhere, &["plan", "show", "--snapshot", file, "--drain", "fastest"]).await;
+    let args = ["plan", "show", "--snapshot", file, "--what-if", "drain a fastest"];
+    let shown = well(nowhere, &args).await;
     assert!(shown.out.contains("about 8.00 s until the last VM has left"), "{}", shown.out);
 }
 

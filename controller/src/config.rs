@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ballast_model::snapshot::Policy;
 use ballast_model::vm::Automation;
-use ballast_model::{BytesPerSec, Ratio, Refusal, RefusalCode};
-use ballast_placement::{DrainGoal, PlanOptions};
+use ballast_model::{BytesPerSec, DrainGoal, Ratio, Refusal, RefusalCode};
+use ballast_placement::PlanOptions;
 use serde::Deserialize;
 
 use crate::store::StoreConfig;
@@ -82,7 +82,7 @@ pub struct BalanceConfig {
     pub gain_min: Ratio,
     /// The share of its CPU a host may reach by a balance move.
     pub cpu_ceiling: Ratio,
-    /// What matters most when hosts are emptied; see `ballast_placement::DrainGoal`.
+    /// What matters most when a host is emptied, unless its drain says otherwise; see [`DrainGoal`].
     pub drain: DrainGoal,
     /// The most balance moves started in one round.
     pub moves_per_cycle_max: usize,

@@ -2,7 +2,9 @@
 
 use ballast_model::audit::action;
 use ballast_model::vm::Automation;
-use ballast_model::{HostId, HostState, ReasonTrail, Refusal, RefusalCode, Revision, Rule, RuleId};
+use ballast_model::{
+    DrainGoal, HostId, HostState, ReasonTrail, Refusal, RefusalCode, Revision, Rule, RuleId,
+};
 
 use crate::controller::Controller;
 use crate::journal::Act;
@@ -11,20 +13,32 @@ use crate::state::{HostRecord, Settings, Versioned, json, not_found, unchanged};
 use crate::store::{Compare, Transaction, keys};
 
 impl Controller {
-    /// Has a host emptied and kept empty. Answers with the number of VMs that have to leave.
+    /// Has a host emptied and kept empty, with a goal of its own or, without one, that of the configuration. Answers with
+    /// the number of VMs that have to leave. Where it drains already it keeps its goal, unless another is given.
     ///
     /// # Errors
     /// `NotFound`, `Conflict`, `Unavailable`.
-    pub async fn drain_host(&self, id: &HostId, reasons: ReasonTrail) -> Result<usize, Refusal> {
+    pub async fn drain_host(
+        &self,
+        id: &HostId,
+        goal: Option<DrainGoal>,
+        reasons: ReasonTrail,
+    ) -> Result<usize, Refusal> {
         let host = self.repository.known_host(id).await?;
-        if host.value.state != HostState::Draining {
+        let drains = host.value.state == HostState::Draining;
+        let kept = host.value.drain_goal.filter(|_| drains);
+        // Written down, so that a saved snapshot alone tells how the host is emptied.
+        let goal = goal.or(kept).unwrap_or(self.config.balance.drain);
+        if !drains || kept != Some(goal) {
             let drained = HostRecord {
                 state: HostState::Draining,
                 drain: reasons.clone(),
+                drain_goal: Some(goal),
                 ..host.value.clone()
             };
-            self.write_host(&host, drained, &Act::new(action::HOST_DRAIN, id, reasons)).await?;
-            tracing::info!(host = %id, "a host drains");
+            let act = Act::new(action::HOST_DRAIN, id, reasons).with("goal", goal);
+            self.write_host(&host, drained, &act).await?;
+            tracing::info!(host = %id, %goal, "a host drains");
         }
         self.wake.notify_one();
         let vms = self.repository.vms().await?;
@@ -41,6 +55,7 @@ impl Controller {
             let active = HostRecord {
                 state: HostState::Active,
                 drain: ReasonTrail::default(),
+                drain_goal: None,
                 ..host.value.clone()
             };
             self.write_host(&host, active, &Act::new(action::HOST_UNCORDON, id, reasons)).await?;

@@ -39,7 +39,7 @@ pub mod vm;
 
 pub use audit::{AuditEntry, AuditHash, AuditHead};
 pub use hardware::{CpuBaseline, DiskSpec, MacAddress, MemoryBacking, NetworkSpec};
-pub use host::{Host, HostState, Telemetry};
+pub use host::{DrainGoal, Host, HostState, Telemetry};
 pub use id::{HostId, MigrationId, PlanId, PoolId, RuleId, VmId};
 pub use migration::{Migration, MigrationOutcome, MigrationPhase};
 pub use plan::{Plan, Planning, Step, Verdict};

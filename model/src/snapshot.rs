@@ -17,8 +17,8 @@ use crate::pool::Claims;
 use crate::refusal::{Refusal, RefusalCode};
 use crate::vm::Automation;
 use crate::{
-    Bytes, BytesPerSec, Host, HostId, MigrationId, Pool, PoolId, Ratio, Resources, Revision, Rule,
-    RuleId, Timestamp, VmId,
+    Bytes, BytesPerSec, DrainGoal, Host, HostId, MigrationId, Pool, PoolId, Ratio, Resources,
+    Revision, Rule, RuleId, Timestamp, VmId,
 };
 
 /// The snapshot format this build reads and writes.
@@ -244,6 +244,11 @@ impl ClusterSnapshot {
             *room = room.saturating_sub(vm.local_disks);
         }
         vm.host = to.clone();
+    }
+
+    /// Lets every host be emptied with this goal, whatever its own is.
+    pub fn set_drain_goal(&mut self, goal: DrainGoal) {
+        self.hosts.values_mut().for_each(|host| host.drain_goal = Some(goal));
     }
 
     /// Reads and validates a snapshot file.

@@ -37,7 +37,7 @@
 //!   Rules that hold in the end may be broken between the steps of VMs that move as one, never after the last of them.
 //! - **Soft**: VM-host `should` rules. A forced move may give one up when nothing else fits; a balance move never does.
 //! - A host whose load is unknown is neither source nor target. A draining host is a source only; how
-//!   it is emptied is chosen by [`DrainGoal`]. A VM in flight stays.
+//!   it is emptied is chosen by [`DrainGoal`](ballast_model::DrainGoal). A VM in flight stays.
 //! - Automation `full` moves for every cause, `partial` for drains only (balance moves are recommended in the verdict),
 //!   `manual` never.
 
@@ -75,6 +75,6 @@ pub mod yardstick;
 
 pub use eligibility::{check_move, check_start, check_step, choose_target, place};
 pub use graph::dot;
-pub use options::{Causes, DrainGoal, PlanOptions, STEPS_MAX};
+pub use options::{Causes, PlanOptions, STEPS_MAX};
 pub use planner::{imbalance, plan};
 pub use usage::{Usage, usage};

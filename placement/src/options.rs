@@ -1,11 +1,9 @@
 //! What a caller may ask of the planner.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use ballast_model::plan::StepCost;
-use ballast_model::{Bytes, Ratio, Refusal, RefusalCode};
+use ballast_model::{Bytes, DrainGoal, Ratio, Refusal, RefusalCode};
 
 /// The most steps a plan may have, whatever the options say.
 pub const STEPS_MAX: usize = 50_000;
@@ -38,69 +36,13 @@ impl Causes {
     }
 }
 
-/// What matters most when hosts are emptied.
-///
-/// Whatever it is, hard rules, memory and the failures to tolerate are kept as ever, no preference is given up that another
-/// target keeps, and what breaks a hard rule or a capacity is mended beside the drain.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DrainGoal {
-    /// The cluster as it is afterwards: each VM goes where that is best for all, and the load is levelled in the same plan.
-    #[default]
-    Balanced,
-    /// The time until the hosts are empty, by the planner's estimate of when steps run
-    /// ([`PlanReport::emptied`](ballast_model::plan::PlanReport::emptied)): the longest transfers first, each to where it
-    /// ends first on the links, above the CPU ceiling if need be, but on a host that is out of CPU only when no other can
-    /// take it. What can wait (balance, preferences) begins when the hosts are empty. It never takes longer than
-    /// [`Balanced`](Self::Balanced) does: where that plan empties hosts sooner, it is taken.
-    Fastest,
-    /// The VMs that could stay. None of another host moves unless one could not leave otherwise; each goes once where an
-    /// order allows that, by the shortest transfer, then to where the least load comes above the CPU ceiling, then to
-    /// where the load is most level. As long as a host drains, empty or not, nothing moves for balance or a preference:
-    /// that waits until the hosts are back, and may not be needed then.
-    LeastDisturbing,
-}
-
-impl DrainGoal {
-    /// Every goal.
-    pub const ALL: [Self; 3] = [Self::Balanced, Self::Fastest, Self::LeastDisturbing];
-
-    /// As it is written in files and on the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Balanced => "balanced",
-            Self::Fastest => "fastest",
-            Self::LeastDisturbing => "least-disturbing",
-        }
-    }
-}
-
-impl fmt::Display for DrainGoal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for DrainGoal {
-    type Err = Refusal;
-
-    fn from_str(text: &str) -> Result<Self, Refusal> {
-        Self::ALL.into_iter().find(|goal| goal.name() == text).ok_or_else(|| {
-            Refusal::new(
-                RefusalCode::InvalidArgument,
-                format!("'{text}' is no goal of a drain"),
-                "use balanced, fastest or least-disturbing",
-            )
-        })
-    }
-}
-
 /// How to plan. The default suits a pool that is looked at every minute or so.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PlanOptions {
     /// What may move VMs. Default: everything.
     pub causes: Causes,
-    /// What matters most when hosts are emptied. Default: the cluster as it is afterwards.
+    /// What matters most when hosts are emptied that have no goal of their own
+    /// ([`Host::drain_goal`](ballast_model::Host::drain_goal)). Default: the cluster as it is afterwards.
     pub drain: DrainGoal,
     /// The seed of random choices. The same snapshot, options and seed give the same plan; with another seed the search
     /// may find another one. Default: 0.
@@ -259,15 +201,6 @@ mod tests {
         for level in 1..=5 {
             default.aggressive(level).unwrap().validate().unwrap();
         }
-    }
-
-    #[test]
-    fn goals_of_a_drain_are_read_as_they_are_written() {
-        for goal in DrainGoal::ALL {
-            assert_eq!(goal.to_string().parse::<DrainGoal>().unwrap(), goal);
-        }
-        let refusal = "quickest".parse::<DrainGoal>().unwrap_err();
-        assert!(refusal.remedy.contains("fastest"), "{refusal}");
     }
 
     #[test]

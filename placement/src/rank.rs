@@ -8,6 +8,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
+use ballast_model::DrainGoal;
 use ballast_model::plan::StepCost;
 
 use crate::cost;
@@ -15,7 +16,7 @@ use crate::door::groups::{Groups, is_tied};
 use crate::door::problem::{HostIx, Problem, VmIx};
 use crate::door::state::{Cause, Move, State};
 use crate::objective::Quality;
-use crate::options::{DrainGoal, PlanOptions};
+use crate::options::PlanOptions;
 
 /// A step in the queue: urgency, gain or size, memory, number of its VM, place in the list, and when it was weighed.
 type Queued = (Reverse<u8>, Gain, Reverse<u64>, Reverse<usize>, usize, u64);

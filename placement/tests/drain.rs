@@ -7,21 +7,27 @@ mod common;
 
 use std::collections::BTreeSet;
 
+use ballast_model::plan::StepCause;
 use ballast_model::snapshot::PlacedVm;
-use ballast_model::{ClusterSnapshot, HostId, HostState, Plan, VmId};
-use ballast_placement::{Causes, DrainGoal, PlanOptions, plan, usage};
-use common::{after, clusters};
+use ballast_model::{ClusterSnapshot, DrainGoal, HostId, HostState, Plan, VmId};
+use ballast_placement::{Causes, PlanOptions, plan, usage};
+use common::{after, clusters, config, goals};
 use proptest::prelude::*;
 
-/// Simpler clusters tried after one that fails, at most: a failure is to be seen soon.
-const SHRINKS_MAX: u32 = 100;
-
-/// Clusters without rules, so that two figures tell what a plan leaves wrong; at least one host drains.
+/// Clusters in which at least one host drains, each with a goal of its own or none.
 fn draining() -> impl Strategy<Value = ClusterSnapshot> {
     (clusters(), any::<prop::sample::Index>()).prop_map(|(mut snapshot, drained)| {
-        snapshot.rules.clear();
         let drained = drained.index(snapshot.hosts.len());
         snapshot.hosts.values_mut().nth(drained).unwrap().state = HostState::Draining;
+        snapshot
+    })
+}
+
+/// The same without rules, so that two figures tell what a plan leaves wrong, and without goals.
+fn plain() -> impl Strategy<Value = ClusterSnapshot> {
+    draining().prop_map(|mut snapshot| {
+        snapshot.rules.clear();
+        snapshot.hosts.values_mut().for_each(|host| host.drain_goal = None);
         snapshot
     })
 }
@@ -44,14 +50,10 @@ fn others(snapshot: &ClusterSnapshot, plan: &Plan) -> usize {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        max_shrink_iters: SHRINKS_MAX,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(config())]
 
     #[test]
-    fn no_usual_plan_empties_hosts_sooner_than_the_fastest(snapshot in draining()) {
+    fn no_usual_plan_empties_hosts_sooner_than_the_fastest(snapshot in plain()) {
         let outcome = |drain: DrainGoal| {
             let planning = plan(&snapshot, &PlanOptions { drain, ..PlanOptions::default() }).unwrap();
             (left_and_over(&after(&snapshot, &planning.plan)), planning.report.emptied)
@@ -61,7 +63,7 @@ proptest! {
     }
 
     #[test]
-    fn a_plan_that_is_to_disturb_least_moves_no_more_of_the_others(snapshot in draining()) {
+    fn a_plan_that_is_to_disturb_least_moves_no_more_of_the_others(snapshot in plain()) {
         let planned = |drain, causes| {
             plan(&snapshot, &PlanOptions { drain, causes, ..PlanOptions::default() }).unwrap().plan
         };
@@ -71,5 +73,19 @@ proptest! {
             let (few, many) = (others(&snapshot, &least), others(&snapshot, &usual));
             prop_assert!(few <= many, "{} others, {} by the usual plan", few, many);
         }
+    }
+
+    #[test]
+    fn nothing_moves_for_balance_while_any_host_drains_with_least_disturbance(
+        snapshot in draining(),
+        drain in goals(),
+    ) {
+        let planned = plan(&snapshot, &PlanOptions { drain, ..PlanOptions::default() }).unwrap().plan;
+        let mut hosts = snapshot.hosts.values().filter(|host| host.state == HostState::Draining);
+        let is_quiet = hosts.any(|host| {
+            host.drain_goal.unwrap_or(drain) == DrainGoal::LeastDisturbing
+        });
+        let waits = planned.steps.iter().any(|step| step.cause == StepCause::Balance);
+        prop_assert!(!(is_quiet && waits), "{:?}", planned.steps);
     }
 }

@@ -24,17 +24,11 @@ use proptest::test_runner::FileFailurePersistence;
 
 /// Short plans made one after the other until there is nothing to do, at most.
 const PLANS_MAX: usize = 200;
-/// Simpler clusters tried after one that fails, at most: a failure is to be seen soon.
-const SHRINKS_MAX: u32 = 100;
 
 /// Cases that failed once are kept beside this file and tried first.
 fn config() -> ProptestConfig {
     let kept = FileFailurePersistence::Direct("tests/properties.proptest-regressions");
-    ProptestConfig {
-        failure_persistence: Some(Box::new(kept)),
-        max_shrink_iters: SHRINKS_MAX,
-        ..ProptestConfig::default()
-    }
+    ProptestConfig { failure_persistence: Some(Box::new(kept)), ..common::config() }
 }
 
 fn config_of(cases: u32) -> ProptestConfig {

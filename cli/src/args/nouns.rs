@@ -35,6 +35,10 @@ pub enum HostCommand {
     Drain {
         /// The host
         host: HostId,
+        /// What matters most until it is empty; what the controller is configured for when not given. A host that drains
+        /// already keeps its goal unless another is given
+        #[arg(long)]
+        goal: Option<DrainGoal>,
         /// Whether to wait until it is empty.
         #[command(flatten)]
         wait: WaitArgs,
@@ -291,7 +295,7 @@ pub enum DrainGoal {
     LeastDisturbing,
 }
 
-impl From<DrainGoal> for ballast_placement::DrainGoal {
+impl From<DrainGoal> for ballast_model::DrainGoal {
     fn from(goal: DrainGoal) -> Self {
         match goal {
             DrainGoal::Balanced => Self::Balanced,
@@ -325,11 +329,11 @@ pub struct PlanShowArgs {
     /// Say for every VM why it moves or stays
     #[arg(short, long, visible_alias = "explain")]
     pub all: bool,
-    /// Plan as if the cluster were changed: 'drain HOST', 'fail HOST', 'quarantine HOST', 'add host like HOST',
+    /// Plan as if the cluster were changed: 'drain HOST [GOAL]', 'fail HOST', 'quarantine HOST', 'add host like HOST',
     /// 'add COUNT vms like VM', 'without rule RULE', 'without vm VM'; may be given several times
     #[arg(long, value_name = "CHANGE")]
     pub what_if: Vec<String>,
-    /// What matters most when hosts are emptied
+    /// What matters most when hosts are emptied, whatever goals their drains have
     #[arg(long, value_name = "GOAL")]
     pub drain: Option<DrainGoal>,
     /// How eagerly to level the load, from 1, only what is worth much, to 5, every small gain

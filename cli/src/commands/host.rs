@@ -12,9 +12,10 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<(), R
     match command {
         HostCommand::Ls => list(context).await,
         HostCommand::Show { host } => show(context, &host).await,
-        HostCommand::Drain { host, wait } => {
+        HostCommand::Drain { host, goal, wait } => {
             let actor = context.actor.because("drained by hand");
-            let request = v1::DrainHostRequest { host: host.to_string(), actor };
+            let goal = v1::DrainGoal::from(goal.map(Into::into)).into();
+            let request = v1::DrainHostRequest { host: host.to_string(), actor, goal };
             let left = context.client.drain_host(request).await?.vms;
             if wait.wait {
                 wait::until_empty(&context.client, &host, wait.wait_timeout.0).await?;
@@ -90,10 +91,11 @@ async fn list(context: &Context) -> Result<(), Refusal> {
     output::print(&table.render("no hosts; start an agent that names this controller"))
 }
 
-/// The state, with `unknown` added where the load is not known.
+/// The state with the goal of a drain, and with `unknown` added where the load is not known.
 fn shown_state(host: &v1::HostStatus) -> String {
-    let state = view::host_state(host);
-    if host.known { state.to_owned() } else { format!("{state}, unknown") }
+    let goal = view::drain_goal(host).map_or_else(String::new, |goal| format!(" ({goal})"));
+    let known = if host.known { "" } else { ", unknown" };
+    format!("{}{goal}{known}", view::host_state(host))
 }
 
 async fn show(context: &Context, id: &HostId) -> Result<(), Refusal> {

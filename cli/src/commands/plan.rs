@@ -140,7 +140,6 @@ fn show_changed(
     if let Some(level) = args.aggressiveness {
         options = options.aggressive(level)?;
     }
-    options.drain = args.drain.map_or(options.drain, Into::into);
     if let Some(gain_min) = args.gain_min {
         options.gain_min = Ratio::new(gain_min);
     }
@@ -155,6 +154,9 @@ fn show_changed(
         for note in changed.notes {
             eprintln!("{note}");
         }
+    }
+    if let Some(goal) = args.drain {
+        snapshot.set_drain_goal(goal.into());
     }
     answer(&ballast_placement::plan(&snapshot, &options)?, None, args, json)
 }

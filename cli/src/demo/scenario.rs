@@ -174,7 +174,8 @@ impl Scenario<'_> {
         let host = fullest.map(name).unwrap_or_default().to_owned();
         self.view.phase(&format!("draining {host} as for maintenance"));
         let actor = self.actor.because("as for maintenance");
-        self.client.drain_host(v1::DrainHostRequest { host: host.clone(), actor }).await?;
+        let goal = v1::DrainGoal::Unspecified.into();
+        self.client.drain_host(v1::DrainHostRequest { host: host.clone(), actor, goal }).await?;
         let deadline = Instant::now() + DRAIN_LIMIT;
         loop {
             let look = self.look().await?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ballast_model::{Refusal, Rule};
+use ballast_proto::convert::field;
 use ballast_proto::v1;
 use serde::Serialize;
 
@@ -26,6 +27,7 @@ impl From<v1::Resources> for Amounts {
 pub(crate) struct Host {
     host: String,
     state: &'static str,
+    drain_goal: Option<&'static str>,
     known: bool,
     unknown_because: Option<String>,
     driver: &'static str,
@@ -46,11 +48,12 @@ pub(crate) struct Host {
 
 impl From<v1::HostStatus> for Host {
     fn from(message: v1::HostStatus) -> Self {
-        let state = host_state(&message);
+        let (state, drain_goal) = (host_state(&message), drain_goal(&message));
         let description = message.description.unwrap_or_default();
         let load = message.load.unwrap_or_default();
         Self {
             state,
+            drain_goal,
             known: message.known,
             unknown_because: said(message.unknown_because),
             driver: driver(description.driver),
@@ -83,6 +86,12 @@ pub(crate) fn host_state(host: &v1::HostStatus) -> &'static str {
         v1::HostState::Quarantined => "quarantined",
         v1::HostState::Unspecified => "unspecified",
     }
+}
+
+/// How a host is emptied that drains, if the controller says.
+pub(crate) fn drain_goal(host: &v1::HostStatus) -> Option<&'static str> {
+    let goal = field::drain_goal(host.drain_goal, "drain_goal").ok()??;
+    (host.state() == v1::HostState::Draining).then_some(goal.name())
 }
 
 /// `kvm`, `sim`.

@@ -67,6 +67,7 @@ fn hosts() -> Vec<HostStatus> {
             ..HostDescription::default()
         }),
         state: HostState::Active.into(),
+        drain_goal: DrainGoal::Unspecified.into(),
         known,
         unknown_because: if known { String::new() } else { "no report for 9s".into() },
         load: Some(HostLoad::default()),
@@ -218,7 +219,8 @@ impl ControllerService for Stub {
 
     async fn drain_host(&self, r: Request<DrainHostRequest>) -> Answer<DrainHostResponse> {
         let request = r.into_inner();
-        self.asked.note(&format!("drain {}", request.host), request.actor);
+        let goal = request.goal().as_str_name();
+        self.asked.note(&format!("drain {} {goal}", request.host), request.actor);
         Ok(Response::new(DrainHostResponse { vms: 2 }))
     }
 

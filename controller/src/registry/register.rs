@@ -68,6 +68,7 @@ impl Controller {
             Some(found) => {
                 host.state = found.value.state;
                 host.drain = found.value.drain.clone();
+                host.drain_goal = found.value.drain_goal;
                 if found.value == host {
                     return Ok(());
                 }
@@ -202,5 +203,6 @@ fn checked(description: &v1::HostDescription) -> Result<HostRecord, Refusal> {
         numa: description.numa.iter().copied().map(Resources::from).collect(),
         state: HostState::Active,
         drain: ReasonTrail::default(),
+        drain_goal: None,
     })
 }

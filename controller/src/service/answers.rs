@@ -35,6 +35,7 @@ impl Controller {
                 numa: host.numa.iter().copied().map(Into::into).collect(),
             }),
             state: v1::HostState::from(host.state).into(),
+            drain_goal: v1::DrainGoal::from(host.drain_goal).into(),
             known: unknown_because.is_empty(),
             unknown_because,
             load: view.load,

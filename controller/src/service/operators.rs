@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use ballast_model::{ReasonTrail, Refusal, Rule, VmSpec};
 use ballast_proto::convert::field::{
-    absolute_path, host_id, migration_id, optional_host_id, optional_vm_id, plan_id, required,
-    required_enum, rule_id, vm_id,
+    absolute_path, drain_goal, host_id, migration_id, optional_host_id, optional_vm_id, plan_id,
+    required, required_enum, rule_id, vm_id,
 };
 use ballast_proto::convert::trail;
 use ballast_proto::convert::vm::automation;
@@ -101,7 +101,8 @@ impl ControllerService for Operators {
         let result = async {
             self.0.leading()?;
             let host = host_id(&request.host, "host")?;
-            let vms = self.0.drain_host(&host, actor(request.actor)?).await?;
+            let goal = drain_goal(request.goal, "goal")?;
+            let vms = self.0.drain_host(&host, goal, actor(request.actor)?).await?;
             Ok(v1::DrainHostResponse { vms: count(vms) })
         };
         answer(&self.0, result.await)

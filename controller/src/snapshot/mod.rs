@@ -114,6 +114,7 @@ fn host_of(host: &HostRecord, live: &Live) -> Host {
     let room = view.load.and_then(|load| load.local_disk_free_bytes);
     Host {
         state: host.state,
+        drain_goal: host.drain_goal,
         telemetry: view.telemetry,
         local_disk_room: room.map(Bytes),
         link: host.link,

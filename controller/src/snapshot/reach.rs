@@ -84,6 +84,7 @@ mod tests {
             numa: Vec::new(),
             state: HostState::Active,
             drain: ReasonTrail::default(),
+            drain_goal: None,
         }
     }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use ballast_model::plan::StepCause;
 use ballast_model::vm::Automation;
 use ballast_model::{
-    Bytes, BytesPerSec, ClusterSnapshot, CpuBaseline, HostId, HostState, Migration, MigrationId,
-    PlanId, Planning, ReasonTrail, Resources, Timestamp, VmSpec,
+    Bytes, BytesPerSec, ClusterSnapshot, CpuBaseline, DrainGoal, HostId, HostState, Migration,
+    MigrationId, PlanId, Planning, ReasonTrail, Resources, Timestamp, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,9 @@ pub struct HostRecord {
     /// Why it drains, while it does.
     #[serde(default)]
     pub drain: ReasonTrail,
+    /// What matters most while it drains; none: what the configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_goal: Option<DrainGoal>,
 }
 
 /// A VM: `vms/<vm>/spec`.

@@ -124,7 +124,7 @@ async fn a_leader_that_was_succeeded_changes_nothing_more() {
     let old = std::sync::Arc::clone(&cluster.controller);
     cluster.crash().await;
     assert_eq!(old.leading().unwrap_err().code, RefusalCode::Unavailable);
-    let refusal = old.drain_host(&"h1".parse().unwrap(), reasons()).await.unwrap_err();
+    let refusal = old.drain_host(&"h1".parse().unwrap(), None, reasons()).await.unwrap_err();
     assert_eq!(refusal.code, RefusalCode::Unavailable);
     cluster.settled().await;
 }

@@ -53,7 +53,7 @@ async fn a_vm_goes_only_where_what_it_needs_is_offered() {
 
     // A drain, too, has only one place for it, however much h1 has free.
     cluster.create("b", &first).await;
-    cluster.controller.drain_host(&other.parse().unwrap(), reasons()).await.unwrap();
+    cluster.controller.drain_host(&other.parse().unwrap(), None, reasons()).await.unwrap();
     cluster.controller.round().await.unwrap();
     assert_eq!(cluster.settled().await["a"], first);
     let refusal = create(&cluster, needing("c", "network:dmz"), None).await.unwrap_err();

@@ -1,7 +1,8 @@
 //! Rounds of the balancer: level, drain, recommend, pause, rest.
 
+use ballast_model::audit::{AuditEntry, AuditRecord};
 use ballast_model::vm::Automation;
-use ballast_model::{MigrationPhase, RefusalCode, Telemetry};
+use ballast_model::{DrainGoal, MigrationPhase, RefusalCode, Telemetry};
 
 use crate::cluster::{Cluster, eventually, reasons};
 
@@ -68,7 +69,7 @@ async fn a_drain_is_served_at_every_level_and_carries_the_operators_reason() {
     let cluster = piled(|config| config.balance.cooldown_ms = 600_000).await;
     cluster.controller.set_automation(Automation::Manual, reasons()).await.unwrap();
     let host = "h1".parse().unwrap();
-    assert_eq!(cluster.controller.drain_host(&host, reasons()).await.unwrap(), 6);
+    assert_eq!(cluster.controller.drain_host(&host, None, reasons()).await.unwrap(), 6);
     for _ in 0..6 {
         round(&cluster).await;
     }
@@ -83,6 +84,32 @@ async fn a_drain_is_served_at_every_level_and_carries_the_operators_reason() {
     let id = cluster.migrate("v0", "h1").await.unwrap();
     assert!(matches!(cluster.ended(id).await.phase, MigrationPhase::Ended { .. }));
     cluster.settled().await;
+}
+
+#[tokio::test]
+async fn a_drain_keeps_its_goal_until_it_is_given_another() {
+    let quiet = Some(DrainGoal::LeastDisturbing);
+    let cluster = piled(|config| config.balance.drain = DrainGoal::Fastest).await;
+    let controller = &cluster.controller;
+    let (full, empty) = ("h1".parse().unwrap(), "h3".parse().unwrap());
+    for (host, asked, expected) in [
+        (&empty, None, Some(DrainGoal::Fastest)),
+        (&empty, quiet, quiet),
+        (&empty, None, quiet),
+        (&full, Some(DrainGoal::Fastest), Some(DrainGoal::Fastest)),
+    ] {
+        controller.drain_host(host, asked, reasons()).await.unwrap();
+        let snapshot = controller.show_plan().await.unwrap().snapshot;
+        assert_eq!(snapshot.hosts[host].drain_goal, expected, "{asked:?}");
+    }
+    controller.uncordon_host(&empty, reasons()).await.unwrap();
+    assert_eq!(controller.repository.known_host(&empty).await.unwrap().value.drain_goal, None);
+    let trail = controller.journal.audit().unwrap().page(1, 1_000).await.unwrap();
+    let entries = trail.entries.iter().map(|(_, json)| serde_json::from_str::<AuditEntry>(json));
+    let opened = entries.map(Result::unwrap).filter(|entry| entry.record == AuditRecord::Opened);
+    let goals: Vec<String> =
+        opened.filter_map(|entry| entry.details.get("goal").cloned()).collect();
+    assert_eq!(goals, ["fastest", "least-disturbing", "fastest"]);
 }
 
 #[tokio::test]

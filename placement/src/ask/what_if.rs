@@ -2,7 +2,7 @@
 //!
 //! | change | the copy |
 //! | --- | --- |
-//! | `drain HOST` | the host is being emptied |
+//! | `drain HOST [GOAL]` | the host is being emptied, with a goal of its own |
 //! | `quarantine HOST` | it is under suspicion |
 //! | `fail HOST` | it is lost: its VMs have to start elsewhere, as if it were emptied; those with local disks cannot |
 //! | `add host like HOST` | one more host of its kind, empty |
@@ -47,6 +47,10 @@ pub fn what_if(
     let mut result = WhatIf { snapshot: snapshot.clone(), notes: Vec::new() };
     match words.as_slice() {
         ["drain", host] => result.set_state(host, HostState::Draining)?,
+        ["drain", host, goal] => {
+            result.set_state(host, HostState::Draining)?;
+            result.host_mut(host)?.drain_goal = Some(goal.parse()?);
+        }
         ["quarantine", host] => result.set_state(host, HostState::Quarantined)?,
         ["fail", host] => result.fail(host)?,
         ["add", "host", "like", host] => result.add_host(host)?,
@@ -66,7 +70,7 @@ fn unreadable(change: &str) -> Refusal {
     Refusal::new(
         RefusalCode::InvalidArgument,
         format!("'{change}' is not a change of a cluster"),
-        "write 'drain HOST', 'quarantine HOST', 'fail HOST', 'add host like HOST', 'add COUNT vms like VM', \
+        "write 'drain HOST [GOAL]', 'quarantine HOST', 'fail HOST', 'add host like HOST', 'add COUNT vms like VM', \
          'without rule RULE' or 'without vm VM'",
     )
 }

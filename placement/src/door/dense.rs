@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use ballast_model::Refusal;
+use ballast_model::{DrainGoal, Refusal};
 
 use super::obstacle::lacking;
 use super::problem::{HostIx, Problem, VmIx};
@@ -20,7 +20,7 @@ use crate::core::{
     ProblemBuilder, ResourceSpec, RuleKind, RuleSpec, Strength, UTILISATION_ONE,
 };
 use crate::objective::search_table;
-use crate::options::{DrainGoal, PlanOptions};
+use crate::options::PlanOptions;
 use crate::score::{CPU, MEMORY, METRICS};
 
 /// Preferences count this much more than leaving a quarantined host.

@@ -115,6 +115,8 @@ pub(crate) struct Problem<'a> {
     pub(crate) rules: Vec<RuleInfo<'a>>,
     /// The hosts that count for the imbalance.
     pub(crate) counted: Vec<HostIx>,
+    /// The hosts that drain.
+    pub(crate) draining: Vec<HostIx>,
     /// What is levelled, and how much it counts.
     pub(crate) weights: Weights,
     /// The failures to tolerate.
@@ -170,12 +172,14 @@ impl<'a> Problem<'a> {
                 }
             }
         }
-        let counted = (0..hosts.len()).map(HostIx).filter(|host| hosts[host.0].counts()).collect();
+        let host_ixs = || (0..hosts.len()).map(HostIx);
+        let counted = host_ixs().filter(|host| hosts[host.0].counts()).collect();
+        let draining = host_ixs().filter(|host| hosts[host.0].draining()).collect();
         let weights = score::weights(&snapshot.policy);
         let failures = snapshot.policy.failures_tolerated as usize;
         let losses = Losses::new(&hosts, &vms, failures);
         let reach = Reach::new(snapshot);
-        Ok(Self { snapshot, hosts, vms, rules, counted, weights, losses, reach })
+        Ok(Self { snapshot, hosts, vms, rules, counted, draining, weights, losses, reach })
     }
 
     pub(crate) fn host(&self, host: HostIx) -> &HostInfo<'a> {

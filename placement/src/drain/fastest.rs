@@ -17,13 +17,13 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ballast_model::Refusal;
+use ballast_model::{DrainGoal, Refusal};
 
 use super::undisturbed;
 use crate::door::problem::{HostIx, Problem};
 use crate::door::state::{Move, State};
 use crate::objective::{Quality, Wrongs};
-use crate::options::{DrainGoal, PlanOptions};
+use crate::options::PlanOptions;
 use crate::planner::{self, Leg};
 use crate::report;
 use crate::route::{self, Join};

@@ -6,16 +6,20 @@
 //!  LeastDisturbing  drain; room made by few for who cannot leave then   nothing else while a host drains
 //! ```
 //!
-//! Where no host drains, every goal is the usual plan. Each way ends with a leg that finds nothing, so that it is as
+//! A drain may have a goal of its own; then one plan serves all hosts that drain ([`Asked`]). Where no host drains, every
+//! goal is the usual plan. Each way ends with a leg that finds nothing, so that it is as
 //! settled as the usual one.
 
 mod fastest;
 mod undisturbed;
 
-use ballast_model::Refusal;
+use std::collections::BTreeSet;
 
-use crate::door::problem::{HostInfo, Problem};
-use crate::options::{DrainGoal, PlanOptions};
+use ballast_model::{DrainGoal, Refusal};
+
+use crate::door::problem::{HostIx, Problem};
+use crate::door::state::Cause;
+use crate::options::PlanOptions;
 use crate::planner::Leg;
 use crate::route;
 
@@ -27,23 +31,57 @@ pub(crate) fn plan(
     problem: &Problem<'_>,
     options: &PlanOptions,
 ) -> Result<(Leg, PlanOptions), Refusal> {
-    let is_draining = options.causes.drain && problem.hosts.iter().any(HostInfo::draining);
+    let asked = Asked::of(problem, options);
     let usual = PlanOptions { drain: DrainGoal::Balanced, ..*options };
-    match options.drain {
-        DrainGoal::Fastest if is_draining => {
-            Ok((fastest::plan(problem, &usual, &urgent(options))?, *options))
-        }
-        DrainGoal::LeastDisturbing if is_draining => {
-            let urgent = urgent(options);
-            Ok((undisturbed::plan(problem, &usual, &urgent)?, urgent))
-        }
-        _ => Ok((route::usual(problem, &usual)?, usual)),
+    let urgent = |drain| PlanOptions { drain, causes: options.causes.urgent(), ..*options };
+    if asked.is_urgent {
+        let goal = DrainGoal::Fastest;
+        let rest = if asked.is_quiet { urgent(DrainGoal::Balanced) } else { usual };
+        let leg = fastest::plan(problem, &rest, &urgent(goal))?;
+        Ok((leg, PlanOptions { drain: goal, ..rest }))
+    } else if asked.is_quiet {
+        let urgent = urgent(DrainGoal::LeastDisturbing);
+        Ok((undisturbed::plan(problem, &usual, &urgent)?, urgent))
+    } else {
+        Ok((route::usual(problem, &usual)?, usual))
     }
 }
 
-/// Without what can wait until the hosts are empty.
-fn urgent(options: &PlanOptions) -> PlanOptions {
-    PlanOptions { causes: options.causes.urgent(), ..*options }
+/// Whether nothing moves for balance or a preference because a host drains with least disturbance.
+pub(crate) fn is_quiet(problem: &Problem<'_>, options: &PlanOptions) -> bool {
+    options.causes.drain
+        && problem
+            .draining
+            .iter()
+            .any(|host| goal(problem, *host, options) == DrainGoal::LeastDisturbing)
+}
+
+/// What the hosts that drain ask for, each by its own goal, or else that of the options.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    /// A VM is to leave as soon as can be.
+    is_urgent: bool,
+    /// What can wait is to wait until no host drains.
+    is_quiet: bool,
+}
+
+impl Asked {
+    fn of(problem: &Problem<'_>, options: &PlanOptions) -> Self {
+        let is_hurried = |host: &HostIx| goal(problem, *host, options) == DrainGoal::Fastest;
+        let hurried: BTreeSet<HostIx> =
+            problem.draining.iter().copied().filter(is_hurried).collect();
+        let leaves_soon =
+            |vm| hurried.contains(&problem.vm(vm).host) && problem.may_move(vm, Cause::Drain);
+        Self {
+            is_urgent: options.causes.drain && problem.vm_ixs().any(leaves_soon),
+            is_quiet: is_quiet(problem, options),
+        }
+    }
+}
+
+/// That of the host's own drain, or else that of the options.
+fn goal(problem: &Problem<'_>, host: HostIx, options: &PlanOptions) -> DrainGoal {
+    problem.host(host).host.drain_goal.unwrap_or(options.drain)
 }
 
 #[cfg(test)]

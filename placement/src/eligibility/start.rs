@@ -73,11 +73,7 @@ pub fn place(
             let mut refusal = explain(&state, own, host, obstacle);
             refusal.reason =
                 format!("{}, and so or otherwise with every host that has room", refusal.reason);
-            refusal.remedy = match obstacle {
-                Obstacle::Lacks { .. } => "let a host with room offer it, or do without it",
-                _ => "change the rule, or make room on a host it allows",
-            }
-            .to_owned();
+            refusal.remedy = remedy_anywhere(obstacle).to_owned();
             if let Some(core) = Cores::new(&problem).of(own) {
                 refusal.reason = format!("{}; {}", refusal.reason, core.reason);
                 refusal.remedy = core.remedy;
@@ -93,6 +89,23 @@ pub fn place(
             "remove VMs, add a host, or let the policy overcommit more CPU",
         )),
         (None, ..) => Err(no_room(&state, vm, size)),
+    }
+}
+
+/// What lets a VM start on any host, where this stands between it and one that has room.
+fn remedy_anywhere(obstacle: Obstacle) -> &'static str {
+    match obstacle {
+        Obstacle::Lacks { .. } => "let a host with room offer it, or do without it",
+        Obstacle::Cpu => "remove VMs, add a host, or let the policy overcommit more CPU",
+        Obstacle::Disk { .. } => "make room for its disks on a host, or use shared storage",
+        Obstacle::Numa => "make room in one NUMA node of a host, or let the VM span nodes",
+        Obstacle::Intolerant => REMEDY_OF_LOSSES,
+        Obstacle::Broken { .. } | Obstacle::Forbidden { .. } => {
+            "change the rule, or make room on a host it allows"
+        }
+        Obstacle::Here | Obstacle::Closed | Obstacle::Unknown | Obstacle::Memory { .. } => {
+            "remove or shrink a VM, uncordon a host, or add one"
+        }
     }
 }
 

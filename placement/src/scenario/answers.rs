@@ -2,14 +2,12 @@
 
 use std::fmt::Write;
 
-use ballast_model::Refusal;
+use ballast_model::{DrainGoal, Refusal};
 
 use super::{Question, Scenario, render};
 use crate::ask::{self, Consolidation, RebootGroups, Restart, Room, Spare};
 use crate::explain::{check_rule, conflict};
-use crate::{
-    DrainGoal, PlanOptions, check_move, check_start, check_step, choose_target, place, plan,
-};
+use crate::{check_move, check_start, check_step, choose_target, place, plan};
 
 /// The answer to one question; a refusal is an answer like any other.
 pub(super) fn answer(scenario: &Scenario, question: &Question) -> String {
@@ -68,17 +66,19 @@ pub(super) fn answer(scenario: &Scenario, question: &Question) -> String {
 
 /// A plan, and that planning again yields nothing; with a goal of drains how long it takes.
 fn a_plan(scenario: &Scenario, explain: bool, drain: Option<DrainGoal>) -> String {
-    let snapshot = &scenario.snapshot;
-    let options =
-        PlanOptions { drain: drain.unwrap_or(scenario.options.drain), ..scenario.options };
-    let planning = match plan(snapshot, &options) {
+    let mut snapshot = scenario.snapshot.clone();
+    if let Some(goal) = drain {
+        snapshot.set_drain_goal(goal);
+    }
+    let options = &scenario.options;
+    let planning = match plan(&snapshot, options) {
         Ok(planning) => planning,
         Err(refusal) => return refused("plan", &refusal),
     };
     let goal = drain.map_or_else(String::new, |goal| format!("drain {goal}:\n"));
     let times = drain.map_or_else(String::new, |_| render::times(&planning));
-    let planned = render::planned(snapshot, &planning, explain);
-    goal + &planned + &times + &render::again(snapshot, &options, &planning)
+    let planned = render::planned(&snapshot, &planning, explain);
+    goal + &planned + &times + &render::again(&snapshot, options, &planning)
 }
 
 fn said(what: &str, answer: Result<impl std::fmt::Display, Refusal>) -> String {

@@ -247,6 +247,10 @@ fn host_attribute(host: &mut Host, word: &str) -> Result<(), String> {
         None if word == "unknown" => {
             host.telemetry = Telemetry::Unknown { why: "no report for 30 s".to_owned() };
         }
+        Some(("draining", goal)) => {
+            host.state = HostState::Draining;
+            host.drain_goal = Some(goal.parse().map_err(|error| format!("{error}"))?);
+        }
         Some(("uses", amounts)) => {
             let (used, resident) = amounts.split_once('/').ok_or("write uses=0.5/1G")?;
             let overhead = Resources::new(cpu(used)?, memory(resident)?);

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use ballast_model::{HostId, Millicores, Resources, Rule, VmId};
+use ballast_model::{DrainGoal, HostId, Millicores, Resources, Rule, VmId};
 
 use super::rules;
 use super::words::{Words, cpu, memory};
-use crate::DrainGoal;
 use crate::ask::Shape;
 
 /// What a scenario asks of the planner.

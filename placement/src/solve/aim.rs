@@ -9,14 +9,14 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use ballast_model::BytesPerSec;
 use ballast_model::plan::StepCost;
+use ballast_model::{BytesPerSec, DrainGoal};
 
 use super::target::Fit;
 use crate::cost;
 use crate::door::problem::{HostIx, Problem, VmIx};
 use crate::door::state::{Move, State};
-use crate::options::{DrainGoal, PlanOptions};
+use crate::options::PlanOptions;
 
 /// What the choices of one drain have in common.
 pub(super) enum Aim {

@@ -8,8 +8,9 @@ use super::{GAIN_SHOWN_MIN, points, stays};
 use crate::cost;
 use crate::door::problem::{HostIx, RuleIx, VmIx};
 use crate::door::state::{Cause, State};
+use crate::drain;
 use crate::eligibility::explain;
-use crate::options::{DrainGoal, PlanOptions};
+use crate::options::PlanOptions;
 use crate::solve::group_moves::{self, Against, Held};
 use crate::solve::{self, Best, scan::Scan};
 
@@ -28,7 +29,7 @@ pub(super) fn verdict(
     if !options.causes.balance {
         return stays(match automation {
             Automation::Manual => by_hand,
-            _ if options.drain == DrainGoal::LeastDisturbing => {
+            _ if drain::is_quiet(state.problem, options) => {
                 "nothing moves for balance while a host drains with least disturbance"
             }
             _ => "nothing is wrong with it where it is",

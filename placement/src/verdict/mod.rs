@@ -17,12 +17,13 @@ pub(crate) use moves::{Shares, of_move, purposes};
 use crate::cost;
 use crate::door::losses::{Survey, strands};
 use crate::door::obstacle::Obstacle;
-use crate::door::problem::{HostIx, RuleIx, VmIx};
+use crate::door::problem::{HostIx, Problem, RuleIx, VmIx};
 use crate::door::rules::RuleBody;
 use crate::door::state::{Cause, Move, State};
+use crate::drain;
 use crate::eligibility::{REMEDY_OF_LOSSES, missing_words, why_it_cannot_leave};
 use crate::explain::core::Cores;
-use crate::options::{DrainGoal, PlanOptions};
+use crate::options::PlanOptions;
 use crate::solve::scan::Scan;
 
 /// Less than this is no gain in words.
@@ -191,7 +192,7 @@ fn of_stuck(
         return but(reason, remedy);
     }
     if !allowed_by_options(cause, options) {
-        let (reason, remedy) = not_asked(options);
+        let (reason, remedy) = not_asked(state.problem, options);
         return but(reason.to_owned(), remedy.to_owned());
     }
     if !info.automation_allows(cause) {
@@ -216,16 +217,14 @@ fn of_stuck(
 }
 
 /// Why a plan leaves something as it is that it could mend, and what would change that.
-fn not_asked(options: &PlanOptions) -> (&'static str, &'static str) {
-    match options.drain {
-        DrainGoal::LeastDisturbing => (
+fn not_asked(problem: &Problem<'_>, options: &PlanOptions) -> (&'static str, &'static str) {
+    if drain::is_quiet(problem, options) {
+        return (
             "nothing moves for that while a host drains with least disturbance",
             "wait until no host drains, or use another goal of drains",
-        ),
-        DrainGoal::Balanced | DrainGoal::Fastest => {
-            ("this plan was not asked to mend that", "plan for all causes")
-        }
+        );
     }
+    ("this plan was not asked to mend that", "plan for all causes")
 }
 
 fn allowed_by_options(cause: Cause, options: &PlanOptions) -> bool {

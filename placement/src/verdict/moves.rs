@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use ballast_model::DrainGoal;
+
 use super::points;
 use crate::door::problem::{HostIx, Problem, RuleIx, VmIx};
 use crate::door::reach::Coming;
 use crate::door::state::{Cause, Move, State};
 use crate::eligibility::missing_words;
-use crate::options::{DrainGoal, PlanOptions};
+use crate::options::PlanOptions;
 use crate::score::{CPU, MEMORY};
 
 /// The loads of a move's two hosts before it.

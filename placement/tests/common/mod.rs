@@ -5,11 +5,22 @@ use std::collections::BTreeSet;
 use ballast_model::snapshot::{Mobility, MoveInFlight, PlacedVm};
 use ballast_model::vm::Automation;
 use ballast_model::{
-    Bytes, BytesPerSec, ClusterSnapshot, Host, HostId, HostState, MigrationId, Millicores, Plan,
-    Resources, Revision, Rule, RuleId, RuleKind, Telemetry, Timestamp, VmId,
+    Bytes, BytesPerSec, ClusterSnapshot, DrainGoal, Host, HostId, HostState, MigrationId,
+    Millicores, Plan, Resources, Revision, Rule, RuleId, RuleKind, Telemetry, Timestamp, VmId,
 };
-use ballast_placement::DrainGoal;
 use proptest::prelude::*;
+
+/// Simpler clusters tried after one that fails, at most: a failure is to be seen soon.
+const SHRINKS_MAX: u32 = 100;
+
+/// As many cases as `PROPTEST_CASES` says.
+pub(crate) fn config() -> ProptestConfig {
+    ProptestConfig {
+        max_shrink_iters: SHRINKS_MAX,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
 
 /// The snapshot after all steps of the plan have ended well.
 pub(crate) fn after(snapshot: &ClusterSnapshot, plan: &Plan) -> ClusterSnapshot {
@@ -38,18 +49,22 @@ fn host(n: usize) -> impl Strategy<Value = Host> {
         prop_oneof![Just(4_u64), Just(8), Just(16)],
         prop_oneof![Just(16_u64), Just(32), Just(64)],
     );
-    (capacity, 0_u32..10, 0_u64..500).prop_map(move |((cores, gib), mood, overhead)| Host {
-        state: if mood == 0 { HostState::Draining } else { HostState::Active },
-        telemetry: if mood == 1 {
-            Telemetry::Unknown { why: "no report for 30 s".into() }
-        } else {
-            Telemetry::Known {
-                overhead: Resources::new(Millicores(overhead), Bytes::mib(overhead)),
-            }
+    let drain_goal = proptest::option::of(goals());
+    (capacity, 0_u32..10, 0_u64..500, drain_goal).prop_map(
+        move |((cores, gib), mood, overhead, drain_goal)| Host {
+            state: if mood == 0 { HostState::Draining } else { HostState::Active },
+            drain_goal,
+            telemetry: if mood == 1 {
+                Telemetry::Unknown { why: "no report for 30 s".into() }
+            } else {
+                Telemetry::Known {
+                    overhead: Resources::new(Millicores(overhead), Bytes::mib(overhead)),
+                }
+            },
+            link: BytesPerSec(125_000_000),
+            ..Host::new(host_id(n), Resources::new(Millicores::cores(cores), Bytes::gib(gib)))
         },
-        link: BytesPerSec(125_000_000),
-        ..Host::new(host_id(n), Resources::new(Millicores::cores(cores), Bytes::gib(gib)))
-    })
+    )
 }
 
 fn vm(n: usize, hosts: usize) -> impl Strategy<Value = PlacedVm> {

@@ -14,13 +14,10 @@ use std::collections::BTreeSet;
 
 use ballast_model::Plan;
 use ballast_placement::{PlanOptions, plan};
-use common::goals;
+use common::{config, goals};
 use generate::clusters_of_all_kinds;
 use judge::Judge;
 use proptest::prelude::*;
-
-/// Simpler clusters tried after one that fails, at most: a failure is to be seen soon.
-const SHRINKS_MAX: u32 = 100;
 
 /// Executes the plan with as much concurrency as `choices` picks, judging the world after every start and end.
 fn execute(judge: &mut Judge<'_>, plan: &Plan, choices: &[u16]) -> Result<(), TestCaseError> {
@@ -58,11 +55,7 @@ fn execute(judge: &mut Judge<'_>, plan: &Plan, choices: &[u16]) -> Result<(), Te
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        max_shrink_iters: SHRINKS_MAX,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(config())]
 
     #[test]
     fn no_interleaving_breaks_what_held(

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ballast_model::id::NAME_BYTES_MAX;
-use ballast_model::{HostId, HostState, MigrationId, PlanId, Refusal, RefusalCode, RuleId, VmId};
+use ballast_model::{
+    DrainGoal, HostId, HostState, MigrationId, PlanId, Refusal, RefusalCode, RuleId, VmId,
+};
 
 use crate::v1;
 
@@ -204,6 +206,30 @@ impl From<HostState> for v1::HostState {
     }
 }
 
+/// What matters most when a host is emptied, if that is said.
+///
+/// # Errors
+/// `InvalidArgument` naming the field, when it is not known.
+pub fn drain_goal(value: i32, field: &str) -> Result<Option<DrainGoal>, Refusal> {
+    Ok(match known_enum(value, field)? {
+        v1::DrainGoal::Unspecified => None,
+        v1::DrainGoal::Balanced => Some(DrainGoal::Balanced),
+        v1::DrainGoal::Fastest => Some(DrainGoal::Fastest),
+        v1::DrainGoal::LeastDisturbing => Some(DrainGoal::LeastDisturbing),
+    })
+}
+
+impl From<Option<DrainGoal>> for v1::DrainGoal {
+    fn from(goal: Option<DrainGoal>) -> Self {
+        match goal {
+            None => Self::Unspecified,
+            Some(DrainGoal::Balanced) => Self::Balanced,
+            Some(DrainGoal::Fastest) => Self::Fastest,
+            Some(DrainGoal::LeastDisturbing) => Self::LeastDisturbing,
+        }
+    }
+}
+
 impl v1::MigrationStatus {
     /// The state, when it is said and known.
     ///
@@ -264,6 +290,15 @@ mod tests {
         for state in [HostState::Active, HostState::Draining, HostState::Quarantined] {
             assert_eq!(host_state(v1::HostState::from(state) as i32, "state"), Ok(state));
         }
+    }
+
+    #[test]
+    fn a_goal_of_a_drain_need_not_be_said() {
+        let goals = DrainGoal::ALL.map(Some);
+        for goal in goals.into_iter().chain([None]) {
+            assert_eq!(drain_goal(v1::DrainGoal::from(goal) as i32, "goal"), Ok(goal));
+        }
+        check_refused(drain_goal(9, "goal"), "field goal: value 9 is not known here");
     }
 
     #[test]
