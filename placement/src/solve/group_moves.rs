@@ -17,10 +17,9 @@ use crate::door::state::{Cause, State};
 use crate::options::PlanOptions;
 use crate::score::{CPU, Load, MEMORY};
 use crate::solve::Solver;
-use crate::solve::balance::{
-    Best, NOISE, SWAP_PARTNERS_MAX, SWAP_TRIES_MAX, from_most_loaded, swap_bound,
-};
+use crate::solve::balance::{Best, NOISE};
 use crate::solve::scan::Scan;
+use crate::solve::swaps::{SWAP_PARTNERS_MAX, SWAP_TRIES_MAX, from_most_loaded, swap_bound};
 use crate::solve::together::{PLACED_MAX, move_all};
 
 /// Passes over all hosts in one sweep, at most.

@@ -20,11 +20,12 @@ pub(crate) mod exact;
 mod forced;
 pub(crate) mod group_moves;
 pub(crate) mod joint;
+mod movers;
 mod polish;
 pub(crate) mod scan;
+mod swaps;
 mod target;
 mod together;
-mod trades;
 
 pub(crate) use balance::Best;
 pub(crate) use target::best_target;
@@ -41,13 +42,34 @@ pub(crate) struct Solver<'s, 'p, 'a> {
     pub(crate) state: &'s mut State<'p, 'a>,
     pub(crate) options: &'s PlanOptions,
     pub(crate) moves: Vec<Move>,
+    /// Counts the moves made and taken back.
+    now: u64,
+    /// By host, when a move last left or reached it; 0: never.
+    changed: Vec<u64>,
 }
 
-impl Solver<'_, '_, '_> {
+impl<'s, 'p, 'a> Solver<'s, 'p, 'a> {
+    fn new(state: &'s mut State<'p, 'a>, options: &'s PlanOptions) -> Self {
+        let changed = vec![0; state.problem.hosts.len()];
+        Self { state, options, moves: Vec::new(), now: 0, changed }
+    }
+
     fn make(&mut self, vm: VmIx, to: HostIx, cause: Cause) {
         let from = self.state.at(vm);
         self.moves.push(Move { vm, from, to, cause });
+        self.shift(vm, to);
+    }
+
+    fn shift(&mut self, vm: VmIx, to: HostIx) {
+        self.now += 1;
+        self.changed[self.state.at(vm).0] = self.now;
+        self.changed[to.0] = self.now;
         self.state.shift(vm, to);
+    }
+
+    /// The hosts that a move has left or reached after that time.
+    fn changed_since(&self, then: u64) -> Vec<HostIx> {
+        self.state.problem.host_ixs().filter(|host| self.changed[host.0] > then).collect()
     }
 
     /// Where each VM is before the plan.
@@ -65,14 +87,14 @@ impl Solver<'_, '_, '_> {
     /// Takes the last move back.
     fn unmake(&mut self) {
         if let Some(last) = self.moves.pop() {
-            self.state.shift(last.vm, last.from);
+            self.shift(last.vm, last.from);
         }
     }
 }
 
 /// Improves the state until nothing improves it any more; returns the moves in order.
 pub(crate) fn solve(state: &mut State<'_, '_>, options: &PlanOptions) -> Vec<Move> {
-    let mut solver = Solver { state, options, moves: Vec::new() };
+    let mut solver = Solver::new(state, options);
     for _ in 0..PASSES_MAX {
         let before = solver.moves.len();
         forced::mend(&mut solver);
@@ -95,7 +117,7 @@ pub(crate) fn solve(state: &mut State<'_, '_>, options: &PlanOptions) -> Vec<Mov
 
 /// Brings a state down to the moves for balance that the plan's budget allows, as good as those can make it.
 pub(crate) fn fit(state: &mut State<'_, '_>, options: &PlanOptions) {
-    let mut solver = Solver { state, options, moves: Vec::new() };
+    let mut solver = Solver::new(state, options);
     polish::fit(&mut solver, options.gain_floor());
 }
 

@@ -19,9 +19,10 @@ use crate::cost;
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::Cause;
 use crate::solve::Solver;
-use crate::solve::balance::{allowed, exchange, may_go_alone};
+use crate::solve::balance::{allowed, may_go_alone};
+use crate::solve::movers::Movers;
 use crate::solve::scan::Scan;
-use crate::solve::trades::Trades;
+use crate::solve::swaps::exchange;
 
 /// Rounds over all kinds of change.
 const ROUNDS_MAX: usize = 6;
@@ -193,17 +194,18 @@ impl Polish {
     fn trade(&mut self, solver: &mut Solver<'_, '_, '_>) {
         let moved = self.moved(solver);
         let partners = (TRADES_MAX / moved.len().max(1)).min(moved.len() / 2);
-        let mut trades = Trades::new(&self.home, self.floor, solver.state, &moved);
+        let mut movers = Movers::new(&self.home, self.floor, solver.state, &moved);
         for (n, vm) in moved.iter().enumerate() {
             // So many after it in the list, around the end.
-            let others: Vec<VmIx> = (1..=partners)
+            let numbers: Vec<usize> = (1..=partners)
                 .map(|d| (n + d) % moved.len())
-                .filter(|other| trades.worth(n, *other) > self.least)
-                .map(|other| moved[other])
+                .filter(|other| movers.trade_worth(n, *other) > self.least)
                 .collect();
+            let others: Vec<VmIx> = numbers.iter().map(|other| moved[*other]).collect();
             let at = solver.state.at(*vm);
             if !others.is_empty() && self.best_swap(solver, *vm, &others, self.least) {
-                trades.note(solver.state, [at, solver.state.at(*vm)]);
+                let hosts = [at, solver.state.at(*vm)];
+                movers.note(solver.state, hosts, numbers.into_iter().chain([n]));
             }
         }
     }
@@ -212,20 +214,23 @@ impl Polish {
     fn drop(&mut self, solver: &mut Solver<'_, '_, '_>) {
         let state = &*solver.state;
         let moved = self.moved(solver);
-        let mut missed: Vec<(f64, VmIx)> = moved
-            .iter()
-            .filter(|vm| state.problem.host(self.home[vm.0]).counts())
-            .map(|vm| (-state.gain(*vm, self.home[vm.0]), *vm))
+        let mut missed: Vec<(f64, usize)> = (0..moved.len())
+            .filter(|n| state.problem.host(self.home[moved[*n].0]).counts())
+            .map(|n| (-state.gain(moved[n], self.home[moved[n].0]), n))
             .collect();
         missed.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        for (_, vm) in missed.into_iter().take(DROPS_MAX) {
+        let mut movers = Movers::new(&self.home, self.floor, solver.state, &moved);
+        for (_, n) in missed.into_iter().take(DROPS_MAX) {
+            let vm = moved[n];
             let (away, home) = (solver.state.at(vm), self.home[vm.0]);
             if away != home && allowed(solver, vm, home) {
                 let loss = self.price(solver, vm, home) - solver.state.gain(vm, home);
                 let before = solver.moves.len();
                 solver.make(vm, home, Cause::Balance);
-                if !self.make_up(solver, &moved, [home, away], loss + self.least) {
+                movers.note(solver.state, [home, away], [n]);
+                if !self.make_up(solver, &mut movers, &moved, [home, away], loss + self.least) {
                     solver.take_back_to(before);
+                    movers.note(solver.state, [home, away], [n]);
                 }
             }
         }
@@ -354,6 +359,7 @@ impl Polish {
     fn make_up(
         &self,
         solver: &mut Solver<'_, '_, '_>,
+        movers: &mut Movers,
         moved: &[VmIx],
         [home, away]: [HostIx; 2],
         least: f64,
@@ -361,19 +367,22 @@ impl Polish {
         if least <= 0.0 {
             return true;
         }
-        let state = &*solver.state;
-        let still = || moved.iter().filter(|vm| state.at(**vm) != self.home[vm.0]);
-        let best = still()
-            .filter(|vm| state.at(**vm) != away)
-            .map(|vm| (state.gain(*vm, away) - self.price(solver, *vm, away), *vm))
-            .filter(|(worth, _)| *worth > least)
-            .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
-        let from_home: Vec<VmIx> = still().copied().filter(|vm| self.home[vm.0] == home).collect();
-        if let Some((_, vm)) = best.filter(|(_, vm)| allowed(solver, *vm, away)) {
-            solver.make(vm, away, Cause::Balance);
+        let best = movers.best_for(away, least);
+        if let Some(n) = best.filter(|n| allowed(solver, moved[*n], away)) {
+            let from = solver.state.at(moved[n]);
+            solver.make(moved[n], away, Cause::Balance);
+            movers.note(solver.state, [from, away], [n]);
             return true;
         }
         let staying = self.others_on(solver, home);
-        from_home.into_iter().any(|vm| self.best_swap(solver, vm, &staying, least))
+        let from_home: Vec<usize> = movers.away_from(home).collect();
+        from_home.into_iter().any(|n| {
+            let from = solver.state.at(moved[n]);
+            let is_made_up = self.best_swap(solver, moved[n], &staying, least);
+            if is_made_up {
+                movers.note(solver.state, [from, home], 0..moved.len());
+            }
+            is_made_up
+        })
     }
 }

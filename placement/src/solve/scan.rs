@@ -143,15 +143,16 @@ impl Scan {
         })
     }
 
-    /// After a VM has left or reached these hosts.
-    pub(crate) fn note(&mut self, state: &State<'_, '_>, changed: [HostIx; 2]) {
+    /// After VMs have left or reached these hosts.
+    pub(crate) fn note(&mut self, state: &State<'_, '_>, changed: impl AsRef<[HostIx]>) {
+        let changed = changed.as_ref();
         self.noted += changed.len();
         if self.noted > self.hosts.len().max(BLOCK) {
             return self.arrange(state);
         }
         for host in changed {
             let Some(n) = self.slot[host.0] else { continue };
-            self.load[n] = state.loads(host);
+            self.load[n] = state.loads(*host);
             // The block that holds slot n; integer division may be one off either way.
             let mut block = n * self.blocks / self.hosts.len();
             while self.slots(block).end <= n {

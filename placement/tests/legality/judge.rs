@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ballast_model::rule::{Domain, Hold};
 use ballast_model::{ClusterSnapshot, HostId, Ratio, Rule, RuleKind, Telemetry, VmId};
 
+#[derive(Clone)]
 pub(crate) struct Judge<'s> {
     snapshot: &'s ClusterSnapshot,
     /// The hosts on which a VM takes room: two while it moves.
