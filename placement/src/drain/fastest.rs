@@ -52,11 +52,12 @@ pub(super) fn plan(
         return Ok(level);
     }
     plans.extend(must_first(problem, &level, usual));
+    let emptied = report::emptied(&State::new(problem), &level.moves, &level.after, usual);
     let best = plans
         .into_iter()
         .map(|leg| paced(problem, leg, usual))
-        .map(|leg| (Outcome::of(problem, &leg, usual), leg))
-        .chain([(Outcome::of(problem, &level, usual), level)])
+        .chain([(level, emptied)])
+        .map(|(leg, emptied)| (Outcome::of(problem, &leg, emptied, usual), leg))
         .min_by(|(one, _), (other, _)| one.partial_cmp(other).unwrap_or(Ordering::Equal));
     Ok(best.map_or_else(Leg::default, |(_, leg)| leg))
 }
@@ -110,8 +111,9 @@ fn must_first(problem: &Problem<'_>, leg: &Leg, options: &PlanOptions) -> Option
     })
 }
 
-/// The same steps, those that leave a draining host one after the other, if that empties the hosts clearly sooner.
-fn paced(problem: &Problem<'_>, leg: Leg, options: &PlanOptions) -> Leg {
+/// The same steps, those that leave a draining host one after the other, if that empties the hosts clearly sooner; and when
+/// the last VM has left.
+fn paced(problem: &Problem<'_>, leg: Leg, options: &PlanOptions) -> (Leg, Option<Duration>) {
     let mut last: BTreeMap<HostIx, usize> = BTreeMap::new();
     let waits = |(n, (step, waits)): (usize, (&Move, &Vec<usize>))| {
         let mut waits = waits.clone();
@@ -125,13 +127,13 @@ fn paced(problem: &Problem<'_>, leg: Leg, options: &PlanOptions) -> Leg {
     let after = leg.moves.iter().zip(&leg.after).enumerate().map(waits).collect();
     let alone = Candidate { moves: leg.moves.clone(), after };
     let start = State::new(problem);
-    let emptied = |after: &[Vec<usize>]| {
-        report::emptied(&start, &leg.moves, after, options).unwrap_or_default().as_secs_f64()
-    };
-    let is_sooner = emptied(&alone.after) < SOONER * emptied(&leg.after);
+    let emptied = |after: &[Vec<usize>]| report::emptied(&start, &leg.moves, after, options);
+    let (together, one_by_one) = (emptied(&leg.after), emptied(&alone.after));
+    let seconds = |emptied: Option<Duration>| emptied.unwrap_or_default().as_secs_f64();
+    let is_sooner = seconds(one_by_one) < SOONER * seconds(together);
     match is_sooner && planner::is_legal(problem, &alone, options) {
-        true => Leg { after: alone.after, ..leg },
-        false => leg,
+        true => (Leg { after: alone.after, ..leg }, one_by_one),
+        false => (leg, together),
     }
 }
 
@@ -150,13 +152,14 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn of(problem: &Problem<'_>, leg: &Leg, options: &PlanOptions) -> Self {
+    fn of(
+        problem: &Problem<'_>,
+        leg: &Leg,
+        emptied: Option<Duration>,
+        options: &PlanOptions,
+    ) -> Self {
         let start = State::new(problem);
         let quality = Quality::after_steps(&start, &end(problem, leg), &leg.moves, options);
-        Self {
-            wrongs: quality.wrongs(),
-            emptied: report::emptied(&start, &leg.moves, &leg.after, options),
-            quality,
-        }
+        Self { wrongs: quality.wrongs(), emptied, quality }
     }
 }
