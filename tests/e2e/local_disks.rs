@@ -67,10 +67,11 @@ async fn a_destination_that_gets_full_is_no_loss() {
     let mut guest =
         Guest::create_with(&test, "web-1", &hosts[0], &params(), vec![disk("log.img")]).await;
     let small = Small::on(&roots[1], 64 << 20);
-    hold.arm("web-1", "source.disks");
+    // The destination has said that it has room, and nothing of the disk is there: later, all that needs room may be.
+    hold.arm("web-1", "source.negotiated");
     let id = test.migrate("web-1", &hosts[1]).await;
     let state = test.cluster.dir().join("state").join(&hosts[0]);
-    let held = eventually("it is held while its disk is copied", async || {
+    let held = eventually("it is held before its disk is copied", async || {
         vmm_of(&state, "web-1").filter(|pid| is_stopped(*pid))
     })
     .await;
