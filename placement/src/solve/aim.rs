@@ -44,6 +44,11 @@ impl Aim {
         }
     }
 
+    /// Whether the goal asks for nothing but what every target is weighed by.
+    pub(super) fn is_usual(&self) -> bool {
+        matches!(self, Self::Usual)
+    }
+
     /// Adds what counts for the goal to targets of the VM.
     pub(super) fn weigh(
         &self,

@@ -7,7 +7,8 @@ use crate::door::problem::{HostIx, RuleIx, VmIx};
 use crate::door::state::{Cause, State};
 use crate::solve::Solver;
 use crate::solve::aim::{self, Aim};
-use crate::solve::target::{best, best_of, best_target, fits_alone};
+use crate::solve::scan::Scan;
+use crate::solve::target::{best, best_of, best_target, best_unbound, fits_alone};
 use crate::solve::together::move_all;
 
 fn try_move(solver: &mut Solver<'_, '_, '_>, vm: VmIx, cause: Cause) -> bool {
@@ -145,20 +146,31 @@ fn leave(
     cause: Cause,
     suits: impl Fn(&State<'_, '_>, VmIx, HostIx) -> bool,
 ) {
+    if vms.is_empty() {
+        return;
+    }
     let problem = solver.state.problem;
     let home: Vec<HostIx> = vms.iter().map(|vm| solver.state.at(*vm)).collect();
     let groups = Groups::new(problem, vms);
     let mut aim = Aim::new(problem, solver.options);
+    let (mut scan, mut noted) = (Scan::new(solver.state), solver.now);
     let mut stays: BTreeSet<VmIx> = BTreeSet::new();
     for (vm, home) in vms.iter().zip(home) {
         if solver.state.at(*vm) != home || !problem.may_move(*vm, cause) {
             continue;
         }
         aim.note(problem, &solver.moves);
-        let state = &*solver.state;
-        let fits = fits_alone(state, *vm, cause, solver.options, |to| suits(state, *vm, to));
-        if let Some(fit) = best(state, *vm, aim.weigh(state, *vm, fits)) {
-            solver.make(*vm, fit.host, cause);
+        scan.note(solver.state, solver.changed_since(noted));
+        noted = solver.now;
+        let (state, options) = (&*solver.state, solver.options);
+        let suits_it = |to: HostIx| suits(state, *vm, to);
+        let unbound = || best_unbound(state, &scan, *vm, cause, options, suits_it);
+        let any = || {
+            let fits = fits_alone(state, *vm, cause, options, suits_it);
+            best(state, *vm, aim.weigh(state, *vm, fits)).map(|fit| fit.host)
+        };
+        if let Some(host) = aim.is_usual().then(unbound).flatten().or_else(any) {
+            solver.make(*vm, host, cause);
             continue;
         }
         // Those of its group that have left alone are where they may be.

@@ -6,6 +6,7 @@ use crate::door::losses::Survey;
 use crate::door::problem::{HostIx, VmIx};
 use crate::door::state::{Cause, State};
 use crate::options::PlanOptions;
+use crate::solve::scan::Scan;
 
 /// How good a target is for a move that must be made. Field order is priority: least fault of hard rules that hold in
 /// the end, least weight of preferences missed, a host with CPU left before one without, then what the
@@ -103,6 +104,30 @@ pub(super) fn fits_alone(
 ) -> impl Iterator<Item = Fit> {
     fits(state, vm, cause, options)
         .filter(move |fit| suits(fit.host) && state.discrete_broken(vm, fit.host).is_none())
+}
+
+/// The best host for a VM that no rule binds, if one takes it below the CPU ceiling: the same that [`best`] finds without
+/// a goal of the drain, but hosts are not weighed one by one.
+pub(super) fn best_unbound(
+    state: &State<'_, '_>,
+    scan: &Scan,
+    vm: VmIx,
+    cause: Cause,
+    options: &PlanOptions,
+    suits: impl Fn(HostIx) -> bool,
+) -> Option<HostIx> {
+    if !state.problem.vm(vm).rules.is_empty() {
+        return None;
+    }
+    let mut survey = Survey::new(state, vm);
+    let takes = |host: HostIx| {
+        state.cpu_share_after(vm, host) <= options.cpu_ceiling.get()
+            && state.obstacle_but_losses(vm, host).is_none()
+            && state.cpu_allows(vm, host, cause, options)
+            && suits(host)
+            && survey.keeps(host)
+    };
+    scan.best(state, vm, f64::NEG_INFINITY, takes).map(|best| best.to)
 }
 
 /// The best of some fits with which as many failures can be tolerated as before.
