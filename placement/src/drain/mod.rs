@@ -13,8 +13,6 @@
 mod fastest;
 mod undisturbed;
 
-use std::collections::BTreeSet;
-
 use ballast_model::{DrainGoal, Refusal};
 
 use crate::door::problem::{HostIx, Problem};
@@ -67,11 +65,12 @@ struct Asked {
 
 impl Asked {
     fn of(problem: &Problem<'_>, options: &PlanOptions) -> Self {
-        let is_hurried = |host: &HostIx| goal(problem, *host, options) == DrainGoal::Fastest;
-        let hurried: BTreeSet<HostIx> =
-            problem.draining.iter().copied().filter(is_hurried).collect();
-        let leaves_soon =
-            |vm| hurried.contains(&problem.vm(vm).host) && problem.may_move(vm, Cause::Drain);
+        let leaves_soon = |vm| {
+            let host = problem.vm(vm).host;
+            problem.host(host).draining()
+                && goal(problem, host, options) == DrainGoal::Fastest
+                && problem.may_move(vm, Cause::Drain)
+        };
         Self {
             is_urgent: options.causes.drain && problem.vm_ixs().any(leaves_soon),
             is_quiet: is_quiet(problem, options),

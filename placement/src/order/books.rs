@@ -215,28 +215,26 @@ impl<'g, G: Ground> Books<'g, G> {
 
     /// Makes the step without asking and without keeping it.
     pub(super) fn apply(&mut self, step: &Move) {
-        step.takes
-            .iter()
-            .for_each(|(slot, amount)| self.change(*slot, |used| used + i128::from(*amount)));
-        step.frees
-            .iter()
-            .for_each(|(slot, amount)| self.change(*slot, |used| used - i128::from(*amount)));
+        self.add(&step.takes, 1);
+        self.add(&step.frees, -1);
     }
 
     /// Takes [`apply`](Self::apply) back.
     pub(super) fn revert(&mut self, step: &Move) {
-        step.frees
-            .iter()
-            .for_each(|(slot, amount)| self.change(*slot, |used| used + i128::from(*amount)));
-        step.takes
-            .iter()
-            .for_each(|(slot, amount)| self.change(*slot, |used| used - i128::from(*amount)));
+        self.add(&step.frees, 1);
+        self.add(&step.takes, -1);
     }
 
-    fn change(&mut self, slot: Slot, new: impl Fn(i128) -> i128) {
+    fn add(&mut self, amounts: &[(Slot, u64)], times: i128) {
+        for (slot, amount) in amounts {
+            self.change(*slot, times * i128::from(*amount));
+        }
+    }
+
+    fn change(&mut self, slot: Slot, by: i128) {
         let ix = slot as usize;
         let was = self.used[ix];
-        self.used[ix] = new(was);
+        self.used[ix] = was + by;
         if let Some(group) = self.ledger.counters[ix].group
             && let Some(book) = self.ledger.groups.get_mut(&group)
         {

@@ -153,23 +153,26 @@ fn leave(
     let home: Vec<HostIx> = vms.iter().map(|vm| solver.state.at(*vm)).collect();
     let groups = Groups::new(problem, vms);
     let mut aim = Aim::new(problem, solver.options);
-    let (mut scan, mut noted) = (Scan::new(solver.state), solver.now);
+    let mut scan = aim.is_usual().then(|| Scan::new(solver.state));
+    let mut noted = solver.now;
     let mut stays: BTreeSet<VmIx> = BTreeSet::new();
     for (vm, home) in vms.iter().zip(home) {
         if solver.state.at(*vm) != home || !problem.may_move(*vm, cause) {
             continue;
         }
         aim.note(problem, &solver.moves);
-        scan.note(solver.state, solver.changed_since(noted));
-        noted = solver.now;
+        if let Some(scan) = &mut scan {
+            scan.note(solver.state, solver.changed_since(noted));
+            noted = solver.now;
+        }
         let (state, options) = (&*solver.state, solver.options);
         let suits_it = |to: HostIx| suits(state, *vm, to);
-        let unbound = || best_unbound(state, &scan, *vm, cause, options, suits_it);
+        let unbound = |scan: &Scan| best_unbound(state, scan, *vm, options, suits_it);
         let any = || {
             let fits = fits_alone(state, *vm, cause, options, suits_it);
             best(state, *vm, aim.weigh(state, *vm, fits)).map(|fit| fit.host)
         };
-        if let Some(host) = aim.is_usual().then(unbound).flatten().or_else(any) {
+        if let Some(host) = scan.as_ref().and_then(unbound).or_else(any) {
             solver.make(*vm, host, cause);
             continue;
         }

@@ -34,7 +34,7 @@ impl Swaps {
         let mut ranks = Ranks::new(solver.state);
         self.choose_partners(&ranks, solver.now);
         let mut moved = false;
-        for host in from_most_loaded(solver.state) {
+        for host in ranks.most_loaded_first() {
             while let Some(partner) = self.swap(solver, host, floor) {
                 ranks.note(solver.state, [host, partner]);
                 self.choose_partners(&ranks, solver.now);
@@ -110,6 +110,10 @@ impl Ranks {
         }
     }
 
+    fn most_loaded_first(&self) -> Vec<HostIx> {
+        self.by_load.iter().rev().map(|(_, Reverse(host))| *host).collect()
+    }
+
     fn least_loaded(&self) -> impl Iterator<Item = HostIx> {
         self.by_load.iter().map(|(_, Reverse(host))| *host)
     }
@@ -122,9 +126,7 @@ fn weighted(state: &State<'_, '_>, host: HostIx) -> f64 {
 
 /// The hosts that count, the most loaded first.
 pub(super) fn from_most_loaded(state: &State<'_, '_>) -> Vec<HostIx> {
-    let mut order = state.problem.counted.clone();
-    order.sort_by(|a, b| weighted(state, *b).total_cmp(&weighted(state, *a)).then(a.cmp(b)));
-    order
+    Ranks::new(state).most_loaded_first()
 }
 
 /// No swap between the hosts lowers the spread by more: at best both are at the mean afterwards, and the mean where the

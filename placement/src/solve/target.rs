@@ -112,7 +112,6 @@ pub(super) fn best_unbound(
     state: &State<'_, '_>,
     scan: &Scan,
     vm: VmIx,
-    cause: Cause,
     options: &PlanOptions,
     suits: impl Fn(HostIx) -> bool,
 ) -> Option<HostIx> {
@@ -123,7 +122,6 @@ pub(super) fn best_unbound(
     let takes = |host: HostIx| {
         state.cpu_share_after(vm, host) <= options.cpu_ceiling.get()
             && state.obstacle_but_losses(vm, host).is_none()
-            && state.cpu_allows(vm, host, cause, options)
             && suits(host)
             && survey.keeps(host)
     };
